@@ -1,0 +1,105 @@
+"""The envelope: who sends, who receives, and what the ESMTP parameters asked for.
+
+*RFCs*: 5321 section 2.3.1, 1870 (SIZE), 6152 (BODY), 6531 (SMTPUTF8), 3461 (RET, ENVID, NOTIFY, ORCPT).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from gateway.mail.address import NULL_SENDER, Address, Sender
+
+
+class Body(StrEnum):
+    """BODY parameter of MAIL (RFC 6152). BINARYMIME is not offered."""
+
+    SEVEN_BIT = "7BIT"
+    EIGHT_BIT = "8BITMIME"
+
+
+class Ret(StrEnum):
+    """RET parameter of MAIL: what a DSN returns (RFC 3461 section 4.3)."""
+
+    FULL = "FULL"
+    HEADERS = "HDRS"
+
+
+class Notify(StrEnum):
+    """NOTIFY parameter of RCPT (RFC 3461 section 4.1)."""
+
+    NEVER = "NEVER"
+    SUCCESS = "SUCCESS"
+    FAILURE = "FAILURE"
+    DELAY = "DELAY"
+
+
+@dataclass(frozen=True, slots=True)
+class Recipient:
+    """One RCPT. `orcpt` is kept as sent (``rfc822;xtext``, case and all); an empty `notify` is the default set."""
+
+    address: Address
+    notify: frozenset[Notify] = frozenset()
+    orcpt: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        out: dict[str, Any] = {"local": self.address.local, "domain": self.address.domain}
+        if self.notify:
+            out["notify"] = sorted(self.notify)
+        if self.orcpt:
+            out["orcpt"] = self.orcpt
+        return out
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Recipient:
+        notify = frozenset(Notify(n) for n in data.get("notify", ()))
+        return cls(Address(data["local"], data["domain"]), notify, data.get("orcpt", ""))
+
+
+@dataclass(frozen=True, slots=True)
+class MailParameters:
+    """What MAIL carried besides the path. `size` is the client's declaration in octets, 0 for none."""
+
+    size: int = 0
+    body: Body = Body.SEVEN_BIT
+    smtputf8: bool = False
+    ret: Ret | None = None
+    envid: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """Sender, recipients and parameters of one message."""
+
+    sender: Sender
+    recipients: tuple[Recipient, ...]
+    parameters: MailParameters = MailParameters()
+
+    def to_json(self) -> dict[str, Any]:
+        """All but the recipients, which the spool keeps one by one with their state."""
+        p = self.parameters
+        out: dict[str, Any] = {}
+        if isinstance(self.sender, Address):
+            out["sender"] = {"local": self.sender.local, "domain": self.sender.domain}
+        if p.body is Body.EIGHT_BIT:
+            out["body"] = p.body.value
+        if p.smtputf8:
+            out["smtputf8"] = True
+        if p.ret:
+            out["ret"] = p.ret.value
+        if p.envid:
+            out["envid"] = p.envid
+        return out
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any], recipients: tuple[Recipient, ...]) -> Envelope:
+        s = data.get("sender")
+        sender: Sender = Address(s["local"], s["domain"]) if s else NULL_SENDER
+        parameters = MailParameters(
+            body=Body(data.get("body", Body.SEVEN_BIT)),
+            smtputf8=bool(data.get("smtputf8", False)),
+            ret=Ret(data["ret"]) if "ret" in data else None,
+            envid=data.get("envid", ""),
+        )
+        return cls(sender, recipients, parameters)

@@ -1,0 +1,78 @@
+"""The session: one client's connection, as policies and plugins see it.
+
+A frozen value; the front door makes a new one when something becomes known (HELO, TLS, XCLIENT).
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import time
+from dataclasses import dataclass
+from typing import Final
+
+IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+_ALPHABET: Final = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+_last_ms = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """What was negotiated: `version` as OpenSSL writes it (``TLSv1.3``), cipher name, SNI name or empty."""
+
+    version: str
+    cipher: str
+    sni: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """One connection. `client` is the true client: PROXY and XCLIENT are already applied.
+
+    `peer` is the TCP peer (a load balancer, where there is one); `helo` is empty until HELO or EHLO;
+    `name` is the client's name as a trusted XCLIENT gave it, else empty. `trusted` says that `client` lies in
+    `relay_from`.
+    """
+
+    id: str
+    client: IPAddress
+    client_port: int
+    peer: IPAddress
+    listener: str
+    started: float
+    helo: str = ""
+    esmtp: bool = False
+    tls: Tls | None = None
+    name: str = ""
+    trusted: bool = False
+
+
+def base32(value: int, width: int) -> str:
+    """`value` in Crockford's base 32, exactly `width` characters; sorts like the number."""
+    out = []
+    for _ in range(width):
+        out.append(_ALPHABET[value & 31])
+        value >>= 5
+    return "".join(reversed(out))
+
+
+def new_session_id() -> str:
+    """A session id: 9 characters of milliseconds, strictly rising in one process, and 4 random ones.
+
+    Ids sort by time. A transaction's id, which is its queue id too, is the session id and a number in base 32
+    (`transaction_id`), so everything of a session is found by prefix.
+    """
+    global _last_ms
+    # Ids only need to rise and differ; no decision depends on this clock.
+    ms = max(_last_ms + 1, time.time_ns() // 1_000_000)
+    _last_ms = ms
+    return base32(ms, 9) + base32(int.from_bytes(os.urandom(3), "big"), 4)
+
+
+SESSION_ID_LENGTH: Final = 13
+
+
+def transaction_id(session_id: str, number: int) -> str:
+    """Id of the session's `number`-th transaction, which becomes the queue id when the message is accepted."""
+    return session_id + (base32(number, 1) if number < 32 else base32(number, 4))

@@ -1,0 +1,53 @@
+"""All of Gatepost's metrics, in one place, right across worker processes.
+
+prometheus-client keeps multi-process values in files; `prepare` must run before this module is imported by anything
+else that counts, which is why the command line calls it first. docs/metrics.md lists every name (a test compares).
+"""
+
+from __future__ import annotations
+
+from prometheus_client import Counter, Gauge, Histogram
+
+_FAST = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+_SLOW = (0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 30.0, 60.0, 300.0, 3600.0, 14400.0, 86400.0, 432000.0)
+_SIZES = (1e3, 4e3, 16e3, 64e3, 256e3, 1e6, 4e6, 16e6, 64e6)
+_GROUPS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+SESSIONS = Counter("gatepost_sessions", "Connections by listener and how they ended.", ["listener", "end"])
+SESSIONS_OPEN = Gauge("gatepost_sessions_open", "Connections open now.", multiprocess_mode="livesum")
+REPLIES = Counter("gatepost_replies", "Replies sent, by command and code.", ["command", "code"])
+MESSAGES = Counter("gatepost_messages", "Transactions that reached a final reply, by outcome.", ["outcome"])
+MESSAGE_BYTES = Histogram("gatepost_message_bytes", "Size of accepted messages in octets.", buckets=_SIZES)
+STAGE_SECONDS = Histogram("gatepost_stage_seconds", "Time of a pipeline stage.", ["stage"], buckets=_FAST)
+PLUGIN_SECONDS = Histogram(
+    "gatepost_plugin_seconds", "Time a plugin took for a finding.", ["plugin", "stage"], buckets=_FAST
+)
+FINDINGS = Counter("gatepost_findings", "Findings by plugin and how the look-up ended.", ["plugin", "outcome"])
+VERDICTS = Counter(
+    "gatepost_verdicts", "Verdicts by stage, plugin entry and action.", ["stage", "plugin", "action", "shadow"]
+)
+BREAKER_OPEN = Gauge(
+    "gatepost_breaker_open", "1 while a plugin entry's breaker is open.", ["plugin"], multiprocess_mode="livemax"
+)
+SPOOL_COMMIT_SECONDS = Histogram(
+    "gatepost_spool_commit_seconds",
+    "Time of one synced write: a group commit, or a content file.",
+    ["kind"],
+    buckets=_FAST,
+)
+SPOOL_GROUP = Histogram("gatepost_spool_group_size", "Steps made durable by one group commit.", buckets=_GROUPS)
+SPOOL_ERRORS = Counter("gatepost_spool_errors", "Spool steps that failed.", ["kind"])
+QUEUE_MESSAGES = Gauge(
+    "gatepost_queue_messages", "Messages in the spool by state.", ["state"], multiprocess_mode="livesum"
+)
+ATTEMPTS = Counter("gatepost_attempts", "Delivery attempts per recipient.", ["outcome", "transport"])
+ATTEMPT_SECONDS = Histogram("gatepost_attempt_seconds", "Time of a delivery attempt.", ["transport"], buckets=_FAST)
+DELIVERY_DELAY = Histogram(
+    "gatepost_delivery_delay_seconds", "From acceptance to delivery, per recipient.", buckets=_SLOW
+)
+DSNS = Counter("gatepost_dsns", "Delivery status notifications queued.", ["kind"])
+DNS_LOOKUPS = Counter(
+    "gatepost_dns_lookups", "Questions asked by Gatepost, by type, result and cache.", ["rdtype", "result"]
+)
+DNS_SECONDS = Histogram("gatepost_dns_seconds", "Time of DNS questions that went to the network.", buckets=_FAST)
+WORKER_RESTARTS = Counter("gatepost_worker_restarts", "Workers that died and were started again.")

@@ -1,0 +1,74 @@
+"""Option types with units, for plugins, policies and Gatepost's own configuration.
+
+``Duration`` is seconds as a float and reads ``500ms``, ``30s``, ``5m``, ``2h``, ``5d``; ``Size`` is octets and reads
+``64KiB``, ``25MiB``, ``1GiB`` or ``10MB``. A bare number is refused except 0: the unit must be said.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Final
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer
+
+_DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)\Z")
+_DURATION_UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_SIZE: Final = re.compile(r"(\d+)\s*(B|KiB|MiB|GiB|kB|MB|GB)\Z")
+_SIZE_UNITS: Final = {
+    "B": 1,
+    "KiB": 1 << 10,
+    "MiB": 1 << 20,
+    "GiB": 1 << 30,
+    "kB": 1000,
+    "MB": 1000**2,
+    "GB": 1000**3,
+}
+
+
+def parse_duration(value: Any) -> float:
+    """Seconds from ``5m`` and the like; raises ValueError with the forms that are understood."""
+    if isinstance(value, bool):
+        raise ValueError("expected a duration such as 30s, 5m or 2h")
+    if value == 0 or isinstance(value, float):
+        return float(value)
+    match = _DURATION.match(value) if isinstance(value, str) else None
+    if not match:
+        raise ValueError("expected a duration with its unit: 500ms, 30s, 5m, 2h or 5d")
+    return float(match[1]) * _DURATION_UNITS[match[2]]
+
+
+def parse_size(value: Any) -> int:
+    """Octets from ``25MiB`` and the like; raises ValueError with the forms that are understood."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    match = _SIZE.match(value) if isinstance(value, str) else None
+    if not match:
+        raise ValueError("expected a size with its unit: 100B, 64KiB, 25MiB, 1GiB (or kB, MB, GB)")
+    return int(match[1]) * _SIZE_UNITS[match[2]]
+
+
+def format_duration(seconds: float) -> str:
+    """The shortest exact form of a duration."""
+    for unit in ("d", "h", "m", "s"):
+        size = _DURATION_UNITS[unit]
+        if seconds >= size and seconds % size == 0:
+            return f"{int(seconds // size)}{unit}"
+    return "0s" if not seconds else f"{round(seconds * 1000)}ms"
+
+
+def format_size(octets: int) -> str:
+    """The shortest exact form of a size."""
+    for unit in ("GiB", "MiB", "KiB"):
+        if octets and octets % _SIZE_UNITS[unit] == 0:
+            return f"{octets // _SIZE_UNITS[unit]}{unit}"
+    return f"{octets}B"
+
+
+Duration = Annotated[float, BeforeValidator(parse_duration), PlainSerializer(format_duration, when_used="json")]
+Size = Annotated[int, BeforeValidator(parse_size), PlainSerializer(format_size, when_used="json")]
+
+
+class OptionsModel(BaseModel):
+    """Base of everything that is read from the configuration file: frozen, and unknown keys are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)

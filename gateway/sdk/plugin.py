@@ -1,0 +1,115 @@
+"""Plugins: they find something out, or do something, and say so as a finding.
+
+A plugin's methods marked `finds` are look-ups: begun as soon as their inputs are known, concurrently, at most once
+per session, transaction, recipient or message. Methods marked `acts` change state or hand the message to somebody:
+they run in list order, and only when nothing before them was decisive. Both take what they need by annotated
+type (`Session`, `Transaction`, `Recipient`, `Message`, or another plugin's finding) and return a finding.
+
+Wrong signatures fail when the class is made, not when mail comes.
+"""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeVar
+
+from gateway.sdk.findings import Finding
+from gateway.sdk.options import OptionsModel
+from gateway.sdk.policy import Policy
+from gateway.sdk.services import Services
+from gateway.sdk.stage import KNOWN_FROM, ORDER, Stage
+
+_F = TypeVar("_F", bound=Callable[..., Awaitable[Finding]])
+_MARK = "__gatepost_finder__"
+
+
+class PluginOptions(OptionsModel):
+    """Base of a plugin's options."""
+
+
+def finds(stage: Stage) -> Callable[[_F], _F]:
+    """Mark a look-up that can begin at `stage`: free of side effects, so it may run early and alongside others."""
+    return _marker(stage, acts=False)
+
+
+def acts(stage: Stage) -> Callable[[_F], _F]:
+    """Mark an action at `stage`: it changes state, so it runs in list order and only when its turn comes."""
+    return _marker(stage, acts=True)
+
+
+def _marker(stage: Stage, *, acts: bool) -> Callable[[_F], _F]:
+    def mark(method: _F) -> _F:
+        setattr(method, _MARK, (stage, acts))
+        return method
+
+    return mark
+
+
+@dataclass(frozen=True, slots=True)
+class Finder:
+    """One marked method: which finding it gives, from which inputs, at which stage. `method` is its name."""
+
+    method: str
+    stage: Stage
+    acts: bool
+    finding: type[Finding]
+    inputs: tuple[type, ...]
+
+
+class Plugin:
+    """Base of all plugins.
+
+    Class attributes: `name` as in the configuration; `Options`; `policy`, the default policy, built with the same
+    options (its `Options` must be this class's). Instances live as long as the pipeline they were loaded for and
+    serve many sessions at once.
+    """
+
+    name: ClassVar[str]
+    Options: ClassVar[type[PluginOptions]] = PluginOptions
+    policy: ClassVar[type[Policy] | None] = None
+    finders: ClassVar[tuple[Finder, ...]] = ()
+
+    options: Any
+    services: Services
+
+    def __init__(self, options: PluginOptions, services: Services) -> None:
+        self.options = options
+        self.services = services
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        found = [_read_finder(cls, name) for name in dir(cls) if hasattr(getattr(cls, name, None), _MARK)]
+        cls.finders = tuple(sorted(found, key=lambda f: (ORDER.index(f.stage), f.method)))
+
+    async def start(self) -> None:
+        """Called once before the first session; raise to refuse to start."""
+
+    async def close(self) -> None:
+        """Called once after the last session of this pipeline ended."""
+
+
+def _read_finder(cls: type[Plugin], name: str) -> Finder:
+    method = getattr(cls, name)
+    where = f"{cls.__module__}.{cls.__qualname__}.{name}"
+    if not inspect.iscoroutinefunction(method):
+        raise TypeError(f"{where} must be an async method")
+    stage, does = getattr(method, _MARK)
+    hints = typing.get_type_hints(method)
+    result = hints.pop("return", None)
+    if not (isinstance(result, type) and issubclass(result, Finding)):
+        raise TypeError(f"{where} must be annotated to return a Finding")
+    inputs: list[type] = []
+    for parameter in list(inspect.signature(method).parameters)[1:]:
+        kind = hints.get(parameter)
+        if not isinstance(kind, type):
+            raise TypeError(f"{where}: parameter {parameter} has no annotated type")
+        if kind in KNOWN_FROM:
+            if ORDER.index(KNOWN_FROM[kind]) > ORDER.index(stage):
+                raise TypeError(f"{where}: {kind.__name__} is not known at stage {stage}")
+        elif not issubclass(kind, Finding):
+            raise TypeError(f"{where}: {kind.__name__} is neither an input nor a Finding")
+        inputs.append(kind)
+    return Finder(name, stage, does, result, tuple(inputs))

@@ -1,0 +1,101 @@
+"""Policies: pure functions from findings, session and envelope to a verdict.
+
+A policy defines hooks named after the stages: `on_connect`, `on_helo`, `on_mail`, `on_rcpt`, `on_data`,
+`on_message`. A hook takes what it needs by annotated type: `Session`, `Transaction`, `Recipient` (at rcpt), `Message`
+(at message) and any findings; a finding annotated ``F | None`` may be missing (its plugin failed and its owner said
+`proceed`), and a hook whose required finding is missing is not asked. No I/O and no clock here: the same inputs must
+give the same verdict, or replay is worth nothing.
+
+Misspelt hooks and wrong annotations fail when the class is made.
+"""
+
+from __future__ import annotations
+
+import inspect
+import types
+import typing
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from gateway.mail.envelope import Recipient
+from gateway.sdk.findings import Finding
+from gateway.sdk.options import OptionsModel
+from gateway.sdk.stage import KNOWN_FROM, ORDER, Stage
+from gateway.sdk.verdict import Verdict
+
+HOOKS: dict[str, Stage] = {f"on_{stage}": stage for stage in Stage}
+
+
+class PolicyOptions(OptionsModel):
+    """Base of a policy's options."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hook:
+    """One hook of a policy: what it takes, in order; `optional[i]` says that input i may be None."""
+
+    name: str
+    stage: Stage
+    inputs: tuple[type, ...]
+    optional: tuple[bool, ...]
+
+
+class Policy:
+    """Base of all policies. `version` goes into the decision record; raise it when the logic changes."""
+
+    name: ClassVar[str]
+    version: ClassVar[str] = "1"
+    Options: ClassVar[type[OptionsModel]] = PolicyOptions
+    hooks: ClassVar[dict[Stage, Hook]] = {}
+
+    options: Any
+
+    def __init__(self, options: OptionsModel) -> None:
+        self.options = options
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        hooks: dict[Stage, Hook] = {}
+        for name in dir(cls):
+            if not name.startswith("on_"):
+                continue
+            if name not in HOOKS:
+                raise TypeError(f"{cls.__qualname__}.{name} is no hook; hooks are {', '.join(HOOKS)}")
+            hooks[HOOKS[name]] = _read_hook(cls, name)
+        cls.hooks = hooks
+
+
+def _read_hook(cls: type[Policy], name: str) -> Hook:
+    method = getattr(cls, name)
+    where = f"{cls.__module__}.{cls.__qualname__}.{name}"
+    stage = HOOKS[name]
+    if inspect.iscoroutinefunction(method):
+        raise TypeError(f"{where} must not be async: policies are pure")
+    hints = typing.get_type_hints(method)
+    if hints.pop("return", None) is not Verdict:
+        raise TypeError(f"{where} must be annotated to return Verdict")
+    inputs: list[type] = []
+    optional: list[bool] = []
+    for parameter in list(inspect.signature(method).parameters)[1:]:
+        kind, may_miss = _unwrap(hints.get(parameter))
+        if not isinstance(kind, type):
+            raise TypeError(f"{where}: parameter {parameter} has no annotated type")
+        if kind in KNOWN_FROM:
+            known = KNOWN_FROM[kind]
+            late = ORDER.index(known) > ORDER.index(stage)
+            if late or (kind is Recipient and stage is not Stage.RCPT):
+                raise TypeError(f"{where}: {kind.__name__} is not known at stage {stage}")
+        elif not issubclass(kind, Finding):
+            raise TypeError(f"{where}: {kind.__name__} is neither an input nor a Finding")
+        inputs.append(kind)
+        optional.append(may_miss)
+    return Hook(name, stage, tuple(inputs), tuple(optional))
+
+
+def _unwrap(hint: Any) -> tuple[Any, bool]:
+    """``F | None`` gives (F, True)."""
+    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
+        args = [a for a in typing.get_args(hint) if a is not type(None)]
+        if len(args) == 1 and len(args) < len(typing.get_args(hint)):
+            return args[0], True
+    return hint, False

@@ -1,0 +1,153 @@
+"""What plugins may ask of Gatepost: DNS, shared state, the clock, the recipient directory.
+
+These are the only ways out. A plugin that needs a look-up uses `Dns`, so that the configured nameservers, the
+cache and the limits hold for it too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+from gateway.mail.address import Address
+
+
+class DnsStatus(StrEnum):
+    """How a look-up ended."""
+
+    OK = "ok"
+    NODATA = "nodata"
+    NXDOMAIN = "nxdomain"
+    FAILED = "failed"
+    """No usable answer: timeout, SERVFAIL, REFUSED, garbage. Trouble, never evidence."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mx:
+    """One MX record; `host` without the final dot, empty for a null MX (RFC 7505)."""
+
+    preference: int
+    host: str
+
+
+Record = str | bytes | Mx
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The answer to one question.
+
+    `records` by type: A, AAAA as address text; PTR, CNAME, NS as lower-case names without the final dot; TXT as
+    octets with the strings joined; MX as `Mx`, sorted by preference then name. Empty unless `status` is OK.
+    `ttl` is in seconds; `problem` says what went wrong when the status is FAILED. `authentic` is the AD bit.
+    """
+
+    status: DnsStatus
+    records: tuple[Record, ...] = ()
+    ttl: float = 0.0
+    problem: str = ""
+    authentic: bool = False
+
+
+class Dns(Protocol):
+    """DNS through the configured nameservers: cached by TTL (0 is honoured), bounded, deduplicated."""
+
+    async def lookup(self, name: str, rdtype: str) -> Answer:
+        """Ask for one of A, AAAA, MX, TXT, PTR, CNAME, NS. Does not raise for anything the network does."""
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """What a token bucket answered; `wait` seconds until there are enough tokens, 0 when allowed."""
+
+    allowed: bool
+    remaining: float
+    wait: float
+
+
+class StateError(Exception):
+    """The state store did not answer. The plugin entry's `on_error` decides what that means."""
+
+
+class State(Protocol):
+    """Small shared state: survives a restart, shared by all workers (and replicas, with Redis).
+
+    Keys are text of at most 512 characters, values at most 64 KiB. Every call may raise `StateError`.
+    """
+
+    async def get(self, key: str) -> bytes | None:
+        """The value, or None when there is none or its time is over."""
+
+    async def put(self, key: str, value: bytes, ttl: float) -> None:
+        """Store for `ttl` seconds."""
+
+    async def put_new(self, key: str, value: bytes, ttl: float) -> bytes | None:
+        """Store unless there is a value; give the value that was there, None when ours was stored."""
+
+    async def delete(self, key: str) -> None:
+        """Forget the key."""
+
+    async def take(self, key: str, *, capacity: float, per_second: float, cost: float = 1.0) -> Taken:
+        """Take `cost` tokens from the bucket `key`, all or none, in one atomic step.
+
+        A bucket holds at most `capacity` tokens, starts full and refills by `per_second`.
+        """
+
+
+class Clock(Protocol):
+    """Time, passed in so that tests can own it."""
+
+    def now(self) -> float:
+        """Seconds since 1970, UTC."""
+
+    def monotonic(self) -> float:
+        """Seconds from a point of no meaning; never goes back."""
+
+
+class RecipientRule(StrEnum):
+    """How the configuration says that a recipient is checked (`domains.X.recipients`)."""
+
+    ANY = "any"
+    LISTED = "listed"
+    NOT_LISTED = "not-listed"
+    CALLOUT = "callout"
+    NOT_OURS = "not-ours"
+
+
+class CalloutState(StrEnum):
+    """What the next hop said to RCPT."""
+
+    EXISTS = "exists"
+    UNKNOWN = "unknown"
+    UNAVAILABLE = "unavailable"
+
+
+@dataclass(frozen=True, slots=True)
+class Callout:
+    """A callout's result; `reply` is the next hop's text for the record."""
+
+    state: CalloutState
+    reply: str
+
+
+class Directory(Protocol):
+    """The domains we take mail for and their recipients."""
+
+    def rule(self, address: Address) -> RecipientRule:
+        """What the configuration says about this recipient; no I/O."""
+
+    async def callout(self, address: Address) -> Callout:
+        """Ask the domain's next hop with ``MAIL FROM:<>`` and RCPT, and no DATA. Not cached here."""
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """The bundle a plugin gets as `self.services`."""
+
+    dns: Dns
+    state: State
+    clock: Clock
+    directory: Directory
+    authserv_id: str
+    hostname: str

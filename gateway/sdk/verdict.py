@@ -1,0 +1,110 @@
+"""Verdicts: what a policy answers. A closed list, and the functions that make them.
+
+Wire text is what the client sees: keep it bland. `reason` is for the decision record and the log only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Final
+
+from gateway.mail.message import AddHeader, ChangeHeader, DeleteHeader, Edit, edit_json
+from gateway.mail.reply import Reply
+
+__all__ = [
+    "PROCEED",
+    "Action",
+    "AddHeader",
+    "ChangeHeader",
+    "DeleteHeader",
+    "Edit",
+    "Verdict",
+    "accept",
+    "annotate",
+    "defer",
+    "discard",
+    "disconnect",
+    "quarantine",
+    "reject",
+]
+
+
+class Action(StrEnum):
+    """All a verdict can be. Every action but `PROCEED` is decisive: no later policy of the stage is asked."""
+
+    PROCEED = "proceed"
+    ACCEPT = "accept"
+    REJECT = "reject"
+    DEFER = "defer"
+    DISCARD = "discard"
+    QUARANTINE = "quarantine"
+    DISCONNECT = "disconnect"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A policy's answer. `reply` is set for reject, defer and disconnect only; `edits` only at stage `message`."""
+
+    action: Action
+    reply: Reply | None = None
+    reason: str = ""
+    edits: tuple[Edit, ...] = field(default=())
+
+    @property
+    def decisive(self) -> bool:
+        return self.action is not Action.PROCEED
+
+    def to_json(self) -> dict[str, Any]:
+        out: dict[str, Any] = {"action": self.action.value}
+        if self.reply:
+            out["reply"] = str(self.reply)
+        if self.reason:
+            out["reason"] = self.reason
+        if self.edits:
+            out["edits"] = [edit_json(e) for e in self.edits]
+        return out
+
+
+PROCEED: Final = Verdict(Action.PROCEED)
+
+
+def annotate(*edits: Edit) -> Verdict:
+    """Proceed, with edits to the message (stage `message`). All edits of a message are applied, or none."""
+    return Verdict(Action.PROCEED, edits=edits)
+
+
+def accept(reason: str = "", *edits: Edit) -> Verdict:
+    """Take it at this stage and ask no later policy of this stage. Relay control is not overridden by it."""
+    return Verdict(Action.ACCEPT, reason=reason, edits=edits)
+
+
+def reject(detail: str, text: str, *, code: int = 550, reason: str = "") -> Verdict:
+    """Refuse for good. `detail` is the enhanced status without class (``"7.1"``); raises ValueError unless 5xx."""
+    if not 500 <= code <= 599:
+        raise ValueError(f"{code} does not refuse for good")
+    return Verdict(Action.REJECT, Reply(code, detail, text), reason)
+
+
+def defer(detail: str, text: str, *, code: int = 451, reason: str = "") -> Verdict:
+    """Refuse for now. Raises ValueError unless the code is 4xx."""
+    if not 400 <= code <= 499:
+        raise ValueError(f"{code} does not refuse for now")
+    return Verdict(Action.DEFER, Reply(code, detail, text), reason)
+
+
+def discard(reason: str) -> Verdict:
+    """Answer 250 and throw the message away. The record keeps why."""
+    return Verdict(Action.DISCARD, reason=reason)
+
+
+def quarantine(reason: str, *edits: Edit) -> Verdict:
+    """Answer 250 and set the message aside in the spool; it is not delivered until somebody releases it."""
+    return Verdict(Action.QUARANTINE, reason=reason, edits=edits)
+
+
+def disconnect(detail: str, text: str, *, code: int = 421, reason: str = "") -> Verdict:
+    """Answer with `code` (4xx or 5xx) and close the connection."""
+    if not 400 <= code <= 599:
+        raise ValueError(f"{code} is no refusal")
+    return Verdict(Action.DISCONNECT, Reply(code, detail, text), reason)

@@ -1,0 +1,1 @@
+"""The spool: what is on disk. See docs/spool.md for the states and the crash argument."""

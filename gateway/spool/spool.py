@@ -1,0 +1,257 @@
+"""The spool's interface: drafts, commits, claims, settlements, records.
+
+*Promises*: `Spool.commit` returns only when content, envelope and decision record are synced; nothing else counts
+as accepted. A settlement that leaves nothing to do and the DSN it owes are one atomic step. What cannot be read is
+set aside as `State.CORRUPT`, never deleted.
+
+*Fails by*: `SpoolFull` (no room: answer 452 4.3.1) and `SpoolError` (anything else of the disk: answer 451 4.3.0).
+After either, nothing of the failed step is stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Protocol
+
+from gateway.mail.envelope import Envelope, Recipient
+from gateway.mail.message import Content
+
+
+class SpoolError(Exception):
+    """The disk or the database under the spool failed."""
+
+
+class SpoolFull(SpoolError):
+    """There is no room for it: disk full, or less free than `spool.min_free`."""
+
+
+class State(StrEnum):
+    """State of a message in the spool."""
+
+    QUEUED = "queued"
+    """Due now or later."""
+    HOLD = "hold"
+    """Set aside by the postmaster, or undeliverable with nobody to tell; stays until released or dropped."""
+    QUARANTINE = "quarantine"
+    """Set aside by a policy."""
+    CORRUPT = "corrupt"
+    """Content missing or not what was stored."""
+
+
+class RecipientStatus(StrEnum):
+    """State of one recipient of a queued message."""
+
+    PENDING = "pending"
+    DEFERRED = "deferred"
+    DELIVERED = "delivered"
+    FAILED = "failed"
+    EXPIRED = "expired"
+
+    @property
+    def open(self) -> bool:
+        return self in (RecipientStatus.PENDING, RecipientStatus.DEFERRED)
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """One recipient and where its delivery stands. `due` is epoch seconds; `last` the latest reply or problem."""
+
+    recipient: Recipient
+    status: RecipientStatus = RecipientStatus.PENDING
+    due: float = 0.0
+    attempts: int = 0
+    last: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class NewMessage:
+    """What `commit` stores besides the draft's content.
+
+    `head` replaces the first `skip` octets of the draft: Gatepost's trace fields and, where something was edited,
+    the whole header section. `owed` says that a DSN is owed to the sender when delivery fails (never for the null
+    sender; not for strangers, who may be forged). `record` is the decision record; None when records are off.
+    """
+
+    id: str
+    envelope: Envelope
+    received: float
+    head: bytes
+    skip: int = 0
+    state: State = State.QUEUED
+    owed: bool = False
+    trusted: bool = False
+    record: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A message as the spool has it. `envelope.recipients` are those of `slots`, in the same order."""
+
+    id: str
+    state: State
+    envelope: Envelope
+    slots: tuple[Slot, ...]
+    received: float
+    size: int
+    owed: bool
+    trusted: bool
+    warned: bool = False
+    reason: str = ""
+    """Why it is on hold, in quarantine or corrupt."""
+
+    @property
+    def due(self) -> float:
+        """When the next recipient is due; infinity when none is open."""
+        return min((s.due for s in self.slots if s.status.open), default=float("inf"))
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """A message handed to the scheduler, which alone works on it until it settles it."""
+
+    message: Stored
+    content: Content
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptRecord:
+    """One attempt for one recipient, kept with the decision record."""
+
+    time: float
+    recipient: str
+    outcome: str
+    reply: str
+    host: str = ""
+    seconds: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "time": round(self.time, 3),
+            "recipient": self.recipient,
+            "outcome": self.outcome,
+            "reply": self.reply,
+            "host": self.host,
+            "seconds": round(self.seconds, 4),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class NewDsn:
+    """A DSN to be queued in the same atomic step as the settlement that owes it: the whole message, in octets."""
+
+    message: NewMessage
+    content: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """The result of working on a claimed message.
+
+    `slots` replaces the message's slots. With no open slot left the message is removed, unless `hold` gives a reason to
+    keep it on hold instead. `dsn` is committed first, in the same step.
+    """
+
+    id: str
+    slots: tuple[Slot, ...]
+    attempts: tuple[AttemptRecord, ...] = ()
+    dsn: NewDsn | None = None
+    hold: str = ""
+    warned: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Explained:
+    """What `gatepost explain` shows: the record and the attempts made since. `stored` is None once it has left."""
+
+    record: dict[str, Any]
+    attempts: tuple[dict[str, Any], ...] = ()
+    stored: Stored | None = None
+
+
+class Draft(Protocol):
+    """A message while it arrives: in memory up to 256 KiB, beyond that in a file of the spool."""
+
+    @property
+    def size(self) -> int:
+        """Octets written so far."""
+
+    @property
+    def head(self) -> bytes:
+        """The first octets, at most 256 KiB: enough to hold any header section that is accepted."""
+
+    @property
+    def eight_bit(self) -> bool:
+        """Whether any octet written is over 127."""
+
+    async def write(self, data: bytes) -> None:
+        """Append. Raises `SpoolFull` or `SpoolError`."""
+
+    def blocks(self) -> AsyncIterator[bytes]:
+        """What was written, for filters; see `gateway.mail.message.Content`."""
+
+    async def abandon(self) -> None:
+        """Forget it; after `commit` this does nothing."""
+
+
+class Spool(Protocol):
+    """Where accepted mail lives. One instance per worker."""
+
+    def draft(self, id: str) -> Draft:
+        """Begin a message."""
+
+    async def commit(self, draft: Draft, message: NewMessage) -> None:
+        """Make it durable. When this returns we are responsible for the message."""
+
+    def note(self, record: dict[str, Any]) -> None:
+        """Keep a decision record (keys `id` and `time`); written soon, not waited for. Same id replaces."""
+
+    async def claim(self, now: float, limit: int) -> Sequence[Claimed]:
+        """At most `limit` queued messages with a recipient due by `now`, each handed out once until settled."""
+
+    async def next_due(self, now: float) -> float | None:
+        """When the earliest unclaimed message is due, epoch seconds; None when there is none."""
+
+    async def settle(self, settlement: Settlement) -> None:
+        """Store the result of work on a claimed message and let go of it."""
+
+    def changed(self) -> bool:
+        """Whether somebody else (the command line) changed the spool since the last call."""
+
+    # For the operator; also used by the command line on a spool whose gateway is not running.
+
+    async def list(self, *, state: State | None = None, limit: int = 1000, after: str = "") -> Sequence[Stored]:
+        """Messages by id, rising, beginning after `after`."""
+
+    async def show(self, id: str) -> Claimed | None:
+        """One message with its content, not claimed."""
+
+    async def counts(self) -> dict[State, int]:
+        """Messages per state."""
+
+    async def flush(self, ids: Sequence[str] | None = None) -> int:
+        """Make deferred mail due now: these, or all. Gives how many messages."""
+
+    async def hold(self, ids: Sequence[str], reason: str) -> int: ...
+
+    async def release(self, ids: Sequence[str]) -> int:
+        """Queue held or quarantined messages again, due now; failed and expired recipients are tried again."""
+
+    async def drop(self, ids: Sequence[str]) -> int:
+        """Remove for good, without a DSN."""
+
+    async def explain(self, id: str) -> Sequence[Explained]:
+        """By queue id or transaction id (one), or by session id (all of its transactions)."""
+
+    async def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class SpoolOptions:
+    """See `spool:` in gatepost.example.yaml."""
+
+    path: str
+    min_free: int = 100 << 20
+    keep_records: float = 7 * 86400.0
+    record: bool = field(default=True)

@@ -1,0 +1,119 @@
+"""What every transport is: a delivery goes in, one outcome per recipient comes out.
+
+*Fails by*: nothing. Whatever the network or the next hop does becomes an outcome; an exception out of `deliver` is a
+bug, and the queue treats it as a deferral.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+from gateway.mail.address import Sender
+from gateway.mail.envelope import MailParameters, Recipient
+from gateway.mail.message import Content
+from gateway.mail.reply import Reply
+
+
+class Kind(StrEnum):
+    """Which transport carries it."""
+
+    SMTP = "smtp"
+    LMTP = "lmtp"
+    MAILDIR = "maildir"
+    DISCARD = "discard"
+
+
+class Security(StrEnum):
+    """TLS towards the next hop (`domains.X.tls`, `routes.X.tls`)."""
+
+    NONE = "none"
+    OPPORTUNISTIC = "opportunistic"
+    """STARTTLS when offered, any certificate; in the clear when it is not offered or the handshake fails."""
+    REQUIRE = "require"
+    """STARTTLS or deferral, any certificate."""
+    VERIFY = "verify"
+    """STARTTLS with a certificate for the next hop's name from a trusted CA, or deferral."""
+
+
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """A place mail goes to: what deliveries are grouped, limited and pooled by.
+
+    For SMTP and LMTP: `host` and `port`, or `path` of a unix socket; with `mx`, `host` is a domain whose MX records
+    are looked up. For maildir: `path`.
+    """
+
+    kind: Kind
+    host: str = ""
+    port: int = 0
+    path: str = ""
+    mx: bool = False
+    security: Security = Security.OPPORTUNISTIC
+    tls_ca: str = ""
+
+    def __str__(self) -> str:
+        if self.mx:
+            return f"mx:{self.host}"
+        if self.path:
+            return f"{self.kind}:{'unix:' if self.kind in (Kind.SMTP, Kind.LMTP) else ''}{self.path}"
+        if self.kind is Kind.DISCARD:
+            return "discard"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{self.kind}:{host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """One message for some recipients that share a destination. `id` is the queue id."""
+
+    id: str
+    sender: Sender
+    parameters: MailParameters
+    recipients: tuple[Recipient, ...]
+    content: Content
+
+
+class Result(StrEnum):
+    """How an attempt ended for one recipient."""
+
+    DELIVERED = "delivered"
+    DEFERRED = "deferred"
+    FAILED = "failed"
+
+
+class Fault(StrEnum):
+    """Whose doing an outcome is. CONNECT means that the destination as a whole could not be reached."""
+
+    NONE = "none"
+    PEER = "peer"
+    CONNECT = "connect"
+    OURS = "ours"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One recipient's outcome. `reply` is the next hop's, or one of ours that says what happened (4.4.1 and so on).
+
+    `host` is the next hop's name for the record and the DSN's Remote-MTA; `replied` says that `reply` came from it.
+    `dsn_passed` says that the next hop offers DSN, so that it will send what NOTIFY=SUCCESS asks for.
+    """
+
+    result: Result
+    reply: Reply
+    host: str = ""
+    replied: bool = False
+    fault: Fault = Fault.NONE
+    dsn_passed: bool = False
+    tls: str = ""
+
+
+class Transport(Protocol):
+    """Delivers to one `Destination`; reuses connections between calls, and may be called concurrently."""
+
+    async def deliver(self, delivery: Delivery) -> list[Outcome]:
+        """Attempt it once. Gives one outcome per recipient, in their order."""
+
+    async def close(self) -> None:
+        """Close idle connections (with QUIT)."""
