@@ -20,11 +20,13 @@ DOMAIN_OCTETS: Final = 255
 PATH_OCTETS: Final = 256
 
 _ATEXT = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~\-]"
-_UTEXT = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~\-\u0080-\U0010ffff]"
+# UTF-8 beyond ASCII, without C1 controls (a terminal obeys them) and without halves of surrogate pairs.
+_UTF8 = r"\u00a0-\ud7ff\ue000-\U0010ffff"
+_UTEXT = rf"[A-Za-z0-9!#$%&'*+/=?^_`{{|}}~\-{_UTF8}]"
 _DOT_STRING = re.compile(rf"{_ATEXT}+(?:\.{_ATEXT}+)*\Z")
 _UDOT_STRING = re.compile(rf"{_UTEXT}+(?:\.{_UTEXT}+)*\Z")
 _LABEL = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_\-]*[A-Za-z0-9])?\Z|_[A-Za-z0-9_\-]*[A-Za-z0-9]\Z")
-_QTEXT = re.compile(r"[\x20\x21\x23-\x5b\x5d-\x7e\u0080-\U0010ffff]\Z")
+_QTEXT = re.compile(rf"[\x20\x21\x23-\x5b\x5d-\x7e{_UTF8}]\Z")
 
 
 class AddressError(ValueError):
@@ -101,6 +103,14 @@ class Address:
 Sender = Address | NullSender
 
 
+def _octets(text: str) -> int:
+    """Length in UTF-8; text that has no UTF-8 form (it came from undecodable octets) is no address."""
+    try:
+        return len(text.encode())
+    except UnicodeEncodeError as error:
+        raise AddressError("address is not UTF-8") from error
+
+
 def parse_domain(text: str, *, utf8: bool = False) -> str:
     """Check a domain name or address literal and return it as it was; raises `AddressError`.
 
@@ -108,7 +118,7 @@ def parse_domain(text: str, *, utf8: bool = False) -> str:
     """
     if not text:
         raise AddressError("domain is empty")
-    if len(text.encode()) > DOMAIN_OCTETS:
+    if _octets(text) > DOMAIN_OCTETS:
         raise AddressError("domain is too long")
     if text.startswith("["):
         return _parse_literal(text)
@@ -130,6 +140,9 @@ def _parse_literal(text: str) -> str:
     if not text.endswith("]"):
         raise AddressError("address literal is malformed")
     inner = text[1:-1]
+    if "%" in inner:
+        # Python takes a zone after the address, of any characters; RFC 5321 section 4.1.3 knows none.
+        raise AddressError("address literal is malformed")
     try:
         if inner[:5].lower() == "ipv6:":
             ipaddress.IPv6Address(inner[5:])
@@ -174,7 +187,7 @@ def _parse_local(text: str, *, utf8: bool) -> tuple[str, int]:
 def parse_mailbox(text: str, *, utf8: bool = False) -> Address:
     """Parse ``local@domain`` without brackets; raises `AddressError`."""
     local, end = _parse_local(text, utf8=utf8)
-    if len(local.encode()) > LOCAL_PART_OCTETS:
+    if _octets(local) > LOCAL_PART_OCTETS:
         raise AddressError("local part is too long")
     if end >= len(text) or text[end] != "@":
         raise AddressError("address has no domain")
@@ -226,14 +239,14 @@ def parse_reverse_path(inner: str, *, utf8: bool = False) -> Sender:
     """The sender from the inside of the brackets; ``""`` is `NULL_SENDER`. Raises `AddressError`."""
     if not inner:
         return NULL_SENDER
-    if len(inner.encode()) > PATH_OCTETS - 2:
+    if _octets(inner) > PATH_OCTETS - 2:
         raise AddressError("path is too long")
     return parse_mailbox(_strip_route(inner), utf8=utf8)
 
 
 def parse_forward_path(inner: str, *, utf8: bool = False) -> Address:
     """The recipient from the inside of the brackets, bare ``postmaster`` included. Raises `AddressError`."""
-    if len(inner.encode()) > PATH_OCTETS - 2:
+    if _octets(inner) > PATH_OCTETS - 2:
         raise AddressError("path is too long")
     if inner.lower() == "postmaster":
         return Address(inner, "")

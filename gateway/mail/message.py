@@ -53,6 +53,8 @@ class AddHeader:
 
     def __post_init__(self) -> None:
         check_field(self.name, self.value)
+        if self.index < 0:
+            raise ValueError("index counts from 0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +67,8 @@ class ChangeHeader:
 
     def __post_init__(self) -> None:
         check_field(self.name, self.value)
+        if self.nth < 1:
+            raise ValueError("nth counts from 1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +77,10 @@ class DeleteHeader:
 
     name: str
     nth: int = 0
+
+    def __post_init__(self) -> None:
+        if self.nth < 0:
+            raise ValueError("nth counts from 1; 0 stands for all")
 
 
 Edit = AddHeader | ChangeHeader | DeleteHeader
@@ -96,6 +104,7 @@ def check_field(name: str, value: str) -> None:
             raise ValueError("a folded header line must start with white space and hold more than it")
     if any(ord(c) < 32 and c not in "\t\n" for c in value) or "\x7f" in value:
         raise ValueError("a header value holds control characters")
+    value.encode("utf-8", "surrogateescape")  # raises ValueError for what has no octets
 
 
 def render_field(name: str, value: str) -> bytes:
@@ -130,8 +139,11 @@ def split_header(content: bytes) -> tuple[list[HeaderField], int]:
 
 
 def apply_edits(fields: Iterable[HeaderField], edits: Iterable[Edit]) -> list[HeaderField]:
-    """The fields after all edits, each seeing the result of those before it. The input is not changed."""
-    out = list(fields)
+    """The fields after all edits, each seeing the result of those before it. The input is not changed.
+
+    A last field that the message's end cut off is given its line end, so that another can follow it.
+    """
+    out = [f if f.raw.endswith(b"\r\n") else HeaderField(f.name, f.raw + b"\r\n") for f in fields]
     for edit in edits:
         match edit:
             case AddHeader():

@@ -12,9 +12,9 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
-_DETAIL = re.compile(r"\d{1,3}\.\d{1,3}\Z")
-_STATUS = re.compile(r"([245])\.(\d{1,3}\.\d{1,3})(?: |\Z)")
-_TEXT_OCTETS: Final = 400
+_DETAIL = re.compile(r"[0-9]{1,3}\.[0-9]{1,3}\Z")
+_STATUS = re.compile(r"([245])\.([0-9]{1,3}\.[0-9]{1,3})(?: |\Z)")
+_TEXT_LENGTH: Final = 400
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,17 +52,23 @@ class Reply:
         return f"{self.code} {self.status} {self.text}" if self.detail else f"{self.code} {self.text}"
 
     def wire(self) -> bytes:
-        """The reply as bytes with CRLF; several lines where the text has line feeds (RFC 5321 section 4.2.1)."""
+        """The reply as bytes with CRLF; several lines where the text has line feeds (RFC 5321 section 4.2.1).
+
+        Text is ASCII there (section 4.2), at most 512 octets a line (section 4.5.3.1.5).
+        """
         lines = self.text.split("\n") if "\n" in self.text else [self.text]
         prefix = f"{self.status} " if self.detail else ""
         out = [
             f"{self.code}{'-' if i + 1 < len(lines) else ' '}{prefix}{clean(line)}\r\n" for i, line in enumerate(lines)
         ]
-        return "".join(out).encode("utf-8", "replace")
+        return "".join(out).encode("ascii", "replace")
 
     def referring(self, ref: str) -> Reply:
         """The same reply ending in `` (ref ID)``, which `gatepost explain` takes."""
-        return Reply(self.code, self.detail, f"{self.text} (ref {ref})")
+        tail = f" (ref {ref})"
+        before, feed, last = self.text.rpartition("\n")
+        # Cut the text rather than the reference, which the wire's limit would take away.
+        return Reply(self.code, self.detail, before + feed + last[: _TEXT_LENGTH - len(tail)] + tail)
 
     @classmethod
     def parse(cls, code: int, text: str) -> Reply:
@@ -75,6 +81,6 @@ class Reply:
 
 def clean(text: str) -> str:
     """Text that is safe on one reply line: no control characters, at most 400 characters."""
-    if text.isprintable() and len(text) <= _TEXT_OCTETS:
+    if text.isprintable() and len(text) <= _TEXT_LENGTH:
         return text
-    return "".join(c if c.isprintable() else "?" for c in text[:_TEXT_OCTETS])
+    return "".join(c if c.isprintable() else "?" for c in text[:_TEXT_LENGTH])

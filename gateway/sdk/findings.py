@@ -7,9 +7,14 @@ booleans, None, tuples and dataclasses of those), since every finding goes into 
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from enum import Enum, StrEnum
-from typing import Any
+from typing import Any, Final
+
+_TEXT_LENGTH: Final = 4000
+_ITEMS: Final = 200
+_DEPTH: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,24 +22,31 @@ class Finding:
     """Base of all findings."""
 
     def to_json(self) -> dict[str, Any]:
-        """The finding as the decision record keeps it."""
+        """The finding as the decision record keeps it: long texts and lists cut, so that records stay small."""
         return {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, Enum):
-        return value.value
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, (tuple, list, frozenset, set)):
-        return [_plain(v) for v in value]
-    if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, bytes):
-        return value.decode("latin-1")
-    if value is None or isinstance(value, (str, int, float, bool)):
+def _plain(value: Any, depth: int = _DEPTH) -> Any:
+    if value is None or isinstance(value, (bool, int)):
         return value
-    return str(value)
+    if isinstance(value, Enum):
+        return _plain(value.value, depth)
+    if isinstance(value, str):
+        return value if len(value) <= _TEXT_LENGTH else value[:_TEXT_LENGTH] + "…"
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    if isinstance(value, bytes):
+        return _plain(value[: _TEXT_LENGTH + 1].decode("latin-1"))
+    if depth:
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            return {f.name: _plain(getattr(value, f.name), depth - 1) for f in dataclasses.fields(value)}
+        if isinstance(value, (frozenset, set)):
+            value = sorted(value, key=str)
+        if isinstance(value, (tuple, list)):
+            return [_plain(v, depth - 1) for v in value[:_ITEMS]]
+        if isinstance(value, dict):
+            return {str(k): _plain(v, depth - 1) for k, v in list(value.items())[:_ITEMS]}
+    return _plain(str(value))
 
 
 @dataclass(frozen=True, slots=True)

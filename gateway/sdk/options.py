@@ -1,19 +1,21 @@
 """Option types with units, for plugins, policies and Gatepost's own configuration.
 
 ``Duration`` is seconds as a float and reads ``500ms``, ``30s``, ``5m``, ``2h``, ``5d``; ``Size`` is octets and reads
-``64KiB``, ``25MiB``, ``1GiB`` or ``10MB``. A bare number is refused except 0: the unit must be said.
+``64KiB``, ``25MiB``, ``1GiB`` or ``10MB``. A bare whole number is no duration, except 0: the unit must be said. As a
+size it is octets. Nothing here is negative or endless.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Annotated, Any, Final
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer
 
-_DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)\Z")
+_DURATION: Final = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,15})?)\s*(ms|s|m|h|d)\Z")
 _DURATION_UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_SIZE: Final = re.compile(r"(\d+)\s*(B|KiB|MiB|GiB|kB|MB|GB)\Z")
+_SIZE: Final = re.compile(r"([0-9]{1,15})\s*(B|KiB|MiB|GiB|kB|MB|GB)\Z")
 _SIZE_UNITS: Final = {
     "B": 1,
     "KiB": 1 << 10,
@@ -30,6 +32,8 @@ def parse_duration(value: Any) -> float:
     if isinstance(value, bool):
         raise ValueError("expected a duration such as 30s, 5m or 2h")
     if value == 0 or isinstance(value, float):
+        if not (math.isfinite(value) and value >= 0):
+            raise ValueError("a duration is neither negative nor endless")
         return float(value)
     match = _DURATION.match(value) if isinstance(value, str) else None
     if not match:
@@ -40,6 +44,8 @@ def parse_duration(value: Any) -> float:
 def parse_size(value: Any) -> int:
     """Octets from ``25MiB`` and the like; raises ValueError with the forms that are understood."""
     if isinstance(value, int) and not isinstance(value, bool):
+        if value < 0:
+            raise ValueError("a size is not negative")
         return value
     match = _SIZE.match(value) if isinstance(value, str) else None
     if not match:

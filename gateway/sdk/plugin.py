@@ -16,9 +16,10 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
+from gateway.mail.envelope import Recipient
 from gateway.sdk.findings import Finding
 from gateway.sdk.options import OptionsModel
-from gateway.sdk.policy import Policy
+from gateway.sdk.policy import Policy, PolicyOptions, plain_parameters
 from gateway.sdk.services import Services
 from gateway.sdk.stage import KNOWN_FROM, ORDER, Stage
 
@@ -83,6 +84,9 @@ class Plugin:
         super().__init_subclass__(**kwargs)
         found = [_read_finder(cls, name) for name in dir(cls) if hasattr(getattr(cls, name, None), _MARK)]
         cls.finders = tuple(sorted(found, key=lambda f: (ORDER.index(f.stage), f.method)))
+        if cls.policy and cls.policy.Options is not PolicyOptions and not issubclass(cls.Options, cls.policy.Options):
+            where = f"{cls.__module__}.{cls.__qualname__}"
+            raise TypeError(f"{where}: its policy takes other options than {cls.Options.__name__}")
 
     async def start(self) -> None:
         """Called once before the first session; raise to refuse to start."""
@@ -102,12 +106,13 @@ def _read_finder(cls: type[Plugin], name: str) -> Finder:
     if not (isinstance(result, type) and issubclass(result, Finding)):
         raise TypeError(f"{where} must be annotated to return a Finding")
     inputs: list[type] = []
-    for parameter in list(inspect.signature(method).parameters)[1:]:
+    for parameter in plain_parameters(method, where):
         kind = hints.get(parameter)
         if not isinstance(kind, type):
             raise TypeError(f"{where}: parameter {parameter} has no annotated type")
         if kind in KNOWN_FROM:
-            if ORDER.index(KNOWN_FROM[kind]) > ORDER.index(stage):
+            late = ORDER.index(KNOWN_FROM[kind]) > ORDER.index(stage)
+            if late or (kind is Recipient and stage is not Stage.RCPT):
                 raise TypeError(f"{where}: {kind.__name__} is not known at stage {stage}")
         elif not issubclass(kind, Finding):
             raise TypeError(f"{where}: {kind.__name__} is neither an input nor a Finding")

@@ -76,7 +76,7 @@ def _read_hook(cls: type[Policy], name: str) -> Hook:
         raise TypeError(f"{where} must be annotated to return Verdict")
     inputs: list[type] = []
     optional: list[bool] = []
-    for parameter in list(inspect.signature(method).parameters)[1:]:
+    for parameter in plain_parameters(method, where):
         kind, may_miss = _unwrap(hints.get(parameter))
         if not isinstance(kind, type):
             raise TypeError(f"{where}: parameter {parameter} has no annotated type")
@@ -90,6 +90,15 @@ def _read_hook(cls: type[Policy], name: str) -> Hook:
         inputs.append(kind)
         optional.append(may_miss)
     return Hook(name, stage, tuple(inputs), tuple(optional))
+
+
+def plain_parameters(method: Any, where: str) -> list[str]:
+    """Names of what a method takes besides itself; raises TypeError unless all can be given by position."""
+    parameters = list(inspect.signature(method).parameters.values())[1:]
+    for parameter in parameters:
+        if parameter.kind not in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
+            raise TypeError(f"{where}: parameter {parameter.name} cannot be given by position")
+    return [parameter.name for parameter in parameters]
 
 
 def _unwrap(hint: Any) -> tuple[Any, bool]:

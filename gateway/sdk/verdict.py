@@ -42,14 +42,32 @@ class Action(StrEnum):
     DISCONNECT = "disconnect"
 
 
+_CODES: Final = {
+    Action.REJECT: range(500, 600),
+    Action.DEFER: range(400, 500),
+    Action.DISCONNECT: range(400, 600),
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """A policy's answer. `reply` is set for reject, defer and disconnect only; `edits` only at stage `message`."""
+    """A policy's answer. `reply` is set for reject, defer and disconnect only; `edits` only at stage `message`.
+
+    Raises ValueError for a reply that contradicts the action, or is missing.
+    """
 
     action: Action
     reply: Reply | None = None
     reason: str = ""
     edits: tuple[Edit, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        codes = _CODES.get(self.action)
+        if codes is None:
+            if self.reply is not None:
+                raise ValueError(f"{self.action} has no reply of its own")
+        elif self.reply is None or self.reply.code not in codes:
+            raise ValueError(f"{self.action} needs a reply from {codes[0]} to {codes[-1]}")
 
     @property
     def decisive(self) -> bool:
@@ -81,15 +99,11 @@ def accept(reason: str = "", *edits: Edit) -> Verdict:
 
 def reject(detail: str, text: str, *, code: int = 550, reason: str = "") -> Verdict:
     """Refuse for good. `detail` is the enhanced status without class (``"7.1"``); raises ValueError unless 5xx."""
-    if not 500 <= code <= 599:
-        raise ValueError(f"{code} does not refuse for good")
     return Verdict(Action.REJECT, Reply(code, detail, text), reason)
 
 
 def defer(detail: str, text: str, *, code: int = 451, reason: str = "") -> Verdict:
     """Refuse for now. Raises ValueError unless the code is 4xx."""
-    if not 400 <= code <= 499:
-        raise ValueError(f"{code} does not refuse for now")
     return Verdict(Action.DEFER, Reply(code, detail, text), reason)
 
 
@@ -104,7 +118,5 @@ def quarantine(reason: str, *edits: Edit) -> Verdict:
 
 
 def disconnect(detail: str, text: str, *, code: int = 421, reason: str = "") -> Verdict:
-    """Answer with `code` (4xx or 5xx) and close the connection."""
-    if not 400 <= code <= 599:
-        raise ValueError(f"{code} is no refusal")
+    """Answer with `code` and close the connection. Raises ValueError unless the code is 4xx or 5xx."""
     return Verdict(Action.DISCONNECT, Reply(code, detail, text), reason)

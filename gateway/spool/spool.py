@@ -11,7 +11,7 @@ After either, nothing of the failed step is stored.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Protocol
 
@@ -82,6 +82,7 @@ class NewMessage:
     state: State = State.QUEUED
     owed: bool = False
     trusted: bool = False
+    reason: str = ""
     record: dict[str, Any] | None = None
 
 
@@ -198,6 +199,9 @@ class Draft(Protocol):
 class Spool(Protocol):
     """Where accepted mail lives. One instance per worker."""
 
+    def check_room(self, size: int) -> None:
+        """Raise `SpoolFull` when `size` more octets would leave less than `min_free`. Cheap enough for every MAIL."""
+
     def draft(self, id: str) -> Draft:
         """Begin a message."""
 
@@ -233,7 +237,8 @@ class Spool(Protocol):
     async def flush(self, ids: Sequence[str] | None = None) -> int:
         """Make deferred mail due now: these, or all. Gives how many messages."""
 
-    async def hold(self, ids: Sequence[str], reason: str) -> int: ...
+    async def hold(self, ids: Sequence[str], reason: str) -> int:
+        """Set queued messages aside until they are released."""
 
     async def release(self, ids: Sequence[str]) -> int:
         """Queue held or quarantined messages again, due now; failed and expired recipients are tried again."""
@@ -244,7 +249,21 @@ class Spool(Protocol):
     async def explain(self, id: str) -> Sequence[Explained]:
         """By queue id or transaction id (one), or by session id (all of its transactions)."""
 
-    async def close(self) -> None: ...
+    async def close(self) -> None:
+        """Finish what was begun and close the files."""
+
+
+class Step(StrEnum):
+    """The durable steps, in the order of docs/spool.md. Crash tests stop the process at each of them."""
+
+    FILE_WRITTEN = "file-written"
+    FILE_SYNCED = "file-synced"
+    DIRECTORY_SYNCED = "directory-synced"
+    COMMIT_BEGUN = "commit-begun"
+    COMMIT_DONE = "commit-done"
+    SETTLE_BEGUN = "settle-begun"
+    SETTLE_DONE = "settle-done"
+    FILE_REMOVED = "file-removed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,4 +273,4 @@ class SpoolOptions:
     path: str
     min_free: int = 100 << 20
     keep_records: float = 7 * 86400.0
-    record: bool = field(default=True)
+    record: bool = True

@@ -1,0 +1,292 @@
+"""The supervisor: binds the sockets, starts the workers, starts dead ones again, forwards signals.
+
+It takes no part in mail: no threads, no event loop, so that forking from it is always safe.
+
+*Promises*: each worker has a listening socket of its own (SO_REUSEPORT) that outlives it, so connections that wait
+when a worker dies are served by its successor. SIGTERM and SIGINT drain and end with status 0; SIGHUP reloads, after
+the new configuration was found good.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Final
+
+from prometheus_client import multiprocess
+
+from gateway.app import wiring
+from gateway.app.worker import CANNOT_START, work
+from gateway.config import Config, ConfigError, load
+from gateway.ops import log, metrics
+from gateway.ops.admin import Deps, run_admin
+from gateway.ops.board import Board
+from gateway.pipeline.plan import PipelineError
+from gateway.spool.shard import OnStep, no_step
+from gateway.spool.spool import SpoolError, State
+from gateway.spool.sqlite import open_all
+
+_log = log.get()
+_SIGNALS: Final = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD}
+_BACKLOG: Final = 1024
+_HASTE: Final = 5.0
+_PAUSE_MAX: Final = 30.0
+_DRAIN_MARGIN: Final = 25.0
+EXIT_CONFIG: Final = 2
+
+
+class StartError(Exception):
+    """Gatepost cannot start; the text says what to do about it."""
+
+
+@dataclass(slots=True)
+class _Child:
+    """A process to keep alive. `start` runs in the fork and gives the exit status."""
+
+    name: str
+    index: int
+    start: Callable[[], int]
+    pid: int = 0
+    began: float = 0.0
+    pause: float = 0.0
+    due: float = field(default=0.0)
+
+
+def bind(host: str, port: int, copies: int) -> list[socket.socket]:
+    """`copies` sockets on one address, the port found free first. Raises `StartError`."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        # Without SO_REUSEPORT this fails when anybody has the port, even another Gatepost.
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            _only_v6(probe, family)
+            probe.bind((host, port))
+            port = probe.getsockname()[1]
+            out = []
+            for n in range(copies):
+                if n == 0:
+                    probe.close()
+                sock = socket.socket(family, socket.SOCK_STREAM)
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+                _only_v6(sock, family)
+                sock.bind((host, port))
+                sock.listen(_BACKLOG)
+                sock.setblocking(False)
+                out.append(sock)
+            return out
+    except OSError as error:
+        advice = {
+            errno.EADDRINUSE: "something listens there already; stop it or choose another port",
+            errno.EACCES: "ports below 1024 need root or CAP_NET_BIND_SERVICE",
+            errno.EADDRNOTAVAIL: "this machine has no such address",
+        }.get(error.errno or 0, "")
+        raise StartError(
+            f"cannot listen on {host}:{port}: {error.strerror}{'; ' + advice if advice else ''}"
+        ) from error
+
+
+def _only_v6(sock: socket.socket, family: int) -> None:
+    if family == socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+
+
+class Supervisor:
+    """Keeps the workers and the admin server running."""
+
+    def __init__(self, config: Config, on_step: OnStep = no_step) -> None:
+        self._config = config
+        self._board = Board.create(config.workers, time.monotonic())
+        self._children: list[_Child] = []
+        self._sockets: list[list[socket.socket]] = []
+        self._on_step = on_step
+        self._status = 0
+
+    def run(self) -> int:
+        """Until told to stop. Gives the exit status. Raises `StartError`."""
+        self._prepare()
+        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        for child in self._children:
+            self._start(child)
+        while True:
+            info = signal.sigtimedwait(_SIGNALS, self._patience())
+            number = info.si_signo if info else 0
+            if number in (signal.SIGTERM, signal.SIGINT):
+                return self._stop()
+            if number == signal.SIGHUP:
+                self._reload()
+            if self._reap():
+                self._stop()
+                return self._status
+            now = time.monotonic()
+            for child in self._children:
+                if not child.pid and child.due <= now:
+                    self._start(child)
+
+    def _prepare(self) -> None:
+        """Everything that can go wrong before the first fork goes wrong here, with a text that says what to do."""
+        config = self._config
+        for path in (config.spool.path, config.state.path):
+            _usable(path)
+        for listener in config.listeners:
+            self._sockets.append(bind(str(listener.address.ip), listener.address.port, config.workers))
+        (admin,) = bind(str(config.admin.address.ip), config.admin.address.port, 1)
+        for i in range(config.workers):
+            sockets = [group[i] for group in self._sockets]
+            self._children.append(
+                _Child(f"worker {i}", i, partial(work, config, i, self._board, sockets, self._on_step))
+            )
+        self._children.append(_Child("admin", -1, partial(self._admin, admin)))
+        names = [wiring.name_of(group[0]) for group in self._sockets]
+        _log.info("gatepost.listening", smtp=names, admin=wiring.name_of(admin), workers=config.workers)
+
+    def _admin(self, sock: socket.socket) -> int:
+        log.setup(self._config.log.format, self._config.log.level, worker="admin")
+        parent = os.getppid()
+        options = self._config.spool.options()
+        run_admin(
+            sock,
+            Deps(
+                self._board,
+                self._config.admin.token.get_secret_value() if self._config.admin.token else "",
+                lambda: os.kill(parent, signal.SIGTERM),
+                lambda: open_all(options),
+                SpoolError,
+                State,
+            ),
+        )
+        return 0
+
+    def _start(self, child: _Child) -> None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        pid = os.fork()
+        if pid == 0:
+            status = 1
+            try:
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+                self._close_others(child)
+                status = child.start()
+            finally:
+                sys.stderr.flush()
+                os._exit(status)
+        child.pid, child.began = pid, time.monotonic()
+
+    def _close_others(self, child: _Child) -> None:
+        """A worker keeps its own sockets only, or another's queue of connections would never be empty."""
+        for group in self._sockets:
+            for i, sock in enumerate(group):
+                if i != child.index:
+                    sock.close()
+
+    def _patience(self) -> float:
+        waiting = [c.due - time.monotonic() for c in self._children if not c.pid]
+        return max(0.0, min([1.0, *waiting]))
+
+    def _reap(self) -> bool:
+        """Collect who ended. True when Gatepost has to stop because a worker cannot start."""
+        fatal = False
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return fatal
+            if pid == 0:
+                return fatal
+            child = next((c for c in self._children if c.pid == pid), None)
+            if child is None:
+                continue
+            child.pid = 0
+            multiprocess.mark_process_dead(pid)  # type: ignore[no-untyped-call]
+            if child.index >= 0:
+                self._board.clear(child.index, time.monotonic())
+            code = os.waitstatus_to_exitcode(status)
+            if code == CANNOT_START:
+                self._status = EXIT_CONFIG
+                fatal = True
+                continue
+            lived = time.monotonic() - child.began
+            child.pause = min(_PAUSE_MAX, max(0.1, child.pause * 2)) if lived < _HASTE else 0.0
+            child.due = time.monotonic() + child.pause
+            metrics.WORKER_RESTARTS.inc()
+            _log.error("worker.died", name=child.name, pid=pid, status=code, restart_in=child.pause)
+
+    def _reload(self) -> None:
+        """Check the new configuration here, once; only a good one reaches the workers."""
+        try:
+            config = load(self._config.file)
+            wiring.load_pipelines(config)
+        except (ConfigError, PipelineError) as error:
+            _log.error("reload.refused", reason=str(error))
+            return
+        for key in ("listeners", "workers", "spool", "state", "admin"):
+            if getattr(config, key) != getattr(self._config, key):
+                _log.warning("reload.needs_restart", key=key)
+        self._signal(signal.SIGHUP, workers_only=True)
+        # A worker that has to be started again starts with the new policy, on the old sockets and spool.
+        self._config = config
+
+    def _signal(self, number: int, *, workers_only: bool = False) -> None:
+        for child in self._children:
+            if child.pid and (child.index >= 0 or not workers_only):
+                os.kill(child.pid, number)
+
+    def _stop(self) -> int:
+        _log.info("gatepost.stopping")
+        for group in self._sockets:
+            for sock in group:
+                sock.close()
+        self._signal(signal.SIGTERM, workers_only=True)
+        deadline = time.monotonic() + self._config.timeouts.drain + _DRAIN_MARGIN
+        while any(c.pid for c in self._children if c.index >= 0) and time.monotonic() < deadline:
+            signal.sigtimedwait({signal.SIGCHLD}, 0.2)
+            self._collect()
+        for child in self._children:
+            if child.pid and child.index >= 0:
+                _log.error("worker.killed", name=child.name, pid=child.pid)
+                os.kill(child.pid, signal.SIGKILL)
+        # The admin server goes last: it says why readiness is gone while the workers drain.
+        self._signal(signal.SIGTERM)
+        deadline = time.monotonic() + 6.0
+        while any(c.pid for c in self._children) and time.monotonic() < deadline:
+            signal.sigtimedwait({signal.SIGCHLD}, 0.2)
+            self._collect()
+        self._signal(signal.SIGKILL)
+        _log.info("gatepost.stopped")
+        return self._status
+
+    def _collect(self) -> None:
+        for child in self._children:
+            if child.pid and os.waitpid(child.pid, os.WNOHANG)[0]:
+                child.pid = 0
+
+
+def _usable(path: str) -> None:
+    """Make a directory and see that it can be written. Raises `StartError`."""
+    try:
+        os.makedirs(path, mode=0o700, exist_ok=True)
+        probe = os.path.join(path, f".probe-{os.getpid()}")
+        os.close(os.open(probe, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+        os.unlink(probe)
+    except OSError as error:
+        raise StartError(
+            f"cannot write to {path}: {error.strerror}; give user {os.geteuid()} the directory, or change the path"
+        ) from error
+
+
+def run(config: Config, on_step: OnStep = no_step) -> int:
+    """Run Gatepost until SIGTERM. Gives the exit status: 0, or 2 when it cannot start."""
+    log.setup(config.log.format, config.log.level)
+    try:
+        wiring.load_pipelines(config)
+        return Supervisor(config, on_step).run()
+    except StartError as error:
+        print(f"gatepost: {error}", file=sys.stderr)  # noqa: T201  (for whoever started it)
+        return EXIT_CONFIG

@@ -1,0 +1,20 @@
+"""The command line. Exit status: 0 done, 1 the answer is no, 2 wrong usage or configuration."""
+
+from __future__ import annotations
+
+import click
+
+from gateway.cli.explain import explain
+from gateway.cli.gateway import check, pipeline, run
+from gateway.cli.plugin import plugin
+from gateway.cli.queue import queue
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="gatepost", prog_name="gatepost")
+def main() -> None:
+    """Gatepost, a mail filtering gateway."""
+
+
+for _command in (run, check, pipeline, queue, explain, plugin):
+    main.add_command(_command)

@@ -1,0 +1,122 @@
+"""``gatepost run``, ``check`` and ``pipeline``: the gateway itself and its configuration.
+
+`gateway.app` is imported inside the commands: the metrics library decides at import, from the environment, whether
+it counts for one process or for many.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+import click
+
+from gateway.cli import output
+from gateway.cli.options import Failure, config_option, find_config, json_option, read_config
+from gateway.config import Config, ConfigError, load
+
+METRICS_DIRECTORY: Final = "PROMETHEUS_MULTIPROC_DIR"
+
+
+@click.command()
+@config_option
+def run(config_file: str | None) -> None:
+    """Run the gateway until SIGTERM. SIGHUP reads the configuration again."""
+    config = read_config(config_file)
+    with metrics_directory():
+        from gateway import app
+
+        try:
+            status = app.run(config)
+        except ConfigError as error:
+            raise Failure(str(error)) from error
+    sys.exit(status)
+
+
+@contextmanager
+def metrics_directory() -> Iterator[None]:
+    """A fresh directory for all processes' counters, in the environment; removed by the process that made it.
+
+    A directory that the environment names already is used, and emptied of counters left there.
+    """
+    owner = os.getpid()
+    given = os.environ.get(METRICS_DIRECTORY)
+    if given:
+        os.makedirs(given, exist_ok=True)
+        for name in os.listdir(given):
+            if name.endswith(".db"):
+                os.unlink(os.path.join(given, name))
+        yield
+        return
+    made = tempfile.mkdtemp(prefix="gatepost-metrics-")
+    os.environ[METRICS_DIRECTORY] = made
+    try:
+        yield
+    finally:
+        if os.getpid() == owner:
+            del os.environ[METRICS_DIRECTORY]
+            shutil.rmtree(made, ignore_errors=True)
+
+
+@click.command()
+@config_option
+@json_option
+def check(config_file: str | None, as_json: bool) -> None:
+    """Check the configuration and its pipelines, and report every problem."""
+    file = find_config(config_file)
+    try:
+        config = load(file)
+        _pipelines(config)
+    except ConfigError as error:
+        if not as_json:
+            raise Failure(str(error)) from error
+        problems = [{"file": p.file, "line": p.line, "key": p.path, "message": p.message} for p in error.problems]
+        output.as_json({"ok": False, "file": file, "problems": problems})
+        sys.exit(2)
+    if as_json:
+        output.as_json({"ok": True, "file": file, "problems": []})
+        return
+    entries = sum(len(pipeline) for pipeline in config.all_pipelines.values())
+    click.echo(f"{file}: ok: {len(config.listeners)} listeners, {len(config.domains)} domains, {entries} entries")
+
+
+def _pipelines(config: Config) -> dict[str, Any]:
+    """All pipelines, made but not started. Raises `ConfigError`."""
+    from gateway import app
+
+    pipelines: dict[str, Any] = app.load_pipelines(config)
+    return pipelines
+
+
+@click.command()
+@config_option
+@json_option
+def pipeline(config_file: str | None, as_json: bool) -> None:
+    """Print what every pipeline does at each stage, in the order of asking."""
+    config = read_config(config_file)
+    try:
+        rows = {name: made.table() for name, made in _pipelines(config).items()}
+    except ConfigError as error:
+        raise Failure(str(error)) from error
+    if as_json:
+        output.as_json({name: [row.to_json() for row in table] for name, table in rows.items()})
+        return
+    for name, table in rows.items():
+        click.echo(f"pipeline {name}" + ("" if table else ": empty"))
+        if table:
+            output.show(output.table(_COLUMNS, [_cells(row) for row in table]))
+
+
+_COLUMNS: Final = ("STAGE", "#", "ENTRY", "KIND", "NAME", "NEEDS", "ON ERROR", "TIMEOUT", "")
+
+
+def _cells(row: Any) -> tuple[object, ...]:
+    timeout = f"{row.timeout:g} s" if row.timeout is not None else "-"
+    needs = ", ".join(row.needs) or "-"
+    shadow = "shadow" if row.shadow else ""
+    return (row.stage, row.order, row.entry, row.kind, row.name, needs, row.on_error or "-", timeout, shadow)

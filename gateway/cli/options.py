@@ -1,0 +1,86 @@
+"""What the commands share: where the configuration is, how the spool is opened, how failure ends."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable
+from typing import IO, Any, Final, TypeVar
+
+import click
+
+from gateway.config import Config, ConfigError, load
+from gateway.spool.spool import Spool, SpoolError
+
+DEFAULT_FILES: Final = ("./gatepost.yaml", "/etc/gatepost/gatepost.yaml")
+_T = TypeVar("_T")
+
+
+class Failure(click.ClickException):
+    """Ends the command with a message and status 2: wrong usage or configuration."""
+
+    exit_code = 2
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        click.echo(self.message, err=True)
+
+
+class AnswerNo(Failure):
+    """Ends the command with a message and status 1: the answer is no."""
+
+    exit_code = 1
+
+
+def config_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The option ``-c``."""
+    return click.option(
+        "-c",
+        "--config",
+        "config_file",
+        metavar="FILE",
+        envvar="GATEPOST_CONFIG",
+        help="Configuration file. Default: $GATEPOST_CONFIG, else ./gatepost.yaml, else /etc/gatepost/gatepost.yaml.",
+    )(command)
+
+
+def json_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The option ``--json``."""
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(command)
+
+
+def find_config(config_file: str | None) -> str:
+    """The configuration file to use."""
+    if config_file:
+        return config_file
+    for candidate in DEFAULT_FILES:
+        if os.path.exists(candidate):
+            return candidate
+    raise Failure(f"no configuration: give one with -c, or put it at {' or '.join(DEFAULT_FILES)}")
+
+
+def read_config(config_file: str | None) -> Config:
+    """The configuration; ends the command with every problem when there is one."""
+    try:
+        return load(find_config(config_file))
+    except ConfigError as error:
+        raise Failure(str(error)) from error
+
+
+def with_spool(config: Config, work: Callable[[Spool], Awaitable[_T]]) -> _T:
+    """Open the operator's view of the spool, do the work, and close it. The gateway may be running or not."""
+
+    async def run() -> _T:
+        from gateway.spool.sqlite import open_all
+
+        try:
+            spool = await open_all(config.spool.options())
+        except SpoolError as error:
+            raise Failure(str(error)) from error
+        try:
+            return await work(spool)
+        except SpoolError as error:
+            raise AnswerNo(str(error)) from error
+        finally:
+            await spool.close()
+
+    return asyncio.run(run())

@@ -1,0 +1,77 @@
+"""Checks between keys. They read the file's own values, so that they also speak when single values are wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Final
+
+from gateway.config.document import Document
+from gateway.config.problems import Path, did_you_mean
+from gateway.config.values import parse_domain_key, parse_host_port
+
+DEFAULT_PIPELINE: Final = "default"
+ADMIN_ADDRESS: Final = "127.0.0.1:9925"
+
+
+def check_together(document: Document) -> None:
+    """Note what does not fit together: addresses used twice, domains twice, pipelines that do not exist."""
+    _addresses(document)
+    _domains(document)
+    _pipelines(document)
+
+
+def _mapping(value: Any, key: str) -> dict[str, Any]:
+    """The mapping under `key`; an empty one where there is something else, which validation reports."""
+    below = value.get(key) if isinstance(value, dict) else None
+    return below if isinstance(below, dict) else {}
+
+
+def _listeners(document: Document) -> Iterator[tuple[Path, dict[str, Any]]]:
+    values = document.values
+    listeners = values.get("listeners") if isinstance(values, dict) else None
+    for i, listener in enumerate(listeners if isinstance(listeners, list) else []):
+        if isinstance(listener, dict):
+            yield ("listeners", i), listener
+
+
+def _addresses(document: Document) -> None:
+    used: dict[str, str] = {}
+    admin: dict[str, Any] = {"address": ADMIN_ADDRESS, **_mapping(document.values, "admin")}
+    places: list[tuple[Path, dict[str, Any]]] = [(("admin",), admin), *_listeners(document)]
+    for path, place in places:
+        try:
+            address = parse_host_port(place.get("address"))
+        except ValueError:
+            continue
+        if not address.port:
+            continue
+        if str(address) in used:
+            document.refuse((*path, "address"), f"{used[str(address)]} has the same address")
+        used.setdefault(str(address), "admin" if len(path) == 1 else f"listeners[{path[1]}]")
+
+
+def _domains(document: Document) -> None:
+    names: dict[str, str] = {}
+    for written in _mapping(document.values, "domains"):
+        try:
+            name = parse_domain_key(written)
+        except ValueError:
+            continue
+        if name in names:
+            document.refuse(("domains", written), f"is the same domain as {names[name]}")
+        names[name] = written
+
+
+def _pipelines(document: Document) -> None:
+    pipelines = _mapping(document.values, "pipelines")
+    if DEFAULT_PIPELINE in pipelines:
+        document.refuse(
+            ("pipelines", DEFAULT_PIPELINE), "is the name of the top-level pipeline; write it under `pipeline`"
+        )
+    known = {DEFAULT_PIPELINE, *pipelines}
+    users: list[tuple[Path, Any]] = list(_listeners(document))
+    users += [(("domains", name), domain) for name, domain in _mapping(document.values, "domains").items()]
+    for path, user in users:
+        name = user.get("pipeline") if isinstance(user, dict) else None
+        if isinstance(name, str) and name not in known:
+            document.refuse((*path, "pipeline"), f"there is no pipeline {name!r}{did_you_mean(name, sorted(known))}")

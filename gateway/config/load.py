@@ -1,0 +1,100 @@
+"""From a file to a `Config`: read, validate, and say everything that is wrong at once."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Final
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from gateway.config.cross import check_together
+from gateway.config.document import FILE_OCTETS, Document, read
+from gateway.config.model import Config
+from gateway.config.problems import ConfigError, Path, Problem, did_you_mean
+from gateway.config.reference import section_at
+from gateway.config.values import BASE, REFUSED
+
+# Keys of the plan that this version does not have: they deserve better than "unknown key".
+_NOT_BUILT: Final[dict[Path, str]] = {
+    ("spool", "postgres"): "the PostgreSQL spool is not built yet; give spool.path",
+    ("state", "redis"): "the Redis state store is not built yet; give state.path",
+}
+
+_WORDING: Final = {
+    "bool_type": "must be true or false",
+    "dict_type": "must be a mapping of keys to values",
+    "int_type": "must be a whole number",
+    "model_attributes_type": "must be a mapping of keys to values",
+    "model_type": "must be a mapping of keys to values",
+    "string_pattern_mismatch": "must be a name of lower-case letters, digits, - and _",
+    "string_type": "must be text",
+    "too_short": "must have at least one good entry",
+    "tuple_type": "must be a list",
+}
+
+
+def load(path: str) -> Config:
+    """Read and check a configuration file. Raises `ConfigError` with every problem found."""
+    document = read(_text(path), path)
+    if document.values is None:
+        document.values = {}
+    config: Config | None = None
+    try:
+        context = {BASE: os.path.dirname(os.path.abspath(path))}
+        config = Config.model_validate(document.values, context=context)
+    except ValidationError as error:
+        for details in error.errors(include_url=False, include_input=False):
+            _report(document, details)
+    check_together(document)
+    if document.problems or config is None:
+        raise ConfigError(sorted(set(document.problems)))
+    config.attach(document)
+    return config
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON Schema of the configuration file."""
+    schema = Config.model_json_schema(mode="validation")
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Gatepost configuration", **schema}
+
+
+def _text(path: str) -> str:
+    try:
+        with open(path, "rb") as file:
+            data = file.read(FILE_OCTETS + 1)
+    except OSError as error:
+        raise ConfigError([Problem(path, 1, "", f"cannot be read: {error.strerror}")]) from error
+    if len(data) > FILE_OCTETS:
+        raise ConfigError([Problem(path, 1, "", f"larger than {FILE_OCTETS >> 20} MiB")])
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ConfigError([Problem(path, line, "", "not UTF-8")]) from error
+
+
+def _report(document: Document, details: ErrorDetails) -> None:
+    """Turn one validation error into problems with the keys as they stand in the file."""
+    at = document.known(details["loc"])
+    kind = details["type"]
+    match kind:
+        case "default_factory_not_called":
+            return  # follows from another problem
+        case _ if kind == REFUSED:
+            document.refuse((*at, *details["ctx"]["at"]), details["msg"])
+        case "missing":
+            document.refuse((*at, str(details["loc"][-1])), "this key is required")
+        case "extra_forbidden":
+            document.refuse(at, _unknown(at))
+        case "value_error":
+            document.refuse(at, details["msg"].removeprefix("Value error, "))
+        case _:
+            document.refuse(at, _WORDING.get(kind) or details["msg"].replace("Input should be", "must be", 1))
+
+
+def _unknown(at: Path) -> str:
+    if at in _NOT_BUILT:
+        return _NOT_BUILT[at]
+    section = section_at(Config, at[:-1])
+    return f"unknown key{did_you_mean(str(at[-1]), section.model_fields)}" if section else "unknown key"

@@ -1,0 +1,340 @@
+"""Every option of gatepost.yaml, with its default and its meaning: the one truth for file, schema and reference."""
+
+from __future__ import annotations
+
+import os
+import socket
+from enum import StrEnum
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    BeforeValidator,
+    Field,
+    PrivateAttr,
+    WithJsonSchema,
+    model_validator,
+)
+
+from gateway.config.cross import ADMIN_ADDRESS, DEFAULT_PIPELINE
+from gateway.config.document import Document
+from gateway.config.problems import Path, Problem, dotted
+from gateway.config.routes import Domain, Routes
+from gateway.config.values import (
+    Cidr,
+    Count,
+    DomainKey,
+    DomainName,
+    Duration,
+    DurationOrNone,
+    Endpoint,
+    FilePath,
+    Flag,
+    Nameserver,
+    ReadableFile,
+    Secret,
+    Section,
+    Size,
+    between,
+    key_pair_problem,
+    parse_host_port,
+    refuse,
+    section,
+)
+from gateway.pipeline.plan import PipelineError
+from gateway.sdk.options import parse_duration as seconds
+from gateway.sdk.options import parse_size as octets
+from gateway.spool.spool import SpoolOptions
+
+WORKERS_MAX = 64
+
+
+class Role(StrEnum):
+    """Who comes in at a listener."""
+
+    EDGE = "edge"
+
+
+class ListenerTls(Section):
+    """TLS on a listener."""
+
+    certificate: ReadableFile
+    """PEM file with the certificate and its chain."""
+    key: ReadableFile
+    """PEM file with the private key, without a passphrase."""
+    mode: Literal["starttls", "implicit"] = "starttls"
+    """`starttls` offers STARTTLS; `implicit` begins with the handshake."""
+
+    @model_validator(mode="after")
+    def _pair(self) -> Self:
+        if problem := key_pair_problem(self.certificate, self.key):
+            raise refuse(("certificate",), problem)
+        return self
+
+
+class ProxyProtocol(Section):
+    """PROXY protocol, version 1 and 2."""
+
+    trusted: tuple[Cidr, ...] = Field(min_length=1)
+    """Networks of the proxies: the header is required from these and refused from all others."""
+
+
+class Xclient(Section):
+    """Postfix's XCLIENT command."""
+
+    trusted: tuple[Cidr, ...] = Field(min_length=1)
+    """Networks that may use the command; it is offered to nobody else."""
+
+
+def _role(value: Any) -> Any:
+    if value == "submission":
+        raise ValueError("a submission listener is not built yet; edge is")
+    return value
+
+
+class Listener(Section):
+    """One listening socket."""
+
+    address: Endpoint
+    """IP address and port; port 0 takes any free one."""
+    role: Annotated[Role, BeforeValidator(_role), WithJsonSchema({"enum": ["edge"]})] = Role.EDGE
+    """`edge` takes mail from strangers for our domains."""
+    tls: ListenerTls | None = None
+    """Without it, TLS is not offered."""
+    proxy_protocol: ProxyProtocol | None = None
+    """PROXY protocol, version 1 or 2: which networks speak it."""
+    xclient: Xclient | None = None
+    """XCLIENT: which networks may use it."""
+    pipeline: str = "default"
+    """`default` is the top-level pipeline; others by their name under `pipelines`."""
+
+
+class Admin(Section):
+    """The HTTP side: health, metrics, API."""
+
+    address: Endpoint = parse_host_port(ADMIN_ADDRESS)
+    """Where it listens."""
+    token: Secret | None = None
+    """Bearer token of at least 16 characters; required when the address is not a loopback one."""
+
+    @model_validator(mode="after")
+    def _guarded(self) -> Self:
+        if self.token is None and not self.address.ip.is_loopback:
+            raise refuse(("address",), "an address that is not a loopback one needs admin.token")
+        return self
+
+
+class Spool(Section):
+    """Where accepted mail lives until it has left."""
+
+    path: FilePath = "./var/spool"
+    """Directory; made when it is missing."""
+    min_free: Size = octets("100MiB")
+    """With less free space than this, mail is refused with 452."""
+    keep_records: Duration = seconds("7d")
+    """How long decision records are kept."""
+    record: Flag = True
+    """Whether decision records are kept at all."""
+
+    def options(self) -> SpoolOptions:
+        return SpoolOptions(self.path, self.min_free, self.keep_records, self.record)
+
+
+class StateStore(Section):
+    """Small shared state: rates, verified recipients, greylist."""
+
+    path: FilePath = "./var/state"
+    """Directory; made when it is missing."""
+
+
+class DnsOptions(Section):
+    """Where DNS questions go."""
+
+    nameservers: tuple[Nameserver, ...] = ()
+    """IP addresses, with a port unless it is 53; none means the system's."""
+    timeout: Duration = seconds("5s")
+    """For one question, all tries together."""
+
+
+class Limits(Section):
+    """Bounds on what one client, and all of them, may use."""
+
+    message_size: Annotated[Size, between("64KiB", "1GiB")] = octets("50MiB")
+    """Largest message, offered as SIZE; 64 KiB at least (RFC 5321 section 4.5.3.1.7)."""
+    recipients: Count = 100
+    """Recipients of one transaction; the next one gets 452."""
+    sessions: Count = 1000
+    """Open sessions, all workers together; beyond them 421."""
+    sessions_per_client: Annotated[Count, Field(le=65535)] = 50
+    """Open sessions of one client address, all workers together (IPv6: of one /64)."""
+    header_size: Annotated[Size, between("1KiB", "256KiB")] = octets("256KiB")
+    """Largest header section."""
+    received_hops: Count = 50
+    """Received fields before a message counts as looping (RFC 5321 section 6.3)."""
+    errors: Count = 20
+    """Bad commands in one session before 421."""
+    transactions: Count = 1000
+    """Transactions in one session before 421."""
+    command_line: Annotated[Size, between("512B", "64KiB")] = 2048
+    """Longest command line."""
+
+
+class Timeouts(Section):
+    """How long the front door waits."""
+
+    greeting: Duration = seconds("30s")
+    """For the PROXY header."""
+    tls_handshake: Duration = seconds("30s")
+    """For a TLS handshake."""
+    command: Duration = seconds("5m")
+    """For the next command (RFC 5321 section 4.5.3.2.7)."""
+    data_block: Duration = seconds("3m")
+    """For the next block of message content (RFC 5321 section 4.5.3.2.5)."""
+    data_total: Duration = seconds("30m")
+    """For the whole content of one message."""
+    session: Duration = seconds("1h")
+    """For a session as a whole."""
+    drain: Duration = seconds("30s")
+    """Grace for open sessions when the gateway stops."""
+
+
+class Retry(Section):
+    """When a deferred recipient is tried again, and until when."""
+
+    first: Duration = seconds("5m")
+    """After the first failed attempt; doubled each time."""
+    max: Duration = seconds("1h")
+    """The longest pause between attempts."""
+    give_up: Duration = seconds("5d")
+    """After this the recipient has expired (RFC 5321 section 4.5.4.1)."""
+    warn_after: DurationOrNone = seconds("4h")
+    """When the sender is told that it is delayed; 0 for never."""
+
+    @model_validator(mode="after")
+    def _rising(self) -> Self:
+        if self.max < self.first:
+            raise refuse(("max",), "is shorter than retry.first")
+        if self.give_up < self.first:
+            raise refuse(("give_up",), "is shorter than retry.first")
+        return self
+
+
+class QueueOptions(Section):
+    """How deliveries share the machine."""
+
+    active: Count = 1000
+    """Messages in memory at once, per worker."""
+    destination_concurrency: Count = 20
+    """Deliveries to one destination at once, per worker."""
+    connection_messages: Count = 100
+    """Messages over one connection before it is closed."""
+    connection_idle: Duration = seconds("10s")
+    """How long an idle connection is kept."""
+
+
+class Deadlines(Section):
+    """How long the whole pipeline may take at each stage; then `on_error` decides for what is still missing."""
+
+    connect: Duration = seconds("10s")
+    """At connect, before the greeting."""
+    helo: Duration = seconds("10s")
+    """At HELO or EHLO."""
+    mail: Duration = seconds("20s")
+    """At MAIL."""
+    rcpt: Duration = seconds("20s")
+    """At each RCPT."""
+    data: Duration = seconds("20s")
+    """At DATA, before 354."""
+    message: Duration = seconds("60s")
+    """After the final dot; clients wait 10 minutes (RFC 5321 section 4.5.3.2.6)."""
+
+
+class Log(Section):
+    """Log events on standard error."""
+
+    format: Literal["json", "console"] = "console"
+    """`json` for machines, `console` for people."""
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    """The least important level that is written."""
+
+
+Entries = Annotated[tuple[Any, ...], WithJsonSchema({"type": "array", "items": {"type": ["object", "string"]}})]
+PipelineName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
+
+
+class Config(Section):
+    """A whole configuration file. Made by `gateway.config.load`."""
+
+    hostname: DomainName = Field(default_factory=socket.getfqdn)
+    """Our own name, in the greeting, in Received and in EHLO. Default: the machine's."""
+    authserv_id: DomainName = Field(default_factory=lambda data: data["hostname"])
+    """Our name in Authentication-Results (RFC 8601). Default: `hostname`."""
+    workers: Annotated[Count, Field(le=WORKERS_MAX)] = Field(
+        default_factory=lambda: min(os.cpu_count() or 1, WORKERS_MAX)
+    )
+    """Worker processes. Default: one per core."""
+    listeners: tuple[Listener, ...] = Field(min_length=1)
+    """The listening sockets; one at least."""
+    admin: Admin = section()
+    """The HTTP side: health, metrics, API."""
+    spool: Spool = section()
+    """Where accepted mail lives until it has left."""
+    state: StateStore = section()
+    """Small shared state: rates, verified recipients, greylist."""
+    dns: DnsOptions = section()
+    """Where DNS questions go."""
+    limits: Limits = section()
+    """Bounds on what one client, and all of them, may use."""
+    timeouts: Timeouts = section()
+    """How long the front door waits."""
+    bare_newline: Literal["normalize", "reject"] = "normalize"
+    """Bare CR and bare LF in a message: made CRLF, or the message refused."""
+    pipeline: Entries = ()
+    """The default pipeline: plugin and policy entries in judging order."""
+    pipelines: dict[PipelineName, Entries] = {}
+    """More pipelines, by name."""
+    deadlines: Deadlines = section()
+    """How long the whole pipeline may take at each stage."""
+    relay_from: tuple[Cidr, ...] = ()
+    """Networks that may send to any domain. Default: nobody."""
+    domains: dict[DomainKey, Domain] = {}
+    """What we take mail for, and where it goes; `.example.org` stands for all subdomains of example.org."""
+    routes: Routes = section()
+    """Where mail for all other domains goes."""
+    retry: Retry = section()
+    """When a deferred recipient is tried again, and until when."""
+    queue: QueueOptions = section()
+    """How deliveries share the machine."""
+    bounces: Literal["proven", "never"] = "proven"
+    """`proven`: a DSN goes only to relay clients' senders and to those whom SPF proved; other mail that cannot be
+    delivered is put on hold. `never`: all of it is put on hold."""
+    log: Log = section()
+    """Log events on standard error."""
+
+    _document: Document = PrivateAttr(default_factory=lambda: Document("configuration"))
+
+    def attach(self, document: Document) -> None:
+        """Keep the document, for `locate`. Called once by the loader."""
+        self._document = document
+
+    @property
+    def file(self) -> str:
+        """The file it was read from, as the operator named it."""
+        return self._document.file
+
+    @property
+    def all_pipelines(self) -> dict[str, tuple[Any, ...]]:
+        """Every pipeline's raw entries by name, the top-level one as ``default``."""
+        return {DEFAULT_PIPELINE: self.pipeline, **self.pipelines}
+
+    def pipeline_problems(self, name: str, error: PipelineError) -> list[Problem]:
+        """What the pipeline loader found wrong with the entries of pipeline `name`, with file and line."""
+        start: Path = ("pipeline",) if name == DEFAULT_PIPELINE else ("pipelines", name)
+        return [self.problem((*start, *p.path), p.message) for p in error.problems]
+
+    def problem(self, path: Path, message: str) -> Problem:
+        """A problem with the value at `path`, with the file and line where it stands."""
+        return Problem(self.file, self._document.line(path), dotted(path), message)
+
+    def locate(self, path: Path) -> str:
+        """``file:line`` of the value at `path`, or of the nearest thing around it that stands in the file."""
+        return f"{self.file}:{self._document.line(path)}"

@@ -1,0 +1,228 @@
+"""The admin server: health, metrics, drain, and the queue as JSON, in a process of its own.
+
+*Promises*: it reads the board and the spool and never stands in the way of mail. With a token configured, everything
+but the three probes asks for it. Without one it answers only requests that name a loopback host, so that a web page
+open on the same machine can't reach it by a name of its own.
+"""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+import signal
+import socket
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Final, Protocol
+
+import uvicorn
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.multiprocess import MultiProcessCollector
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from gateway.ops import health, log
+from gateway.ops.board import Board
+from gateway.ops.view import ExplainedView, StoredView, explained_json, stored_json
+
+LIMIT_MAX: Final = 1000
+_ID_MAX: Final = 64
+_CONCURRENCY: Final = 64
+
+_log = log.get()
+
+
+class ClaimedView(Protocol):
+    """See `gateway.spool.spool.Claimed`."""
+
+    @property
+    def message(self) -> StoredView: ...
+
+
+class SpoolView(Protocol):
+    """The part of `gateway.spool.spool.Spool` that is asked for here."""
+
+    async def list(self, *, state: Any = None, limit: int = 1000, after: str = "") -> Sequence[StoredView]: ...
+    async def show(self, id: str) -> ClaimedView | None: ...
+    async def explain(self, id: str) -> Sequence[ExplainedView]: ...
+    async def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Deps:
+    """What the admin server is given.
+
+    `drain` starts the drain and returns at once. `open_spool` opens the operator's view, anew for each request, so
+    that it never misses a shard; `spool_error` is what it and its methods raise; `states` is the enum of the
+    spool's states.
+    """
+
+    board: Board
+    token: str
+    drain: Callable[[], None]
+    open_spool: Callable[[], Awaitable[SpoolView]]
+    spool_error: type[Exception]
+    states: type[StrEnum]
+
+
+def run_admin(sock: socket.socket, deps: Deps) -> None:
+    """Serve on a socket that is bound already, until SIGTERM or SIGINT. Blocks; for a process of its own."""
+    config = uvicorn.Config(
+        app(deps),
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        lifespan="off",
+        ws="none",
+        limit_concurrency=_CONCURRENCY,
+        timeout_keep_alive=5,
+        timeout_graceful_shutdown=5,
+    )
+    # uvicorn raises the signal that ended it once more when it is done; that must not end us with an error.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
+    uvicorn.Server(config).run(sockets=[sock])
+
+
+def app(deps: Deps) -> Starlette:
+    """The ASGI application."""
+    server = _Server(deps)
+    probes = [
+        Route("/livez", server.probe(health.live)),
+        Route("/readyz", server.probe(health.ready)),
+        Route("/startupz", server.probe(health.started)),
+    ]
+    guarded: list[tuple[str, str, Handler]] = [
+        ("/metrics", "GET", metrics),
+        ("/drain", "POST", server.drain),
+        ("/api/v1/queue", "GET", server.queue),
+        ("/api/v1/queue/{id}", "GET", server.message),
+        ("/api/v1/explain/{id}", "GET", server.explain),
+    ]
+    routes = probes + [Route(path, server.guard(handler), methods=[method]) for path, method, handler in guarded]
+    return Starlette(routes=routes, exception_handlers={HTTPException: _refusal, Exception: _failure})
+
+
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+class _Server:
+    def __init__(self, deps: Deps) -> None:
+        self._deps = deps
+
+    @asynccontextmanager
+    async def _spool(self) -> AsyncIterator[SpoolView]:
+        """The spool, for one request."""
+        try:
+            spool = await self._deps.open_spool()
+            try:
+                yield spool
+            finally:
+                await spool.close()
+        except self._deps.spool_error as error:
+            _log.warning("admin.spool_unavailable", reason=str(error))
+            raise HTTPException(503, "the spool does not answer; see the log") from error
+
+    def probe(self, check: Callable[[Board, float], health.Health]) -> Handler:
+        async def answer(_: Request) -> Response:
+            # CLOCK_MONOTONIC is one clock for the whole machine: the workers' beats are comparable with it.
+            result = check(self._deps.board, time.monotonic())
+            return JSONResponse(result.to_json(), 200 if result.ok else 503)
+
+        return answer
+
+    def guard(self, handler: Handler) -> Handler:
+        """The handler, for those who may: by token, or without one by naming a loopback host and no foreign origin."""
+
+        async def answer(request: Request) -> Response:
+            token = self._deps.token
+            if token:
+                given = request.headers.get("authorization", "")
+                if not hmac.compare_digest(given.encode(), f"Bearer {token}".encode()):
+                    raise HTTPException(401, "token needed", {"WWW-Authenticate": "Bearer"})
+            elif not _loopback(request.url.hostname or "") or "origin" in request.headers:
+                raise HTTPException(403, "only from this machine, and not from a web page")
+            return await handler(request)
+
+        return answer
+
+    async def drain(self, _: Request) -> Response:
+        _log.info("admin.drain")
+        self._deps.drain()
+        return JSONResponse({"draining": True}, 202)
+
+    async def queue(self, request: Request) -> Response:
+        query = request.query_params
+        wanted = query.get("state")
+        if wanted and wanted not in [state.value for state in self._deps.states]:
+            raise HTTPException(400, f"state is one of {', '.join(self._deps.states)}")
+        limit = query.get("limit", "100")
+        if not (limit.isascii() and limit.isdigit() and 1 <= int(limit[:9]) <= LIMIT_MAX):
+            raise HTTPException(400, f"limit is a number from 1 to {LIMIT_MAX}")
+        state = self._deps.states(wanted) if wanted else None
+        after = _id(query.get("after", ""))
+        async with self._spool() as spool:
+            messages = await spool.list(state=state, limit=int(limit), after=after)
+        following = messages[-1].id if len(messages) == int(limit) else None
+        return JSONResponse({"messages": [stored_json(m) for m in messages], "next": following})
+
+    async def message(self, request: Request) -> Response:
+        id = _id(request.path_params["id"])
+        async with self._spool() as spool:
+            claimed = await spool.show(id)
+        if claimed is None:
+            raise HTTPException(404, "no such message in the spool")
+        return JSONResponse(stored_json(claimed.message))
+
+    async def explain(self, request: Request) -> Response:
+        id = _id(request.path_params["id"])
+        async with self._spool() as spool:
+            found = await spool.explain(id)
+        if not found:
+            raise HTTPException(404, "no record of this id")
+        return JSONResponse([explained_json(e) for e in found])
+
+
+async def metrics(request: Request) -> Response:
+    """All processes' metrics, in the text form or as OpenMetrics, as the client asks."""
+    return await run_in_threadpool(_metrics, request.headers.get("accept", ""))
+
+
+def _metrics(accept: str) -> Response:
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+    encoder, content_type = choose_encoder(accept)
+    return Response(encoder(registry), media_type=content_type)
+
+
+def _id(text: str) -> str:
+    if len(text) > _ID_MAX or not ((text.isascii() and text.isalnum()) or not text):
+        raise HTTPException(400, "that is no id")
+    return text
+
+
+def _loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+async def _refusal(_: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return JSONResponse({"error": error.detail}, error.status_code, dict(error.headers or {}))
+
+
+async def _failure(_: Request, error: Exception) -> Response:
+    _log.error("admin.failed", exc_info=error)
+    return JSONResponse({"error": "internal error; see the log"}, 500)

@@ -1,0 +1,300 @@
+"""Loading a pipeline: from the entries of the configuration to plugins, policies and their plan.
+
+An entry is a name, or a mapping of a name to its options with these keys beside it: `shadow`, and for plugins
+`timeout`, `on_error` and `policy`. Ours and everybody else's are found alike, by entry point.
+
+*Fails by*: `PipelineError`, which holds every problem with its place in the list.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from pydantic import ValidationError
+
+from gateway.ops import log
+from gateway.pipeline.catalog import Catalog, Listed, describe
+from gateway.pipeline.lookup import House
+from gateway.pipeline.plan import DEFAULT_TIMEOUT, Entry, OnError, Path, PipelineError, Plan, Row, StageDeadlines, make
+from gateway.pipeline.runner import Meters, PipelineSession
+from gateway.sdk.options import OptionsModel, parse_duration
+from gateway.sdk.plugin import Plugin
+from gateway.sdk.policy import Policy
+from gateway.sdk.services import Services
+
+__all__ = ["Catalog", "Listed", "Pipeline", "PipelineError", "Row", "StageDeadlines", "load"]
+
+NO_POLICY: Final = "none"
+
+_PLUGIN_KEYS: Final = ("shadow", "timeout", "on_error", "policy")
+_POLICY_KEYS: Final = ("shadow",)
+_LONGEST_TIMEOUT: Final = 600.0
+
+_log = log.get()
+
+
+@dataclass(frozen=True, slots=True)
+class Pipeline:
+    """A loaded pipeline. Serves many sessions at once; a reload makes a new one beside it."""
+
+    name: str
+    entries: tuple[Entry, ...]
+    _plan: Plan
+    _house: House
+    _meters: Meters
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is nothing to ask at any stage."""
+        return self._plan.empty
+
+    def table(self) -> tuple[Row, ...]:
+        """Who is asked what, stage by stage; ``gatepost pipeline`` prints it."""
+        return self._plan.table()
+
+    async def start(self) -> None:
+        """Start the plugins, in order. Raises `PipelineError` when one refuses; those before it are closed."""
+        started: list[Entry] = []
+        for entry in self.entries:
+            if entry.plugin is None:
+                continue
+            try:
+                await entry.plugin.start()
+            except Exception as error:
+                await self._close(started)
+                raise PipelineError(f"{entry.name} does not start: {describe(error)}", entry.path) from error
+            started.append(entry)
+
+    async def close(self) -> None:
+        """End what still runs and close the plugins, last first. Sessions must be closed before."""
+        await self._house.tasks.cancel()
+        await self._close([entry for entry in self.entries if entry.plugin])
+
+    async def _close(self, entries: Sequence[Entry]) -> None:
+        for entry in reversed(entries):
+            try:
+                if entry.plugin:
+                    await entry.plugin.close()
+            except Exception as error:  # noqa: BLE001 - one plugin's trouble must not keep the others open
+                _log.error("plugin.close_failed", plugin=entry.name, exc_info=error)
+
+    def open(self) -> PipelineSession:
+        """Begin a session."""
+        return PipelineSession(self._plan, self._house, self._meters)
+
+
+def load(
+    name: str,
+    entries: Sequence[Any],
+    services: Services,
+    *,
+    known: Catalog,
+    deadlines: StageDeadlines = StageDeadlines(),  # noqa: B008 - frozen
+    worker_slots: asyncio.Semaphore | None = None,
+) -> Pipeline:
+    """Make the pipeline `name` from its entries in the configuration. Raises `PipelineError`.
+
+    `worker_slots` bounds look-ups over several pipelines together; without it the pipeline has its own.
+    """
+    reader = _Reader(services, known)
+    made = tuple(entry for i, raw in enumerate(entries) if (entry := reader.entry(i, raw)))
+    if reader.problems:
+        first = reader.problems[0]
+        raise PipelineError(first.message, first.path, reader.problems)
+    plan = make(made, deadlines, known.giving)
+    return Pipeline(name, made, plan, House(made, services.clock, worker_slots), Meters())
+
+
+class _Reader:
+    """Reads entries one by one and collects what is wrong with them."""
+
+    def __init__(self, services: Services, known: Catalog) -> None:
+        self.problems: list[PipelineError] = []
+        self._services = services
+        self._known = known
+        self._names: dict[str, int] = {}
+
+    def entry(self, index: int, raw: Any) -> Entry | None:
+        """The entry, or None when something is wrong with it."""
+        before = len(self.problems)
+        split = self._split(index, raw)
+        if split is None:
+            return None
+        name, options, keys = split
+        path: Path = (index,) if isinstance(raw, str) else (index, name)
+        plugin, policy = self._find(name, path)
+        entry: Entry | None = None
+        if plugin:
+            entry = self._plugin_entry(index, name, plugin, options, keys, path)
+        elif policy:
+            for key in keys.keys() - set(_POLICY_KEYS):
+                self._refuse(f"{name} is a policy, and {key} is for plugins", (index, key))
+            if made := self._policy(name, policy, options, path):
+                entry = Entry(index, self._unique(name), None, made, name, path=path, policy_path=path)
+        if entry:
+            shadow = keys.get("shadow", False)
+            if not isinstance(shadow, bool):
+                self._refuse("expected true or false", (index, "shadow"))
+            elif shadow:
+                entry = replace(entry, shadow=True)
+        return entry if len(self.problems) == before else None
+
+    def _refuse(self, message: str, path: Path) -> None:
+        self.problems.append(PipelineError(message, path))
+
+    def _split(self, index: int, raw: Any) -> tuple[str, Any, dict[str, Any]] | None:
+        """An entry's name, its options and the keys beside it."""
+        if isinstance(raw, str):
+            return raw, None, {}
+        if not isinstance(raw, Mapping):
+            self._refuse("expected the name of a plugin or policy, or a mapping with one", (index,))
+            return None
+        names = [key for key in raw if key not in _PLUGIN_KEYS]
+        if not names:
+            self._refuse("names no plugin or policy", (index,))
+            return None
+        if len(names) > 1:
+            # The first one that is installed is meant as the name; what is wrong is the other.
+            meant = next((n for n in names if n in self._known.names), names[0])
+            other = next(n for n in names if n != meant)
+            keys = ", ".join(_PLUGIN_KEYS)
+            self._refuse(
+                f"an entry has one plugin or policy, and this has {meant} already; beside it: {keys}", (index, other)
+            )
+            return None
+        return str(names[0]), raw[names[0]], {key: raw[key] for key in raw if key != names[0]}
+
+    def _find(self, name: str, path: Path) -> tuple[type[Plugin] | None, type[Policy] | None]:
+        try:
+            plugin, policy = self._known.plugin(name), self._known.policy(name)
+        except Exception as error:  # noqa: BLE001 - importing somebody's module may raise anything; it is reported
+            self._refuse(f"{name} cannot be loaded: {describe(error)}", path)
+            return None, None
+        if not plugin and not policy:
+            self._refuse(f"no plugin or policy is called {name}{_did_you_mean(name, self._known.names)}", path)
+        return plugin, policy
+
+    def _plugin_entry(
+        self, index: int, name: str, plugin: type[Plugin], raw: Any, keys: dict[str, Any], path: Path
+    ) -> Entry | None:
+        timeout = self._timeout(keys, index)
+        on_error = self._on_error(keys, index)
+        options = self._options(plugin.Options, raw, path)
+        if options is None:
+            return None
+        try:
+            made = plugin(options, self._services)  # type: ignore[arg-type]  # an instance of plugin.Options
+        except Exception as error:  # noqa: BLE001 - what a plugin's constructor raises is reported with its place
+            self._refuse(f"{name} cannot be made: {describe(error)}", path)
+            return None
+        policy_path: Path = (index, "policy") if "policy" in keys else path
+        policy_name, policy = self._policy_of(name, plugin, options, keys, policy_path)
+        unique = self._unique(name)
+        return Entry(index, unique, made, policy, policy_name, False, timeout, on_error, path, policy_path)
+
+    def _policy_of(
+        self, name: str, plugin: type[Plugin], options: OptionsModel, keys: dict[str, Any], path: Path
+    ) -> tuple[str, Policy | None]:
+        """A plugin entry's policy: its own by default, or the one that `policy` names (with options), or none."""
+        if "policy" not in keys:
+            default = plugin.policy
+            return (getattr(default, "name", name), default(options)) if default else ("", None)
+        wanted, raw = keys["policy"], None
+        if isinstance(wanted, Mapping) and len(wanted) == 1:
+            wanted, raw = next(iter(wanted.items()))
+        if wanted == NO_POLICY:
+            return "", None
+        if not isinstance(wanted, str):
+            self._refuse(f"expected the name of a policy, a mapping of it to its options, or {NO_POLICY}", path)
+            return "", None
+        plugin_instead, policy = self._find(wanted, path)
+        if plugin_instead:
+            self._refuse(f"{wanted} is a plugin, not a policy", path)
+        return wanted, self._policy(wanted, policy, raw, path) if policy else None
+
+    def _policy(self, name: str, policy: type[Policy], raw: Any, path: Path) -> Policy | None:
+        options = self._options(policy.Options, raw, path)
+        if options is None:
+            return None
+        try:
+            return policy(options)
+        except Exception as error:  # noqa: BLE001 - what a policy's constructor raises is reported with its place
+            self._refuse(f"{name} cannot be made: {describe(error)}", path)
+            return None
+
+    def _unique(self, name: str) -> str:
+        """The entry's name in records and metrics: ``milter``, and for the second one ``milter#2``."""
+        count = self._names[name] = self._names.get(name, 0) + 1
+        return name if count == 1 else f"{name}#{count}"
+
+    def _timeout(self, keys: dict[str, Any], index: int) -> float:
+        if "timeout" not in keys:
+            return DEFAULT_TIMEOUT
+        try:
+            seconds = parse_duration(keys["timeout"])
+        except ValueError as error:
+            self._refuse(str(error), (index, "timeout"))
+            return DEFAULT_TIMEOUT
+        if not 0 < seconds <= _LONGEST_TIMEOUT:
+            self._refuse("must be more than 0 and at most 10m", (index, "timeout"))
+        return seconds
+
+    def _on_error(self, keys: dict[str, Any], index: int) -> OnError:
+        wanted = keys.get("on_error", OnError.DEFER)
+        if wanted not in list(OnError):
+            self._refuse(f"expected {', '.join(OnError)}", (index, "on_error"))
+            return OnError.DEFER
+        return OnError(wanted)
+
+    def _options(self, model: type[OptionsModel], raw: Any, path: Path) -> OptionsModel | None:
+        if raw is not None and not isinstance(raw, Mapping):
+            self._refuse("expected options: a mapping, or nothing", path)
+            return None
+        try:
+            return model.model_validate({} if raw is None else raw)
+        except ValidationError as error:
+            for problem in error.errors(include_url=False, include_context=False, include_input=False):
+                self._refuse(_wording(problem, model), path + _existing(problem, raw))
+        except Exception as error:  # noqa: BLE001 - a validator of somebody's options may raise anything
+            self._refuse(describe(error), path)
+        return None
+
+
+def _wording(problem: Mapping[str, Any], model: type[OptionsModel]) -> str:
+    location = problem["loc"]
+    if problem["type"] == "extra_forbidden":
+        known = tuple(model.model_fields) if len(location) == 1 else ()
+        return f"unknown option{_did_you_mean(str(location[-1]), known)}"
+    if problem["type"] == "missing":
+        return f"{location[-1]} must be given"
+    message: str = problem["msg"]
+    return message.removeprefix("Value error, ")
+
+
+def _existing(problem: Mapping[str, Any], raw: Any) -> Path:
+    """The part of a validation error's location that stands in `raw`: keys and places, without pydantic's own words.
+
+    A missing option is named all the same.
+    """
+    path: Path = ()
+    value = raw
+    for part in problem["loc"]:
+        if isinstance(value, Mapping) and part in value:
+            value = value[part]
+        elif isinstance(value, Sequence) and not isinstance(value, str) and isinstance(part, int) and part < len(value):
+            value = value[part]
+        else:
+            continue
+        path += (part,)
+    return (*path, problem["loc"][-1]) if problem["type"] == "missing" else path
+
+
+def _did_you_mean(name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    if near:
+        return f"; did you mean {near[0]}?"
+    return f"; there are {', '.join(known)}" if known else ""

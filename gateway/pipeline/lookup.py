@@ -1,0 +1,355 @@
+"""One look-up: a finder run once, in its bounds, ending in a finding or in a fault.
+
+*Promises*: every look-up that began is settled, by its finder, by its entry's timeout or by whoever calls it off, even
+when the plugin does not let itself be cancelled. Raising, timing out and answering garbage are one kind of end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, Final
+
+from gateway.ops import log
+from gateway.ops.metrics import FINDINGS, PLUGIN_SECONDS
+from gateway.pipeline.breaker import Breaker
+from gateway.pipeline.plan import Entry, Node, Scope
+from gateway.pipeline.record import Trace
+from gateway.sdk.findings import Finding
+from gateway.sdk.services import Clock
+from gateway.services.tasks import Tasks
+
+if TYPE_CHECKING:
+    from gateway.mail.envelope import Recipient
+    from gateway.mail.session import Session
+    from gateway.sdk.stage import Message, Transaction
+
+SESSION_LOOKUPS: Final = 32
+WORKER_LOOKUPS: Final = 500
+_DETAIL: Final = 300
+
+_log = log.get()
+
+
+class FaultKind(StrEnum):
+    """How a look-up failed."""
+
+    ERROR = "error"
+    TIMEOUT = "timeout"
+    GARBAGE = "garbage"
+    """It answered something that is not the finding it had promised."""
+    BREAKER = "breaker"
+    """Not begun: it failed too often just now."""
+    DEADLINE = "deadline"
+    """The stage was over before it was done."""
+    DEPENDENCY = "dependency"
+    """Not begun: something it needs failed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """A failed look-up. `entry` is the one at fault, whose `on_error` decides."""
+
+    entry: Entry
+    kind: FaultKind
+    detail: str
+
+    def __str__(self) -> str:
+        return f"{self.entry.name}: {self.kind}: {self.detail}" if self.detail else f"{self.entry.name}: {self.kind}"
+
+
+class Slots:
+    """How many look-ups may run at once: so many per session, and so many in the worker."""
+
+    __slots__ = ("_session", "_worker")
+
+    def __init__(self, worker: asyncio.Semaphore) -> None:
+        self._session = asyncio.Semaphore(SESSION_LOOKUPS)
+        self._worker = worker
+
+    async def take(self) -> None:
+        await self._session.acquire()
+        try:
+            await self._worker.acquire()
+        except BaseException:
+            self._session.release()
+            raise
+
+    def give(self) -> None:
+        self._worker.release()
+        self._session.release()
+
+
+class House:
+    """What all sessions of a pipeline share: tasks, breakers, slots, clock, bound metrics."""
+
+    __slots__ = ("_ended", "_seconds", "breakers", "clock", "tasks", "worker_slots")
+
+    def __init__(self, entries: Sequence[Entry], clock: Clock, worker_slots: asyncio.Semaphore | None) -> None:
+        self.tasks = Tasks()
+        self.clock = clock
+        self.breakers = tuple(Breaker(entry.name, clock) for entry in entries)
+        self.worker_slots = worker_slots or asyncio.Semaphore(WORKER_LOOKUPS)
+        self._seconds: dict[Node, Any] = {}
+        self._ended: dict[tuple[str, str], Any] = {}
+
+    def count(self, node: Node, outcome: str, seconds: float | None) -> None:
+        """Count one look-up's end; `seconds` is None when its finder was never called."""
+        name = node.entry.name
+        if seconds is not None:
+            if (histogram := self._seconds.get(node)) is None:
+                histogram = self._seconds[node] = PLUGIN_SECONDS.labels(name, node.stage.value)
+            histogram.observe(seconds)
+        if (counter := self._ended.get((name, outcome))) is None:
+            counter = self._ended[name, outcome] = FINDINGS.labels(name, outcome)
+        counter.inc()
+
+
+class Memo:
+    """The look-ups of one scope by node number, and the trace they are written to."""
+
+    __slots__ = ("lookups", "trace")
+
+    def __init__(self, trace: Trace) -> None:
+        self.lookups: dict[int, Lookup] = {}
+        self.trace = trace
+
+    def call_off(self) -> list[asyncio.Task[Any]]:
+        """Call off what is not settled and forget all; gives the tasks, which may need a moment to end."""
+        tasks = [found.call_off() for found in self.lookups.values() if not found.settled]
+        self.lookups.clear()
+        return tasks
+
+
+class Moment:
+    """What is known when a stage is reached: the inputs in the order of `plan.INPUTS`, and the memos by scope."""
+
+    __slots__ = ("given", "house", "memos", "slots")
+
+    def __init__(
+        self,
+        house: House,
+        slots: Slots,
+        memos: tuple[Memo, ...],
+        session: Session,
+        txn: Transaction | None = None,
+        recipient: Recipient | None = None,
+        message: Message | None = None,
+    ) -> None:
+        self.house = house
+        self.slots = slots
+        self.memos = memos
+        self.given = (session, txn, recipient, message, None)
+
+    def lookup(self, node: Node) -> Lookup | None:
+        """The node's look-up, begun if it was not. None for an action whose turn has not come: it never jumps it."""
+        found = self.memos[node.scope].lookups.get(node.index)
+        if found is None and not node.finder.acts:
+            found = self.begin(node)
+        return found
+
+    def begin(self, node: Node) -> Lookup:
+        """Begin the node's look-up, and before it those it needs."""
+        for source in node.sources:
+            if isinstance(source, Node):
+                self.lookup(source)
+        memo = self.memos[node.scope]
+        lookup = memo.lookups[node.index] = Lookup(node, self)
+        memo.trace.finding(lookup.note)
+        return lookup
+
+
+class Lookup:
+    """One run of a finder. Settled with neither value nor fault, there is nothing to know: it was not its turn."""
+
+    __slots__ = (
+        "_began",
+        "_holds_slot",
+        "_moment",
+        "_permit",
+        "_task",
+        "_timer",
+        "_woken",
+        "fault",
+        "node",
+        "note",
+        "settled",
+        "value",
+    )
+
+    def __init__(self, node: Node, moment: Moment) -> None:
+        self.node = node
+        self.value: Finding | None = None
+        self.fault: Fault | None = None
+        self.settled = False
+        self.note: dict[str, Any] = {
+            "stage": node.stage.value,
+            "plugin": node.entry.name,
+            "finding": node.finder.finding.__name__,
+        }
+        if node.scope is Scope.RECIPIENT:
+            self.note["recipient"] = str(moment.given[2].address) if moment.given[2] else ""
+        self._moment = moment
+        self._began: float | None = None
+        self._permit = 0
+        self._holds_slot = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._woken: asyncio.Future[None] | None = None
+        self._task = moment.house.tasks.start(self._run(), name=node.label)
+
+    async def wait(self, seconds: float | None = None) -> bool:
+        """Wait until it is settled, at most so long; says whether it is. Does not end it."""
+        if not self.settled and (seconds is None or seconds > 0):
+            if self._woken is None:
+                self._woken = asyncio.get_running_loop().create_future()
+            # Not `await`: that would hand the waiter's own cancellation on to everybody else who waits.
+            await asyncio.wait((self._woken,), timeout=seconds)
+        return self.settled
+
+    def awaited(self) -> Lookup:
+        """The look-up that this one really waits for: itself once it runs, else one it needs."""
+        if self._began is None:
+            for source in self.node.sources:
+                found = self._moment.lookup(source) if isinstance(source, Node) else None
+                if found is not None and not found.settled:
+                    return found.awaited()
+        return self
+
+    def cut(self, deadline: float) -> Fault:
+        """End it because its stage of `deadline` seconds is over."""
+        awaited = self.awaited()
+        ran = self._ran()
+        fault = Fault(awaited.node.entry, FaultKind.DEADLINE, f"not done within {deadline:g}s")
+        # It is to blame only if the stage's time was its own and not spent by others before it.
+        self._settle(fault=fault, blame=ran is not None and ran * 2 >= deadline)
+        self._report(fault, None)
+        self._task.cancel()
+        return fault
+
+    def call_off(self) -> asyncio.Task[Any]:
+        """End it because nobody wants it any more."""
+        self._settle(quiet=True)
+        self._task.cancel()
+        return self._task
+
+    async def _run(self) -> None:
+        try:
+            await self._find()
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if self.settled or (task and task.cancelling()):
+                self._settle(quiet=True)
+                raise
+            self._fail(FaultKind.ERROR, "it was cancelled from within")
+        except Exception as error:  # noqa: BLE001 - whatever a plugin raises is a fault of its entry, and logged
+            self._fail(FaultKind.ERROR, f"{type(error).__name__}: {error}", error)
+
+    async def _find(self) -> None:
+        arguments = await self._arguments()
+        if arguments is None:
+            return
+        node, moment = self.node, self._moment
+        self._permit = moment.house.breakers[node.entry.index].ask()
+        if not self._permit:
+            self._settle(fault=Fault(node.entry, FaultKind.BREAKER, "it failed too often just now"))
+            return
+        await moment.slots.take()
+        self._holds_slot = True
+        self._began = moment.house.clock.monotonic()
+        self._timer = asyncio.get_running_loop().call_later(node.entry.timeout, self._expire)
+        value = await node.method(*arguments)
+        if self.settled:
+            return
+        if not isinstance(value, node.finder.finding):
+            expected = node.finder.finding.__name__
+            self._fail(FaultKind.GARBAGE, f"it answered {type(value).__name__} instead of {expected}")
+            return
+        self.note["value"] = value.to_json()
+        self._settle(value=value)
+
+    async def _arguments(self) -> list[Any] | None:
+        """What the finder takes; None when that is not to be had, and then this look-up is settled too."""
+        arguments: list[Any] = []
+        for source in self.node.sources:
+            if not isinstance(source, Node):
+                arguments.append(self._moment.given[source])
+                continue
+            needed = self._moment.lookup(source)
+            if needed is not None and not needed.settled:
+                await needed.wait()
+            if needed is None or needed.value is None:
+                self._settle(fault=needed.fault if needed else None)
+                return None
+            arguments.append(needed.value)
+        return arguments
+
+    def _expire(self) -> None:
+        self._fail(FaultKind.TIMEOUT, f"no answer within {self.node.entry.timeout:g}s")
+        self._task.cancel()
+
+    def _fail(self, kind: FaultKind, detail: str, error: Exception | None = None) -> None:
+        if not self.settled:
+            fault = Fault(self.node.entry, kind, detail[:_DETAIL])
+            self._settle(fault=fault, blame=True)
+            self._report(fault, error)
+
+    def _ran(self) -> float | None:
+        return None if self._began is None else max(0.0, self._moment.house.clock.monotonic() - self._began)
+
+    def _settle(
+        self, *, value: Finding | None = None, fault: Fault | None = None, blame: bool = False, quiet: bool = False
+    ) -> None:
+        """The end, whichever comes first. `blame` counts it against the entry; `quiet` leaves the note open."""
+        if self.settled:
+            return
+        self.settled = True
+        self.value, self.fault = value, fault
+        if self._timer:
+            self._timer.cancel()
+        if self._holds_slot:
+            self._moment.slots.give()
+        if self._permit:
+            self._tell_breaker(blame)
+        if not quiet:
+            self._write()
+        if self._woken and not self._woken.done():
+            self._woken.set_result(None)
+
+    def _tell_breaker(self, blame: bool) -> None:
+        breaker = self._moment.house.breakers[self.node.entry.index]
+        if self.value is not None:
+            breaker.passed(self._permit)
+        elif blame:
+            breaker.failed(self._permit)
+        else:
+            breaker.withdrawn(self._permit)
+
+    def _write(self) -> None:
+        """Complete the note in the trace, and count."""
+        ran = self._ran()
+        self.note["ms"] = round((ran or 0.0) * 1000, 2)
+        outcome = "ok"
+        if self.fault:
+            own = self.fault.entry is self.node.entry
+            self.note["fault"] = outcome = (self.fault.kind if own else FaultKind.DEPENDENCY).value
+            self.note["detail"] = self.fault.detail if own else str(self.fault)
+        elif self.value is None:
+            self.note["missing"] = True
+            outcome = "missing"
+        self._moment.house.count(self.node, outcome, ran)
+
+    def _report(self, fault: Fault, error: Exception | None) -> None:
+        """One warning per fault; a plugin that goes on failing is silenced by its breaker."""
+        session, txn, *_ = self._moment.given
+        _log.warning(
+            "plugin.fault",
+            plugin=fault.entry.name,
+            stage=self.node.stage.value,
+            fault=fault.kind.value,
+            reason=fault.detail,
+            session=session.id,
+            id=txn.id if txn else session.id,
+            exc_info=error,
+        )

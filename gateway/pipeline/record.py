@@ -1,0 +1,148 @@
+"""The decision record: what was asked, what was found, what was decided, and how it ended.
+
+A record is a JSON object with these keys:
+
+``v``           1, the version of this format
+``id``          queue id or transaction id; the session id when no transaction was begun
+``session``     session id
+``time``        when the transaction (or the session) began, epoch seconds
+``listener``    name of the listener
+``client``      ``ip``, ``port``, ``peer`` (the TCP peer, where it is another), ``name`` (as a trusted XCLIENT gave it)
+``tls``         ``version``, ``cipher``, ``sni``; null in the clear
+``helo``        the HELO or EHLO name, ``""`` before it
+``sender``      the sender; ``"<>"`` for the null sender; null before MAIL
+``recipients``  one object per RCPT: ``address`` and the ``reply`` it got
+``size``        octets of content, 0 when none came
+``findings``    ``stage``, ``plugin``, ``finding``, ``ms`` and ``value``; or ``fault`` and ``detail``; or ``pending``
+                true when it was not waited for; ``recipient`` where it was found for one
+``verdicts``    ``stage``, ``plugin``, ``policy``, ``version``, ``action``, ``shadow``; where there are: ``reply``,
+                ``reason``, ``edits``, ``recipient``. ``policy`` is ``on_error`` where a fault decided
+``edits``       the patch list that was applied to the message
+``outcome``     one of `Outcome`
+``reply``       the reply that ended it
+``pipeline``    name of the pipeline
+
+Both lists begin with the session's own (connect, helo). A list that grew too long ends in ``{"truncated": true}``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from enum import StrEnum
+from typing import Any, Final
+
+from gateway.mail.address import NULL_SENDER, Sender
+from gateway.mail.message import Edit, edit_json
+from gateway.mail.session import Session
+
+VERSION: Final = 1
+LIMIT: Final = 500
+"""Findings, and verdicts, that one trace keeps."""
+
+_TRUNCATED: Final[dict[str, Any]] = {"truncated": True}
+
+
+class Outcome(StrEnum):
+    """How a transaction ended."""
+
+    ACCEPTED = "accepted"
+    REJECTED = "rejected"
+    DEFERRED = "deferred"
+    DISCARDED = "discarded"
+    QUARANTINED = "quarantined"
+    ABORTED = "aborted"
+    """The client gave it up: RSET, a new HELO, QUIT."""
+    DISCONNECTED = "disconnected"
+    """The connection was lost, or a policy cut it."""
+
+
+class Trace:
+    """Findings and verdicts of a session or a transaction, as the record keeps them, in the order they began.
+
+    A finding's entry is put in when its look-up begins and completed in place when it ends.
+    """
+
+    __slots__ = ("findings", "verdicts")
+
+    def __init__(self) -> None:
+        self.findings: list[dict[str, Any]] = []
+        self.verdicts: list[dict[str, Any]] = []
+
+    def finding(self, note: dict[str, Any]) -> None:
+        _append(self.findings, note)
+
+    def verdict(self, note: dict[str, Any]) -> None:
+        _append(self.verdicts, note)
+
+    def forget(self, note: dict[str, Any]) -> None:
+        """Take a finding's entry out: it is going to be looked up again."""
+        self.findings[:] = [kept for kept in self.findings if kept is not note]
+
+
+def _append(notes: list[dict[str, Any]], note: dict[str, Any]) -> None:
+    if len(notes) < LIMIT:
+        notes.append(note)
+    elif notes[-1] is not _TRUNCATED:
+        notes.append(_TRUNCATED)
+
+
+def build(
+    *,
+    session: Session,
+    id: str,
+    started: float,
+    pipeline: str,
+    traces: Iterable[Trace],
+    outcome: Outcome | str,
+    reply: str,
+    sender: Sender | None = None,
+    recipients: Sequence[tuple[str, str]] = (),
+    size: int = 0,
+    edits: Sequence[Edit] = (),
+) -> dict[str, Any]:
+    """The record of a transaction, or of a session that had none. See the module's docstring for the format.
+
+    `sender` is None before MAIL; `recipients` are pairs of address and reply; `traces` come session first
+    (`traces` of a pipeline's session or transaction). The record is a copy: what ends later does not change it.
+    """
+    traces = tuple(traces)
+    return {
+        "v": VERSION,
+        "id": id,
+        "session": session.id,
+        "time": round(started, 3),
+        "listener": session.listener,
+        "client": _client(session),
+        "tls": _tls(session),
+        "helo": session.helo,
+        "sender": "<>" if sender is NULL_SENDER else str(sender) if sender is not None else None,
+        "recipients": [{"address": address, "reply": answer} for address, answer in recipients],
+        "size": size,
+        "findings": [_ended(note) for trace in traces for note in trace.findings],
+        "verdicts": [dict(note) for trace in traces for note in trace.verdicts],
+        "edits": [edit_json(edit) for edit in edits],
+        "outcome": Outcome(outcome).value,
+        "reply": reply,
+        "pipeline": pipeline,
+    }
+
+
+def _client(session: Session) -> dict[str, Any]:
+    out: dict[str, Any] = {"ip": str(session.client), "port": session.client_port}
+    if session.peer != session.client:
+        out["peer"] = str(session.peer)
+    if session.name:
+        out["name"] = session.name
+    return out
+
+
+def _tls(session: Session) -> dict[str, Any] | None:
+    tls = session.tls
+    return {"version": tls.version, "cipher": tls.cipher, "sni": tls.sni} if tls else None
+
+
+def _ended(note: dict[str, Any]) -> dict[str, Any]:
+    out = dict(note)
+    if "ms" not in out and note is not _TRUNCATED:
+        out["pending"] = True
+    return out

@@ -1,0 +1,352 @@
+"""Running a pipeline for one session: look-ups begun early, policies asked in order.
+
+*Promises*: the first decisive verdict in list order wins, whatever finishes first. A stage waits no longer than its
+deadline. What a shadow entry says is recorded and nothing else. A fault is decided by `on_error` of the entry at
+fault, a broken policy defers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from gateway.mail.envelope import Recipient
+from gateway.mail.message import AddHeader, ChangeHeader, DeleteHeader, Edit
+from gateway.mail.session import Session
+from gateway.ops import log
+from gateway.ops.metrics import STAGE_SECONDS, VERDICTS
+from gateway.pipeline.lookup import Fault, FaultKind, House, Lookup, Memo, Moment, Slots
+from gateway.pipeline.plan import Entry, Node, OnError, Plan, Scope, StagePlan, Step
+from gateway.pipeline.record import Trace
+from gateway.sdk.stage import Message, Stage, Transaction
+from gateway.sdk.verdict import PROCEED, Action, Verdict, defer, reject
+
+ON_ERROR: Final = "on_error"
+"""Stands for the policy where a fault decided."""
+
+_FAREWELL: Final = 1.0
+"""Seconds that called-off look-ups get to end before their transaction goes on without them."""
+
+_EDITS: Final = (AddHeader, ChangeHeader, DeleteHeader)
+
+_log = log.get()
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What a stage came to. `entry` and `policy` say whose verdict it is, and are empty when nobody was decisive.
+
+    `edits` are those of all applied verdicts at stage `message`, in order.
+    """
+
+    verdict: Verdict
+    entry: str = ""
+    policy: str = ""
+    edits: tuple[Edit, ...] = ()
+
+
+PROCEEDED: Final = Decision(PROCEED)
+
+
+@dataclass(frozen=True, slots=True)
+class _Said:
+    """An entry's answer at a stage. `of` is the entry that the record names, which may be another's that failed."""
+
+    verdict: Verdict
+    of: Entry
+    policy: str
+    version: str
+    shadow: bool
+
+
+class Meters:
+    """Bound metrics of stages and verdicts."""
+
+    __slots__ = ("_stages", "_verdicts")
+
+    def __init__(self) -> None:
+        self._stages: dict[Stage, Any] = {}
+        self._verdicts: dict[tuple[Stage, str, Action, bool], Any] = {}
+
+    def stage(self, stage: Stage, seconds: float) -> None:
+        if (histogram := self._stages.get(stage)) is None:
+            histogram = self._stages[stage] = STAGE_SECONDS.labels(stage.value)
+        histogram.observe(seconds)
+
+    def verdict(self, stage: Stage, said: _Said) -> None:
+        key = (stage, said.of.name, said.verdict.action, said.shadow)
+        if (counter := self._verdicts.get(key)) is None:
+            shadow = "true" if said.shadow else "false"
+            counter = VERDICTS.labels(stage.value, said.of.name, said.verdict.action.value, shadow)
+            self._verdicts[key] = counter
+        counter.inc()
+
+
+class PipelineSession:
+    """One session's way through a pipeline. Made by `Pipeline.open`; methods are called in SMTP order.
+
+    `connect` again (after XCLIENT) forgets everything, `helo` again forgets what came from HELO on.
+    """
+
+    __slots__ = ("_begun", "_helo", "_house", "_meters", "_plan", "_slots", "_whole")
+
+    def __init__(self, plan: Plan, house: House, meters: Meters) -> None:
+        self._plan = plan
+        self._house = house
+        self._meters = meters
+        self._slots = Slots(house.worker_slots)
+        self._whole = Memo(Trace())
+        self._helo = Memo(Trace())
+        self._begun = 0
+
+    @property
+    def traces(self) -> tuple[Trace, ...]:
+        """What the session itself found and decided: at connect, and from HELO on. For `record.build`."""
+        return self._whole.trace, self._helo.trace
+
+    async def connect(self, session: Session) -> Decision:
+        """The client is known."""
+        self._whole.call_off()
+        self._helo.call_off()
+        self._whole, self._helo = Memo(Trace()), Memo(Trace())
+        return await self._judge(Stage.CONNECT, session, self._whole.trace)
+
+    async def helo(self, session: Session) -> Decision:
+        """HELO or EHLO was said."""
+        self._helo.call_off()
+        self._helo = Memo(Trace())
+        return await self._judge(Stage.HELO, session, self._helo.trace)
+
+    async def auth(self, session: Session) -> Decision:
+        """The client proved who it is."""
+        return await self._judge(Stage.AUTH, session, self._helo.trace)
+
+    def begin(self, txn: Transaction) -> PipelineTransaction:
+        """A transaction begins; its `mail` comes next.
+
+        A fault is not remembered from one transaction to the next, so that one failure does not poison a long
+        session: those look-ups begin anew.
+        """
+        if self._begun:
+            self._look_again(txn.session)
+        self._begun += 1
+        return PipelineTransaction(self, self._plan, self._house, self._meters)
+
+    async def close(self) -> None:
+        """The session is over: call off what still runs."""
+        await _farewell([*self._helo.call_off(), *self._whole.call_off()])
+
+    async def _judge(self, stage: Stage, session: Session, trace: Trace) -> Decision:
+        plan = self._plan.stages[stage]
+        if plan.empty:
+            return PROCEEDED
+        return await _judge(plan, self._moment(session), trace, self._meters)
+
+    def _moment(self, session: Session) -> Moment:
+        return Moment(self._house, self._slots, (self._whole, self._helo), session)
+
+    def _look_again(self, session: Session) -> None:
+        failed: list[Node] = []
+        for memo in (self._whole, self._helo):
+            for lookup in [found for found in memo.lookups.values() if found.fault]:
+                del memo.lookups[lookup.node.index]
+                memo.trace.forget(lookup.note)
+                failed.append(lookup.node)
+        moment = self._moment(session)
+        for node in failed:
+            moment.lookup(node)
+
+
+class PipelineTransaction:
+    """One transaction's way through a pipeline. Made by `PipelineSession.begin`; `trace` holds what it found itself."""
+
+    __slots__ = ("_house", "_memo", "_meters", "_pipeline_session", "_plan", "trace")
+
+    def __init__(self, session: PipelineSession, plan: Plan, house: House, meters: Meters) -> None:
+        self.trace = Trace()
+        self._pipeline_session = session
+        self._plan = plan
+        self._house = house
+        self._meters = meters
+        self._memo = Memo(self.trace)
+
+    @property
+    def traces(self) -> tuple[Trace, ...]:
+        """The session's traces and this one, for `record.build`."""
+        return *self._pipeline_session.traces, self.trace
+
+    async def mail(self, txn: Transaction) -> Decision:
+        """MAIL was given."""
+        return await self._judge(Stage.MAIL, txn)
+
+    async def rcpt(self, txn: Transaction, recipient: Recipient) -> Decision:
+        """One RCPT was given; `txn.recipients` are those accepted before it."""
+        plan = self._plan.stages[Stage.RCPT]
+        if plan.empty:
+            return PROCEEDED
+        memo = Memo(self.trace)
+        try:
+            return await _judge(plan, self._moment(txn, memo, recipient=recipient), self.trace, self._meters)
+        finally:
+            memo.call_off()
+
+    async def data(self, txn: Transaction) -> Decision:
+        """DATA was given (or the first BDAT); nothing of the content is known."""
+        return await self._judge(Stage.DATA, txn)
+
+    async def message(self, txn: Transaction, message: Message) -> Decision:
+        """The whole content is there; what this decides is the final reply."""
+        return await self._judge(Stage.MESSAGE, txn, message)
+
+    async def close(self) -> None:
+        """The transaction is over: call off what still runs, and wait a moment for it to end.
+
+        To be called before the content is given up, which look-ups may still be reading.
+        """
+        await _farewell(self._memo.call_off())
+
+    async def _judge(self, stage: Stage, txn: Transaction, message: Message | None = None) -> Decision:
+        plan = self._plan.stages[stage]
+        if plan.empty:
+            return PROCEEDED
+        return await _judge(plan, self._moment(txn, None, message=message), self.trace, self._meters)
+
+    def _moment(
+        self, txn: Transaction, memo: Memo | None, *, recipient: Recipient | None = None, message: Message | None = None
+    ) -> Moment:
+        session = self._pipeline_session
+        memos: tuple[Memo, ...] = (session._whole, session._helo, self._memo)
+        if memo:
+            memos += (memo,)
+        return Moment(self._house, session._slots, memos, txn.session, txn, recipient, message)
+
+
+async def _farewell(tasks: Sequence[asyncio.Task[Any]]) -> None:
+    if tasks:
+        _, stuck = await asyncio.wait(tasks, timeout=_FAREWELL)
+        for task in stuck:
+            _log.warning("plugin.stuck", plugin=task.get_name(), reason="it does not let itself be cancelled")
+
+
+async def _judge(plan: StagePlan, moment: Moment, trace: Trace, meters: Meters) -> Decision:
+    """Begin the stage's look-ups, then give every entry its turn until one is decisive."""
+    house = moment.house
+    began = house.clock.monotonic()
+    ends = asyncio.get_running_loop().time() + plan.deadline
+    for node in plan.begin:
+        moment.lookup(node)
+    edits: tuple[Edit, ...] = ()
+    decision: Decision | None = None
+    for step in plan.steps:
+        said = await _turn(plan, step, moment, ends)
+        if said is None:
+            continue
+        _write(plan.stage, said, moment, trace)
+        meters.verdict(plan.stage, said)
+        if said.shadow:
+            continue
+        edits += said.verdict.edits
+        if said.verdict.decisive:
+            decision = Decision(said.verdict, said.of.name, said.policy, edits)
+            break
+    meters.stage(plan.stage, house.clock.monotonic() - began)
+    if decision is None:
+        decision = Decision(PROCEED, edits=edits) if edits else PROCEEDED
+    return decision
+
+
+async def _turn(plan: StagePlan, step: Step, moment: Moment, ends: float) -> _Said | None:
+    """One entry's turn: its actions in order, then its policy. None when there is nothing to say."""
+    loop = asyncio.get_running_loop()
+    passed_over: _Said | None = None
+    for node in step.acts:
+        lookup = moment.begin(node)
+        if not lookup.settled and not await lookup.wait(ends - loop.time()):
+            lookup.cut(plan.deadline)
+        if lookup.fault:
+            passed_over = _on_error(lookup.fault, step.entry)
+            if passed_over.verdict.decisive:
+                return passed_over
+    question = step.question
+    if question is None:
+        return passed_over
+    arguments: list[Any] = []
+    for source, optional in question.sources:
+        if not isinstance(source, Node):
+            arguments.append(moment.given[source])
+            continue
+        found = moment.lookup(source)
+        if found is not None and not found.settled:
+            await found.wait(ends - loop.time())
+        if found is not None and (fault := _fault(found, plan)):
+            said = _on_error(fault, step.entry)
+            if said.verdict.decisive or not optional:
+                return said
+        value = found.value if found is not None else None
+        if value is None and not optional:
+            return passed_over
+        arguments.append(value)
+    return _ask(plan.stage, step.entry, question.method, arguments)
+
+
+def _fault(found: Lookup, plan: StagePlan) -> Fault | None:
+    """The look-up's fault; for one that is not done by now, that of the entry it waits for."""
+    if found.settled:
+        return found.fault
+    return Fault(found.awaited().node.entry, FaultKind.DEADLINE, f"not done within {plan.deadline:g}s")
+
+
+def _on_error(fault: Fault, asker: Entry) -> _Said:
+    """What the owner of the entry at fault wants. A shadow entry cannot make others defer or reject."""
+    owner = fault.entry
+    wanted = OnError.PROCEED if owner.shadow and not asker.shadow else owner.on_error
+    reason = str(fault)
+    match wanted:
+        case OnError.PROCEED:
+            verdict = Verdict(Action.PROCEED, reason=reason)
+        case OnError.DEFER:
+            verdict = defer("3.0", "try again later", reason=reason)
+        case OnError.REJECT:
+            verdict = reject("3.0", "cannot be taken", code=554, reason=reason)
+    return _Said(verdict, owner, ON_ERROR, "", asker.shadow)
+
+
+def _ask(stage: Stage, entry: Entry, method: Any, arguments: list[Any]) -> _Said:
+    """Ask the policy. A policy that raises, or answers what it must not, is our bug: defer."""
+    policy = entry.policy
+    version = policy.version if policy else ""
+    try:
+        verdict = method(*arguments)
+        _check(verdict, stage)
+    except Exception as error:  # noqa: BLE001 - a policy's bug may be anything; it is logged, recorded and defers
+        _log.error("policy.failed", plugin=entry.name, stage=stage.value, exc_info=error)
+        reason = f"policy {entry.policy_name} failed: {type(error).__name__}: {error}"
+        verdict = defer("3.0", "try again later", reason=reason[:300])
+    return _Said(verdict, entry, entry.policy_name, version, entry.shadow)
+
+
+def _check(verdict: object, stage: Stage) -> None:
+    if not isinstance(verdict, Verdict):
+        raise TypeError(f"answered {type(verdict).__name__} instead of a verdict")
+    if verdict.edits:
+        if stage is not Stage.MESSAGE:
+            raise ValueError(f"edits at stage {stage}, where there is no message")
+        for edit in verdict.edits:
+            if not isinstance(edit, _EDITS):
+                raise TypeError(f"{type(edit).__name__} is no edit")
+
+
+def _write(stage: Stage, said: _Said, moment: Moment, trace: Trace) -> None:
+    note: dict[str, Any] = {
+        "stage": stage.value,
+        "plugin": said.of.name,
+        "policy": said.policy,
+        "version": said.version,
+        **said.verdict.to_json(),
+        "shadow": said.shadow,
+    }
+    if len(moment.memos) > Scope.RECIPIENT and (recipient := moment.given[2]):
+        note["recipient"] = str(recipient.address)
+    trace.verdict(note)

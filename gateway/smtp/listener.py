@@ -1,0 +1,63 @@
+"""Listeners of one worker: connections are made of them, counted, drained and, at the end of patience, closed."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from collections.abc import Sequence
+
+from gateway.ops import log
+from gateway.smtp.intake import Desk
+from gateway.smtp.options import ListenerOptions
+from gateway.smtp.server import Counter, Server
+
+_log = log.get()
+_BACKLOG = 1024
+
+
+class Front:
+    """The worker's front door: implements `gateway.smtp.server.Hall`."""
+
+    def __init__(self, desk: Desk, counter: Counter) -> None:
+        self.desk = desk
+        self.draining = False
+        self.counter = counter
+        self.servers: set[Server] = set()
+        self._sockets: list[asyncio.AbstractServer] = []
+
+    async def listen(self, listeners: Sequence[tuple[ListenerOptions, socket.socket]]) -> None:
+        """Accept on sockets that are bound already."""
+        loop = asyncio.get_running_loop()
+
+        for options, sock in listeners:
+
+            def factory(options: ListenerOptions = options) -> Server:
+                return Server(self, options, loop)
+
+            self._sockets.append(await loop.create_server(factory, sock=sock, backlog=_BACKLOG))
+
+    async def drain(self, grace: float) -> None:
+        """Stop accepting, let open transactions finish, close what is left after `grace` seconds."""
+        self.draining = True
+        for server in self._sockets:
+            server.close()
+        for session in list(self.servers):
+            session.drain()
+        deadline = asyncio.get_running_loop().time() + grace
+        while self.servers and asyncio.get_running_loop().time() < deadline:  # noqa: ASYNC110 (a set has no event)
+            await asyncio.sleep(0.02)
+        if self.servers:
+            _log.warning("sessions.cut_off", count=len(self.servers))
+            for session in list(self.servers):
+                session.abort()
+            await asyncio.sleep(0.05)
+
+
+def tls_context(certificate: str, key: str) -> ssl.SSLContext:
+    """A server context: TLS 1.2 and up. Raises OSError or ssl.SSLError when the files are no good."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
+    context.load_cert_chain(certificate, key)
+    return context

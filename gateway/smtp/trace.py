@@ -1,0 +1,131 @@
+"""Trace fields: what Gatepost puts on top of a message, and what it takes away.
+
+*RFCs*: 5321 section 4.4 (Received), 3848 and 6531 section 4.3 (the ``with`` keywords), 8601 (Authentication-Results).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from email.utils import formatdate
+from typing import Any, Final
+
+from gateway.mail.envelope import Recipient
+from gateway.mail.message import HeaderField
+from gateway.mail.session import IPAddress, Session
+
+OWN_HOPS: Final = 8
+"""So many Received fields of our own make a loop, long before the hop limit does."""
+
+_RECEIVED: Final = re.compile(rb"^received[ \t]*:", re.IGNORECASE | re.MULTILINE)
+_RESULTS: Final = b"authentication-results"
+_UNSAFE: Final = re.compile(r"[^\x21-\x27\x2a-\x5b\x5d-\x7e]")
+_COMMENT: Final = re.compile(r"\((?:[^()\\]|\\.)*\)")
+_TOKEN: Final = re.compile(r"[A-Za-z0-9.\-_+@:/=]+\Z")
+_date: tuple[int, str] = (0, "")
+
+
+def header_end(head: bytes) -> int:
+    """Offset of the empty line that ends the header section, or -1. A message may begin with it."""
+    if head.startswith(b"\r\n"):
+        return 0
+    end = head.find(b"\r\n\r\n")
+    return end + 2 if end >= 0 else -1
+
+
+def literal(address: IPAddress) -> str:
+    """An address literal (RFC 5321 section 4.1.3)."""
+    return f"[IPv6:{address}]" if address.version == 6 else f"[{address}]"
+
+
+def protocol(session: Session, *, smtputf8: bool) -> str:
+    """The ``with`` keyword: SMTP, ESMTP, ESMTPS, UTF8SMTP or UTF8SMTPS."""
+    if not session.esmtp:
+        return "SMTP"
+    return ("UTF8SMTP" if smtputf8 else "ESMTP") + ("S" if session.tls else "")
+
+
+def received(
+    session: Session, hostname: str, id: str, recipients: tuple[Recipient, ...], now: float, *, smtputf8: bool
+) -> bytes:
+    """Our Received field. It names the recipient only when there is a single one: others are nobody's business."""
+    helo = _UNSAFE.sub("?", session.helo) or "unknown"
+    name = f"{_UNSAFE.sub('?', session.name)} " if session.name else ""
+    tls = f"\r\n\t(using {session.tls.version} with cipher {session.tls.cipher})" if session.tls else ""
+    to = (
+        f"\r\n\tfor <{recipients[0].address}>" if len(recipients) == 1 and len(str(recipients[0].address)) < 200 else ""
+    )
+    return (
+        f"Received: from {helo} ({name}{literal(session.client)}){tls}\r\n"
+        f"\tby {hostname} (Gatepost) with {protocol(session, smtputf8=smtputf8)} id {id}{to};\r\n\t{date(now)}\r\n"
+    ).encode()
+
+
+def date(now: float) -> str:
+    """An RFC 5322 date in UTC. The last one is kept: many messages share a second."""
+    global _date
+    second = int(now)
+    if _date[0] != second:
+        _date = (second, formatdate(second, localtime=False).replace("-0000", "+0000"))
+    return _date[1]
+
+
+def hops(head: bytes) -> int:
+    """How many Received fields the header section has."""
+    return len(_RECEIVED.findall(head))
+
+
+def own_hops(fields: Iterable[HeaderField], hostname: str) -> int:
+    """How many Received fields say that we wrote them."""
+    mark = f" by {hostname} (gatepost)".lower()
+    return sum(1 for f in fields if f.name.lower() == "received" and mark in _flat(f.value))
+
+
+def _flat(value: str) -> str:
+    return " ".join(value.lower().split())
+
+
+def may_hold_results(head: bytes) -> bool:
+    """Whether it is worth while to look for Authentication-Results fields."""
+    return _RESULTS in head.lower()
+
+
+def is_own_results(field: HeaderField, authserv_id: str) -> bool:
+    """Whether this is an Authentication-Results field that claims to be ours (RFC 8601 section 5).
+
+    Comments and quotes are looked through, and so are versions after the id: a forger uses what a reader forgives.
+    """
+    if field.name.lower() != "authentication-results":
+        return False
+    value = field.value
+    for _ in range(10):
+        value, count = _COMMENT.subn(" ", value)
+        if not count:
+            break
+    words = value.split(";", 1)[0].split()
+    return bool(words) and words[0].strip('"').lower().rstrip(".") == authserv_id.lower().rstrip(".")
+
+
+def authentication_results(authserv_id: str, findings: Iterable[Mapping[str, Any]]) -> str:
+    """Value of our Authentication-Results field from recorded findings; empty when none of them authenticates."""
+    results: list[str] = []
+    for finding in findings:
+        if finding.get("finding") == "Spf" and isinstance(value := finding.get("value"), dict):
+            results += _spf(value)
+    return f"{authserv_id};\n\t" + ";\n\t".join(results) if results else ""
+
+
+def _spf(value: Mapping[str, Any]) -> list[str]:
+    out = []
+    for result, domain, prop in (("result", "domain", "smtp.mailfrom"), ("helo", "helo_domain", "smtp.helo")):
+        if value.get(result) and value.get(domain):
+            out.append(f"spf={value[result]} {prop}={quote(str(value[domain]))}")
+    return out
+
+
+def quote(text: str) -> str:
+    """`text` as an RFC 8601 value: a token, or a quoted string with nothing in it that ends it."""
+    if _TOKEN.match(text):
+        return text
+    safe = "".join(c if c.isprintable() else "?" for c in text[:255])
+    return '"' + safe.replace("\\", "\\\\").replace('"', '\\"') + '"'

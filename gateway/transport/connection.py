@@ -1,0 +1,278 @@
+"""One connection to a next hop: the codec on a socket, with its timeouts.
+
+An asyncio protocol, so that a reply costs one callback and a delivery two or three wake-ups.
+
+*Promises*: every wait ends: each reply and each block of content has its own time, counted from the last complete
+reply, so a peer that drips octets gains nothing. The final dot is never written unless the whole content was.
+
+*Fails by*: events of the codec; `problem` says what broke the connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from dataclasses import dataclass
+from typing import cast
+
+from gateway.mail.message import Content
+from gateway.mail.reply import Reply
+from gateway.transport import tls
+from gateway.transport.client import Broken, Codec, Event, Finished, Phase, Refused, Signal, Step
+from gateway.transport.content import DotStuffer
+from gateway.transport.options import Timeouts
+
+
+@dataclass(frozen=True, slots=True)
+class TlsFailed:
+    """STARTTLS was agreed on, and the handshake failed."""
+
+    problem: str
+
+
+class Connection(asyncio.Protocol):
+    """A connection to `host` (its name, for the record). Used by one task at a time."""
+
+    def __init__(self, codec: Codec, timeouts: Timeouts, host: str) -> None:
+        self.host = host
+        self.tls = ""
+        self.messages = 0
+        """Transactions begun on it."""
+        self.problem = ""
+        self.idle_until = 0.0
+        self._codec = codec
+        self._timeouts = timeouts
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport | None = None
+        self._waiter: asyncio.Future[Event] | None = None
+        self._early: Event | None = None
+        self._drained: asyncio.Future[None] | None = None
+        self._payload: bytes | None = None
+        self._ended: asyncio.Future[None] = self._loop.create_future()
+        self._answered = 0
+        self._deadline = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def offered(self) -> dict[str, str]:
+        """What EHLO offered: keywords in capitals, and their values."""
+        return self._codec.extensions
+
+    @property
+    def usable(self) -> bool:
+        """Whether a transaction could begin on it, as far as we know."""
+        return self._codec.phase is Phase.IDLE and not self._ended.done()
+
+    @property
+    def is_ended(self) -> bool:
+        """Whether the socket is closed."""
+        return self._ended.done()
+
+    # What the owner asks for.
+
+    async def hello(self, context: ssl.SSLContext | None) -> Signal | Refused | Broken | TlsFailed:
+        """Wait through greeting, EHLO and, where offered, STARTTLS. Anything but `Signal.READY` ends the connection."""
+        event = await self._next()
+        if event is Signal.START_TLS and context is not None:
+            assert self._transport is not None
+            try:
+                transport = await self._loop.start_tls(
+                    self._transport, self, context, server_hostname=self.host, ssl_handshake_timeout=self._wait_time()
+                )
+            except (OSError, ValueError) as error:
+                # A bad certificate, a lost connection and the timeout are OSErrors; a name that TLS cannot carry
+                # is a ValueError.
+                self.abort()
+                return TlsFailed(_say(error))
+            if transport is None or self._ended.done():
+                return TlsFailed("the connection was lost in the handshake")
+            self._transport = transport
+            self.tls = tls.describe(transport)
+            self._codec.tls_established()
+            self._flush()
+            event = await self._next()
+        assert not isinstance(event, Finished)
+        if event is not Signal.READY:
+            self.quit()
+        return event
+
+    async def transact(
+        self, mail: bytes, rcpts: list[bytes], *, payload: bytes | None = None, content: Content | None = None
+    ) -> Finished:
+        """One transaction. The content is `payload` (with its final dot) or `content`; without both, only ask."""
+        self.messages += 1
+        if not self.usable:
+            problem = self.problem or "the connection was lost"
+            return Finished((None,) * len(rcpts), mail_answered=False, open=False, problem=problem)
+        self._payload = payload
+        self._codec.begin(mail, rcpts, data=payload is not None or content is not None)
+        self._flush()
+        event = await self._next()
+        if event is Signal.SEND_CONTENT and content is not None:
+            event = await self._stream(content)
+        if not isinstance(event, Finished):
+            raise RuntimeError(f"a transaction cannot end in {event!r}")
+        return event
+
+    def silence(self, finished: Finished) -> Reply:
+        """A reply of ours for recipients whose fate the peer never told: 4.5.0 for garbage, else 4.4.2."""
+        problem = self.problem or finished.problem
+        return Reply(451, "5.0" if problem.startswith("the reply") else "4.2", f"{self.host}: {problem}")
+
+    def quit(self) -> None:
+        """Say QUIT and let the connection end; `ended` tells when it has."""
+        if self._transport is None or self._ended.done():
+            return
+        if self._codec.phase is Phase.CLOSED:
+            self._transport.close()
+        self._codec.quit()
+        self._flush()
+        self._set_deadline(self._timeouts.quit)
+
+    def abort(self) -> None:
+        """End it at once, without a word."""
+        self._codec.lost("given up")
+        if self._transport is not None:
+            self._transport.abort()
+
+    async def ended(self) -> None:
+        """Wait until the socket is closed."""
+        await asyncio.shield(self._ended)
+
+    # What asyncio calls.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self._set_deadline(self._timeouts.hello)
+
+    def data_received(self, data: bytes) -> None:
+        events = self._codec.receive(data)
+        self._flush()
+        for event in events:
+            self._take(event)
+        if self._codec.phase is Phase.CLOSED and self._transport is not None and self._waiter is None:
+            self._transport.close()
+        elif self._codec.answered != self._answered:
+            self._set_deadline(self._wait_time())
+
+    def eof_received(self) -> bool:
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if not self._ended.done():
+            self._ended.set_result(None)
+        self._give_up("the connection was lost")
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def pause_writing(self) -> None:
+        if self._drained is None:
+            self._drained = self._loop.create_future()
+
+    def resume_writing(self) -> None:
+        if self._drained is not None and not self._drained.done():
+            self._drained.set_result(None)
+        self._drained = None
+
+    # Inside.
+
+    def _take(self, event: Event) -> None:
+        if event is Signal.SEND_CONTENT and self._payload is not None:
+            self._write(self._payload)
+            self._codec.content_sent()
+            return
+        if isinstance(event, (Finished, Broken)) and not self.problem:
+            self.problem = event.problem
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(event)
+        else:
+            # Nobody waits: it was said before it was asked for. Kept for the next wait.
+            self._early = event
+        if event is not Signal.SEND_CONTENT and self._drained is not None and not self._drained.done():
+            self._drained.set_result(None)
+
+    async def _next(self) -> Event:
+        if self._early is not None:
+            event, self._early = self._early, None
+            return event
+        if self._ended.done():
+            return Broken("the connection was lost")
+        self._waiter = self._loop.create_future()
+        self._set_deadline(self._wait_time())
+        try:
+            return await self._waiter
+        finally:
+            self._waiter = None
+
+    async def _stream(self, content: Content) -> Event:
+        """Send content block by block, unless an answer or the end of the connection comes first."""
+        stuffer = DotStuffer()
+        async for block in content.blocks():
+            if self._early is not None:
+                break
+            self._set_deadline(self._timeouts.block)
+            self._write(stuffer.feed(block))
+            if self._drained is not None:
+                await self._drained
+        if self._early is None:
+            self._write(stuffer.end())
+            self._codec.content_sent()
+        return await self._next()
+
+    def _write(self, data: bytes) -> None:
+        if self._transport is not None and not self._ended.done():
+            self._transport.write(data)
+
+    def _flush(self) -> None:
+        if data := self._codec.outgoing():
+            self._write(data)
+
+    def _wait_time(self) -> float:
+        """How long the reply that is due may take; 0 when none is."""
+        step = self._codec.waiting_for
+        if step is None:
+            return self._timeouts.block if self._codec.phase is Phase.CONTENT else 0.0
+        if step <= Step.STARTTLS:
+            return self._timeouts.hello
+        if step is Step.DATA:
+            return self._timeouts.data
+        return self._timeouts.dot if step is Step.DOT else self._timeouts.command
+
+    def _set_deadline(self, seconds: float) -> None:
+        # The timer is set anew only when it would fire too late; when it fires too early it is set again. So a
+        # delivery costs no timer of its own.
+        self._answered = self._codec.answered
+        if not seconds:
+            self._deadline = 0.0
+            return
+        self._deadline = self._loop.time() + seconds
+        if self._timer is None:
+            self._timer = self._loop.call_at(self._deadline, self._check_deadline)
+        elif self._timer.when() > self._deadline:
+            self._timer.cancel()
+            self._timer = self._loop.call_at(self._deadline, self._check_deadline)
+
+    def _check_deadline(self) -> None:
+        self._timer = None
+        if not self._deadline:
+            return
+        if self._loop.time() < self._deadline:
+            self._timer = self._loop.call_at(self._deadline, self._check_deadline)
+            return
+        self._give_up("no answer in time")
+        if self._transport is not None:
+            self._transport.abort()
+
+    def _give_up(self, problem: str) -> None:
+        phase = self._codec.phase
+        events = self._codec.lost(problem)
+        if events and not self.problem:
+            self.problem = f"{problem} while {phase.value}"
+        for event in events:
+            self._take(event)
+
+
+def _say(error: Exception) -> str:
+    """An exception as one short line for the record."""
+    return (str(error).splitlines() or [""])[0][:200] or type(error).__name__

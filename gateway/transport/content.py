@@ -1,0 +1,69 @@
+"""Message content on its way out: dots doubled at line starts, the final dot, and line ends for a Maildir.
+
+*RFCs*: 5321 section 4.5.2 (transparency).
+"""
+
+from __future__ import annotations
+
+from gateway.mail.message import Content
+
+
+class DotStuffer:
+    """Doubles the dots of one content that comes in blocks, split anywhere."""
+
+    __slots__ = ("_tail",)
+
+    def __init__(self) -> None:
+        # The last two octets so far. A content begins at the start of a line, as if a line end stood before it.
+        self._tail = b"\r\n"
+
+    def feed(self, block: bytes) -> bytes:
+        """The octets to send for `block`."""
+        out = block.replace(b"\r\n.", b"\r\n..")
+        # A line may also begin at the border: the line end, or half of it, stood in the blocks before.
+        if self._tail == b"\r\n" and out.startswith(b"."):
+            out = b"." + out
+        elif self._tail.endswith(b"\r") and out.startswith(b"\n."):
+            out = b"\n.." + out[2:]
+        self._tail = block[-2:] if len(block) > 1 else (self._tail + block)[-2:]
+        return out
+
+    def end(self) -> bytes:
+        """The final dot, after the line end that is missing, if it is."""
+        return b".\r\n" if self._tail == b"\r\n" else b"\r\n.\r\n"
+
+
+def stuff(content: bytes) -> bytes:
+    """A whole content as it goes over the wire, final dot included."""
+    out = content.replace(b"\r\n.", b"\r\n..")
+    if content.startswith(b"."):
+        out = b"." + out
+    return out + (b".\r\n" if not content or content.endswith(b"\r\n") else b"\r\n.\r\n")
+
+
+class LineFeeds:
+    """Turns CRLF into LF in a content that comes in blocks, split anywhere. Any other octet stays."""
+
+    __slots__ = ("_cr",)
+
+    def __init__(self) -> None:
+        self._cr = b""
+
+    def feed(self, block: bytes) -> bytes:
+        """The octets to store for `block`; a CR at its end is kept back until the next."""
+        if not block:
+            return b""
+        data = self._cr + block
+        self._cr = b""
+        if data.endswith(b"\r"):
+            data, self._cr = data[:-1], b"\r"
+        return data.replace(b"\r\n", b"\n")
+
+    def end(self) -> bytes:
+        """What was kept back."""
+        return self._cr
+
+
+async def whole(content: Content) -> bytes:
+    """All octets of a content that is known to be small."""
+    return b"".join([block async for block in content.blocks()])

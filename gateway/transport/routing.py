@@ -1,0 +1,126 @@
+"""Where mail goes: next hops as the configuration writes them, and the table of domains.
+
+*RFCs*: 5321 section 4.1.3 (address literals as domains).
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Final
+
+from gateway.mail.address import Address
+from gateway.transport.transport import Destination, Kind, Security
+
+FORMS: Final = (
+    "smtp:host:port, smtp:[ipv6]:port, lmtp:host:port, lmtp:unix:/path, maildir:path, discard or mx "
+    "(the port may be left out: 25 for smtp, 24 for lmtp)"
+)
+_PORTS: Final = {Kind.SMTP: 25, Kind.LMTP: 24}
+_NAME: Final = re.compile(r"(?=.{1,253}\Z)[a-z0-9_](?:[a-z0-9_-]*[a-z0-9])?(?:\.[a-z0-9_](?:[a-z0-9_-]*[a-z0-9])?)*\Z")
+_DIGITS: Final = re.compile(r"[0-9]{1,5}\Z")
+_PLACEHOLDER: Final = re.compile(r"\{([^{}]*)\}?|\}")
+
+
+def parse_next_hop(text: str, *, security: Security = Security.OPPORTUNISTIC, tls_ca: str = "") -> Destination:
+    """A next hop from its written form; ``mx`` gives a `Destination` without a host, which `Router` fills in.
+
+    Raises ValueError with a text for whoever wrote the configuration.
+    """
+    scheme, colon, rest = text.strip().partition(":")
+    if scheme == "mx" and not colon:
+        return Destination(Kind.SMTP, port=_PORTS[Kind.SMTP], mx=True, security=security, tls_ca=tls_ca)
+    if scheme == "discard" and not colon:
+        return Destination(Kind.DISCARD)
+    if scheme == "maildir":
+        return Destination(Kind.MAILDIR, path=_maildir_path(rest))
+    if scheme not in ("smtp", "lmtp") or not rest:
+        raise ValueError(f"{text!r} is no next hop; write {FORMS}")
+    kind = Kind(scheme)
+    if rest.startswith("unix:"):
+        path = rest.removeprefix("unix:")
+        if not path or "\0" in path or len(path.encode()) > 107:
+            raise ValueError(f"{text!r}: a unix socket needs a path of at most 107 octets")
+        return Destination(kind, path=path, security=security, tls_ca=tls_ca)
+    host, port = _host_port(text, rest)
+    return Destination(kind, host, port or _PORTS[kind], security=security, tls_ca=tls_ca)
+
+
+def _maildir_path(path: str) -> str:
+    if not path or "\0" in path:
+        raise ValueError("maildir: needs a path, such as maildir:./var/mail or maildir:./var/mail/{domain}/{local}")
+    for match in _PLACEHOLDER.finditer(path):
+        if match[0] not in ("{local}", "{domain}"):
+            raise ValueError(f"maildir: {match[0]!r} in the path is no placeholder; there are {{local}} and {{domain}}")
+    return path
+
+
+def _host_port(text: str, rest: str) -> tuple[str, int]:
+    """Host in lower case and port, 0 when it was left out."""
+    if rest.startswith("["):
+        inner, bracket, after = rest[1:].partition("]")
+        try:
+            host = str(ipaddress.ip_address(inner.lower().removeprefix("ipv6:")))
+        except ValueError:
+            raise ValueError(f"{text!r}: {inner!r} is no IP address") from None
+        if not bracket or (after and not after.startswith(":")):
+            raise ValueError(f"{text!r}: write [address]:port")
+        return host, _port(text, after[1:] if after else None)
+    if rest.count(":") > 1:
+        raise ValueError(f"{text!r}: write an IPv6 address in brackets, as in smtp:[2001:db8::1]:25")
+    host, colon, port = rest.partition(":")
+    host = host.rstrip(".").lower()
+    if not _NAME.match(host):
+        raise ValueError(f"{text!r}: {host!r} is neither a host name nor an IP address")
+    return host, _port(text, port if colon else None)
+
+
+def _port(text: str, port: str | None) -> int:
+    if port is None:
+        return 0
+    if not _DIGITS.match(port) or not 1 <= int(port) <= 65535:
+        raise ValueError(f"{text!r}: {port!r} is no port; write a number from 1 to 65535")
+    return int(port)
+
+
+_MX: Final = parse_next_hop("mx")
+
+
+@dataclass(frozen=True, slots=True)
+class Router:
+    """Finds the destination of an address.
+
+    Keys of `domains`: a domain in A-labels; ``.example.org`` for all names below it; ``*`` for every other domain;
+    ``""`` for the bare ``postmaster`` (without it, the first entry's destination). `default` None means MX.
+    """
+
+    domains: Mapping[str, Destination]
+    default: Destination | None = None
+
+    def resolve(self, address: Address) -> Destination:
+        """The destination, the nearest entry first. Raises `gateway.mail.address.AddressError` for a bad domain."""
+        domain = address.ascii_domain
+        found = self.domains.get(domain)
+        if found is None:
+            found = self._nearest(domain)
+        return _for_domain(found, domain) if found.mx and not found.host else found
+
+    def _nearest(self, domain: str) -> Destination:
+        if not domain and self.domains:
+            return next(iter(self.domains.values()))
+        at = domain.find(".")
+        while at >= 0 and not domain.startswith("["):
+            found = self.domains.get(domain[at:])
+            if found is not None:
+                return found
+            at = domain.find(".", at + 1)
+        return self.domains.get("*") or self.default or _MX
+
+
+def _for_domain(template: Destination, domain: str) -> Destination:
+    if domain.startswith("["):
+        literal = domain.strip("[]").removeprefix("ipv6:")
+        return replace(template, host=literal, mx=False)
+    return replace(template, host=domain)
