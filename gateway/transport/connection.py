@@ -77,11 +77,15 @@ class Connection(asyncio.Protocol):
             assert self._transport is not None
             try:
                 transport = await self._loop.start_tls(
-                    self._transport, self, context, server_hostname=self.host, ssl_handshake_timeout=self._wait_time()
+                    self._transport,
+                    self,
+                    context,
+                    server_hostname=self.host,
+                    ssl_handshake_timeout=self._timeouts.hello,
                 )
-            except (OSError, ValueError) as error:
-                # A bad certificate, a lost connection and the timeout are OSErrors; a name that TLS cannot carry
-                # is a ValueError.
+            except (OSError, UnicodeError) as error:
+                # A bad certificate, a lost connection and the timeout are OSErrors; a host name with too long a
+                # label is a UnicodeError.
                 self.abort()
                 return TlsFailed(_say(error))
             if transport is None or self._ended.done():
@@ -179,8 +183,10 @@ class Connection(asyncio.Protocol):
 
     def _take(self, event: Event) -> None:
         if event is Signal.SEND_CONTENT and self._payload is not None:
-            self._write(self._payload)
-            self._codec.content_sent()
+            # Unless more came in the same octets and ended the transaction already.
+            if self._codec.phase is Phase.CONTENT:
+                self._write(self._payload)
+                self._codec.content_sent()
             return
         if isinstance(event, (Finished, Broken)) and not self.problem:
             self.problem = event.problem

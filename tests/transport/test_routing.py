@@ -1,0 +1,115 @@
+"""Next hops as the configuration writes them, and the table of domains."""
+
+from __future__ import annotations
+
+import pytest
+
+from gateway.mail.address import Address, parse_mailbox
+from gateway.transport.routing import Router, parse_next_hop
+from gateway.transport.transport import Destination, Kind, Security
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("smtp:store.example.net:2525", Destination(Kind.SMTP, "store.example.net", 2525)),
+        ("smtp:Store.Example.NET.", Destination(Kind.SMTP, "store.example.net", 25)),
+        ("smtp:192.0.2.1:25", Destination(Kind.SMTP, "192.0.2.1", 25)),
+        ("smtp:[2001:DB8::1]:26", Destination(Kind.SMTP, "2001:db8::1", 26)),
+        ("smtp:[2001:db8::1]", Destination(Kind.SMTP, "2001:db8::1", 25)),
+        ("smtp:[192.0.2.1]:26", Destination(Kind.SMTP, "192.0.2.1", 26)),
+        ("lmtp:dovecot.mail.svc", Destination(Kind.LMTP, "dovecot.mail.svc", 24)),
+        ("lmtp:unix:/run/lmtp", Destination(Kind.LMTP, path="/run/lmtp")),
+        ("maildir:./var/mail", Destination(Kind.MAILDIR, path="./var/mail")),
+        ("maildir:/m/{domain}/{local}", Destination(Kind.MAILDIR, path="/m/{domain}/{local}")),
+        ("discard", Destination(Kind.DISCARD)),
+        ("mx", Destination(Kind.SMTP, port=25, mx=True)),
+    ],
+)
+def test_next_hops_are_read(text: str, expected: Destination):
+    assert parse_next_hop(text) == expected
+
+
+@pytest.mark.parametrize("text", ["smtp:a.test:26", "smtp:[2001:db8::1]:25", "lmtp:unix:/x", "maildir:/m", "discard"])
+def test_a_destination_is_written_as_it_is_read(text: str):
+    assert str(parse_next_hop(text)) == text
+
+
+def test_security_is_kept():
+    hop = parse_next_hop("smtp:a.test", security=Security.VERIFY, tls_ca="ca.pem")
+    assert hop.security is Security.VERIFY and hop.tls_ca == "ca.pem"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "is no next hop"),
+        ("store.example.net:25", "is no next hop; write smtp:host:port"),
+        ("smtp:", "is no next hop"),
+        ("smtps:a.test:465", "is no next hop"),
+        ("mx:example.org", "is no next hop"),
+        ("discard:x", "is no next hop"),
+        ("smtp:a.test:0", "is no port"),
+        ("smtp:a.test:65536", "is no port"),
+        ("smtp:a.test:", "is no port"),
+        ("smtp:a.test:\u0662\u0665", "is no port"),
+        ("smtp:2001:db8::1:25", "in brackets"),
+        ("smtp:[2001:db8::1", "write \\[address\\]:port"),
+        ("smtp:[2001:db8::1]25", "write \\[address\\]:port"),
+        ("smtp:[store.test]:25", "is no IP address"),
+        ("smtp:a b:25", "neither a host name"),
+        ("smtp:a..b:25", "neither a host name"),
+        ("smtp:-a.test:25", "neither a host name"),
+        ("lmtp:unix:", "needs a path"),
+        ("lmtp:unix:/" + "x" * 107, "107 octets"),
+        ("maildir:", "needs a path"),
+        ("maildir:/m/{user}", "no placeholder"),
+        ("maildir:/m/{local", "no placeholder"),
+    ],
+)
+def test_wrong_next_hops_are_refused_with_a_reason(text: str, says: str):
+    with pytest.raises(ValueError, match=says):
+        parse_next_hop(text)
+
+
+A, B, C, D = (Destination(Kind.SMTP, f"{c}.test", 25) for c in "abcd")
+
+
+def resolve(router: Router, address: str) -> Destination:
+    return router.resolve(parse_mailbox(address, utf8=True))
+
+
+def test_the_nearest_entry_wins():
+    router = Router({"example.org": A, ".example.org": B, ".deep.example.org": C, "*": D})
+    assert resolve(router, "x@Example.ORG") == A
+    assert resolve(router, "x@www.example.org") == B
+    assert resolve(router, "x@a.b.example.org") == B
+    assert resolve(router, "x@a.deep.example.org") == C
+    assert resolve(router, "x@deep.example.org") == B
+    assert resolve(router, "x@example.net") == D
+    assert resolve(router, "x@notexample.org") == D
+
+
+def test_u_labels_find_the_a_label_entry():
+    assert resolve(Router({"xn--bcher-kva.example": A}), "x@b\u00fccher.example") == A
+
+
+def test_without_an_entry_the_default_or_mx_is_taken():
+    assert resolve(Router({}, B), "x@example.net") == B
+    assert resolve(Router({}), "x@Example.net") == Destination(Kind.SMTP, "example.net", 25, mx=True)
+
+
+def test_an_mx_entry_keeps_its_security_for_each_domain():
+    router = Router({}, parse_next_hop("mx", security=Security.REQUIRE))
+    found = resolve(router, "x@example.net")
+    assert found.host == "example.net" and found.mx and found.security is Security.REQUIRE
+
+
+@pytest.mark.parametrize(("literal", "host"), [("[192.0.2.1]", "192.0.2.1"), ("[IPv6:2001:db8::1]", "2001:db8::1")])
+def test_an_address_literal_is_reached_without_mx(literal: str, host: str):
+    assert resolve(Router({".1]": A}), f"x@{literal}") == Destination(Kind.SMTP, host, 25)
+
+
+def test_the_bare_postmaster_goes_to_his_entry_or_to_the_first():
+    assert Router({"example.org": A, "": B}).resolve(Address("postmaster", "")) == B
+    assert Router({"example.org": A, "*": B}).resolve(Address("postmaster", "")) == A
