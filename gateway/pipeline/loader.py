@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from gateway.ops import log
 from gateway.pipeline.catalog import Catalog, Listed, describe
 from gateway.pipeline.lookup import House
-from gateway.pipeline.plan import DEFAULT_TIMEOUT, Entry, OnError, Path, PipelineError, Plan, Row, StageDeadlines, make
+from gateway.pipeline.plan import Entry, OnError, Path, PipelineError, Plan, Row, StageDeadlines, make
 from gateway.pipeline.runner import Meters, PipelineSession
 from gateway.sdk.options import OptionsModel, parse_duration
 from gateway.sdk.plugin import Plugin
@@ -181,7 +181,7 @@ class _Reader:
     def _plugin_entry(
         self, index: int, name: str, plugin: type[Plugin], raw: Any, keys: dict[str, Any], path: Path
     ) -> Entry | None:
-        timeout = self._timeout(keys, index)
+        timeout = self._timeout(keys, index, plugin.timeout)
         on_error = self._on_error(keys, index)
         options = self._options(plugin.Options, raw, path)
         if options is None:
@@ -206,6 +206,7 @@ class _Reader:
         wanted, raw = keys["policy"], None
         if isinstance(wanted, Mapping) and len(wanted) == 1:
             wanted, raw = next(iter(wanted.items()))
+            path = (*path, wanted)
         if wanted == NO_POLICY:
             return "", None
         if not isinstance(wanted, str):
@@ -231,14 +232,14 @@ class _Reader:
         count = self._names[name] = self._names.get(name, 0) + 1
         return name if count == 1 else f"{name}#{count}"
 
-    def _timeout(self, keys: dict[str, Any], index: int) -> float:
+    def _timeout(self, keys: dict[str, Any], index: int, default: float) -> float:
         if "timeout" not in keys:
-            return DEFAULT_TIMEOUT
+            return default
         try:
             seconds = parse_duration(keys["timeout"])
         except ValueError as error:
             self._refuse(str(error), (index, "timeout"))
-            return DEFAULT_TIMEOUT
+            return default
         if not 0 < seconds <= _LONGEST_TIMEOUT:
             self._refuse("must be more than 0 and at most 10m", (index, "timeout"))
         return seconds

@@ -22,7 +22,6 @@ from gateway.sdk.stage import ORDER, Message, Stage, Transaction
 from gateway.sdk.verdict import Verdict
 
 Path = tuple[str | int, ...]
-DEFAULT_TIMEOUT: Final = 10.0
 
 
 class PipelineError(Exception):
@@ -79,7 +78,7 @@ class Entry:
     policy: Policy | None
     policy_name: str = ""
     shadow: bool = False
-    timeout: float = DEFAULT_TIMEOUT
+    timeout: float = Plugin.timeout
     on_error: OnError = OnError.DEFER
     path: Path = ()
     policy_path: Path = ()

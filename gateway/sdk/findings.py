@@ -13,8 +13,9 @@ from enum import Enum, StrEnum
 from typing import Any, Final
 
 _TEXT_LENGTH: Final = 4000
-_ITEMS: Final = 200
+_VALUES: Final = 1000
 _DEPTH: Final = 8
+_CUT: Final = "…"
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,30 +24,41 @@ class Finding:
 
     def to_json(self) -> dict[str, Any]:
         """The finding as the decision record keeps it: long texts and lists cut, so that records stay small."""
-        return {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
+        room = _Room(_VALUES)
+        return {f.name: room.plain(getattr(self, f.name), _DEPTH) for f in dataclasses.fields(self)}
 
 
-def _plain(value: Any, depth: int = _DEPTH) -> Any:
-    if value is None or isinstance(value, (bool, int)):
-        return value
-    if isinstance(value, Enum):
-        return _plain(value.value, depth)
-    if isinstance(value, str):
-        return value if len(value) <= _TEXT_LENGTH else value[:_TEXT_LENGTH] + "…"
-    if isinstance(value, float):
-        return value if math.isfinite(value) else str(value)
-    if isinstance(value, bytes):
-        return _plain(value[: _TEXT_LENGTH + 1].decode("latin-1"))
-    if depth:
+class _Room:
+    """Makes values plain as long as there is room; what comes after is left out, and a mark stands for it."""
+
+    __slots__ = ("_left",)
+
+    def __init__(self, left: int) -> None:
+        self._left = left
+
+    def plain(self, value: Any, depth: int) -> Any:
+        self._left -= 1
+        if value is None or isinstance(value, (bool, int)):
+            return value
+        if isinstance(value, Enum):
+            return self.plain(value.value, depth)
+        if isinstance(value, str):
+            return value if len(value) <= _TEXT_LENGTH else value[:_TEXT_LENGTH] + _CUT
+        if isinstance(value, float):
+            return value if math.isfinite(value) else str(value)
+        if isinstance(value, bytes):
+            return self.plain(value[: _TEXT_LENGTH + 1].decode("latin-1"), depth)
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            return {f.name: _plain(getattr(value, f.name), depth - 1) for f in dataclasses.fields(value)}
-        if isinstance(value, (frozenset, set)):
+            value = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+        elif isinstance(value, (frozenset, set)):
             value = sorted(value, key=str)
-        if isinstance(value, (tuple, list)):
-            return [_plain(v, depth - 1) for v in value[:_ITEMS]]
+        elif not isinstance(value, (tuple, list, dict)):
+            return self.plain(str(value), depth)
+        if not depth or self._left <= 0:
+            return _CUT
         if isinstance(value, dict):
-            return {str(k): _plain(v, depth - 1) for k, v in list(value.items())[:_ITEMS]}
-    return _plain(str(value))
+            return {str(k): self.plain(v, depth - 1) for k, v in value.items() if self._left > 0}
+        return [self.plain(v, depth - 1) for v in value if self._left > 0]
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer
 
 _DURATION: Final = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,15})?)\s*(ms|s|m|h|d)\Z")
 _DURATION_UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_SIZE: Final = re.compile(r"([0-9]{1,15})\s*(B|KiB|MiB|GiB|kB|MB|GB)\Z")
+_SIZE: Final = re.compile(r"([0-9]{1,18})\s*(B|KiB|MiB|GiB|kB|MB|GB)\Z")
 _SIZE_UNITS: Final = {
     "B": 1,
     "KiB": 1 << 10,

@@ -64,13 +64,15 @@ class Plugin:
     """Base of all plugins.
 
     Class attributes: `name` as in the configuration; `Options`; `policy`, the default policy, built with the same
-    options (its `Options` must be this class's). Instances live as long as the pipeline they were loaded for and
+    options (its `Options` must be this class's); `timeout`, the entry's default
+    in seconds. Instances live as long as the pipeline they were loaded for and
     serve many sessions at once.
     """
 
     name: ClassVar[str]
     Options: ClassVar[type[PluginOptions]] = PluginOptions
     policy: ClassVar[type[Policy] | None] = None
+    timeout: ClassVar[float] = 10.0
     finders: ClassVar[tuple[Finder, ...]] = ()
 
     options: Any
