@@ -18,6 +18,7 @@ import dataclasses
 import ipaddress
 import struct
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -77,6 +78,7 @@ def system_servers(path: Path = Path("/etc/resolv.conf")) -> list[Server]:
     return servers[:3] or [("127.0.0.1", 53)]
 
 
+@lru_cache(maxsize=4096)
 def parse_name(text: str) -> dns.name.Name | None:
     """The absolute name in A-labels, None when the text is no name that could be asked for."""
     if not text or len(text) > _NAME_CHARACTERS or text == "@":

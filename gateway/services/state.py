@@ -169,10 +169,10 @@ class SqliteState:
         results: list[Any] = []
         try:
             writes = any(call.writes for call in calls)
-            db.execute("BEGIN IMMEDIATE" if writes else "BEGIN")
-            results = [call.step(db, now) for call in calls]
             if writes and now - self._swept >= SWEEP_SECONDS:
                 self._sweep(db, now)
+            db.execute("BEGIN IMMEDIATE" if writes else "BEGIN")
+            results = [call.step(db, now) for call in calls]
             db.execute("COMMIT")
         except Exception as error:  # noqa: BLE001 - whatever it was, the callers must hear of it and the thread goes on
             if db.in_transaction:
@@ -184,7 +184,10 @@ class SqliteState:
             call.future.set_result(result)
 
     def _sweep(self, db: sqlite3.Connection, now: float) -> None:
-        """Remove a bounded number of entries whose time is over; when there are more, go on at the next call."""
+        """Remove a bounded number of entries whose time is over; when there are more, go on at the next call.
+
+        In transactions of its own, before the calls': it must succeed also when the file is full and they cannot.
+        """
         removed = 0
         for table in ("entry", "bucket"):
             cursor = db.execute(

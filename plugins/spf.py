@@ -1,0 +1,260 @@
+"""SPF: may this client send for the MAIL FROM domain, and is it the host that it says it is in HELO?
+
+pyspf evaluates the records, off the event loop in a bounded number of threads, since it is written for blocking
+look-ups and a hostile record can cost time. It never asks a nameserver by itself: its one way to the DNS is
+overridden and leads back to our resolver. A domain without a record, which is most of the forged ones, needs no thread.
+
+*Promises*: at most 10 mechanisms that look up, 10 names of one MX, `void_limit` void look-ups, `timeout` in all
+(RFC 7208 section 4.6.4). The policy rejects nothing unless told to: a forwarded message fails SPF and may still pass
+DMARC (RFC 7489 section 10.1).
+
+*RFCs*: 7208, 7372 (X.7.23, X.7.24).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import threading
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Final
+
+import spf
+from pydantic import Field
+
+from gateway.sdk import (
+    NULL_SENDER,
+    PROCEED,
+    Address,
+    Answer,
+    DnsStatus,
+    Duration,
+    Mx,
+    Plugin,
+    PluginOptions,
+    Policy,
+    Services,
+    Session,
+    Spf,
+    SpfResult,
+    Stage,
+    Transaction,
+    Verdict,
+    defer,
+    finds,
+    reject,
+)
+
+RECORD_OCTETS: Final = 16_384
+_TEXT: Final = 400
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+class SpfOptions(PluginOptions):
+    """Options of `spf`."""
+
+    reject_fail: bool = Field(False, description="Refuse when MAIL FROM gives fail. Leave it off where DMARC is used.")
+    reject_helo_fail: bool = Field(False, description="Refuse when HELO gives fail.")
+    reject_permerror: bool = Field(False, description="Refuse when the MAIL FROM domain's records are broken.")
+    defer_temperror: bool = Field(False, description="Refuse for now when the records cannot be had.")
+    skip: tuple[Network, ...] = Field((), description="Clients that are not checked, as networks.")
+    skip_trusted: bool = Field(True, description="Do not check clients in `relay_from`.")
+    timeout: Duration = Field(20.0, ge=1, le=60, description="Time for one identity, all look-ups together.")
+    void_limit: int = Field(2, ge=0, le=20, description="Look-ups without an answer that a record may cost.")
+    threads: int = Field(16, ge=1, le=64, description="Identities that are evaluated at once, per worker.")
+
+
+class SpfPolicy(Policy):
+    """Refuse by SPF alone, as far as the options ask for it; by default nothing."""
+
+    name = "spf"
+    Options = SpfOptions
+    options: SpfOptions
+
+    def on_rcpt(self, spf: Spf) -> Verdict:
+        options = self.options
+        if options.reject_fail and spf.result is SpfResult.FAIL:
+            return reject("7.23", "client is not allowed to send for the sender's domain", reason=spf.problem)
+        if options.reject_helo_fail and spf.helo is SpfResult.FAIL:
+            return reject("7.23", "client is not allowed to use this host name", reason=spf.problem)
+        if options.reject_permerror and spf.result is SpfResult.PERMERROR:
+            return reject("7.24", "the sender domain's SPF records are broken", reason=spf.problem)
+        if options.defer_temperror and spf.result is SpfResult.TEMPERROR:
+            return defer("7.24", "the sender domain cannot be checked now, try again later", reason=spf.problem)
+        return PROCEED
+
+
+@dataclass(frozen=True, slots=True)
+class _Outcome:
+    result: SpfResult
+    explanation: str = ""
+    problem: str = ""
+
+
+class _Bridge:
+    """From a thread to the resolver on the event loop, until the time is over or whoever asked has gone."""
+
+    def __init__(self, services: Services, seconds: float, first: tuple[str, Answer]) -> None:
+        self._services = services
+        self._loop = asyncio.get_running_loop()
+        self._deadline = services.clock.monotonic() + seconds
+        self._first = first
+        self._gone = threading.Event()
+        self._question: Future[Answer] | None = None
+
+    def stop(self) -> None:
+        """Let the thread end at its present or next look-up."""
+        self._gone.set()
+        if self._question is not None:
+            self._question.cancel()
+
+    def lookup(self, name: str, rdtype: str) -> Answer:
+        """Blocks. Raises `spf.TempError` when there is no answer in time."""
+        if (name, rdtype) == (self._first[0], "TXT"):
+            return self._first[1]
+        left = self._deadline - self._services.clock.monotonic()
+        if left <= 0 or self._gone.is_set():
+            raise spf.TempError("time is over")
+        question = self._question = asyncio.run_coroutine_threadsafe(_ask(self._services, name, rdtype), self._loop)
+        # `stop` sets the flag and then cancels the question; here it is the other way round, so neither is missed.
+        if self._gone.is_set():
+            question.cancel()
+        try:
+            answer = question.result(left)
+        except (TimeoutError, CancelledError):
+            question.cancel()
+            raise spf.TempError("time is over") from None
+        if answer.status is DnsStatus.FAILED:
+            raise spf.TempError(f"DNS: {answer.problem or 'no answer'}")
+        return answer
+
+
+async def _ask(services: Services, name: str, rdtype: str) -> Answer:
+    return await services.dns.lookup(name, rdtype)
+
+
+class _Query(spf.query):  # type: ignore[misc] # pyspf has no types
+    """pyspf's evaluation with our DNS. `dns` is its only way out; everything else of it builds on that."""
+
+    def __init__(self, bridge: _Bridge, client: str, local: str, domain: str, helo: str, void_limit: int) -> None:
+        # The local part goes in afterwards: pyspf takes the first @ for the end of it, and one may be quoted there.
+        super().__init__(i=client, s=f"postmaster@{domain}", h=helo)
+        self.l = local
+        self.s = f"{local}@{domain}"
+        self._bridge = bridge
+        self._void_limit = void_limit
+
+    def dns(self, name: str, qtype: str, cnames: Any = None, ignore_void: bool = False) -> list[Any]:
+        """Records in pyspf's forms; CNAMEs are the resolver's business."""
+        name = str(name).removesuffix(".").lower()
+        if not name or any(not 0 < len(label) < 64 for label in name.split(".")):
+            return []
+        found = [_convert(record) for record in self._bridge.lookup(name, qtype).records]
+        if not found and not ignore_void:
+            self.void_lookups += 1
+            if self.void_lookups > self._void_limit:
+                raise spf.PermError(f"Void lookup limit of {self._void_limit} exceeded")
+        return found
+
+    def validated_ptrs(self) -> list[str]:
+        """The client's names that lead back to it. DNS trouble here is no match, not temperror (section 5.5)."""
+        try:
+            names = self.dns_ptr(self.i)[: spf.MAX_PTR]
+        except spf.TempError:
+            return []
+        return [name for name in names if self._leads_back(name)]
+
+    def _leads_back(self, name: str) -> bool:
+        try:
+            return bool(self.cidrmatch(self.dns_a(name, self.A), self.cidrmax))
+        except spf.TempError:
+            return False
+
+
+def _convert(record: str | bytes | Mx) -> Any:
+    if isinstance(record, bytes):
+        if len(record) > RECORD_OCTETS and spf.RE_SPF.match(record):
+            raise spf.PermError(f"record is longer than {RECORD_OCTETS} octets")
+        return (record,)
+    return (record.preference, record.host) if isinstance(record, Mx) else record
+
+
+def _evaluate(query: _Query) -> _Outcome:
+    """Blocks; runs in a thread."""
+    try:
+        word, _, text = query.check()
+    except Exception as error:  # noqa: BLE001 - a record of the sender's that trips pyspf must not count as our failure
+        return _Outcome(SpfResult.PERMERROR, problem=f"record cannot be evaluated ({type(error).__name__})")
+    result = SpfResult(word)
+    if result in (SpfResult.TEMPERROR, SpfResult.PERMERROR):
+        return _Outcome(result, problem=_clean(text))
+    own_words = result is SpfResult.FAIL and text != spf.EXPLANATIONS["fail"]
+    return _Outcome(result, explanation=_clean(text) if own_words else "")
+
+
+def _clean(text: str) -> str:
+    return "".join(c if c.isprintable() else "?" for c in text[:_TEXT])
+
+
+def _checkable(domain: str) -> bool:
+    """Whether the domain can have a record at all (RFC 7208 section 4.3): well-formed and of several labels."""
+    labels = domain.removesuffix(".").split(".")
+    return len(labels) > 1 and len(domain) < 254 and all(0 < len(label) < 64 for label in labels) and domain[0] != "["
+
+
+class SpfPlugin(Plugin):
+    """Evaluates SPF for MAIL FROM and for HELO."""
+
+    name = "spf"
+    Options = SpfOptions
+    policy = SpfPolicy
+    # More than the 20 seconds that RFC 7208 section 4.6.4 asks a time limit to allow.
+    timeout = 25.0
+    options: SpfOptions
+
+    async def start(self) -> None:
+        self._threads = ThreadPoolExecutor(self.options.threads, thread_name_prefix="spf")
+
+    async def close(self) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    @finds(Stage.MAIL)
+    async def check(self, transaction: Transaction) -> Spf:
+        """Both identities; the null sender's MAIL FROM is postmaster at HELO (RFC 7208 section 2.4)."""
+        session, sender = transaction.session, transaction.sender
+        helo = session.helo.lower().removesuffix(".")
+        domain = sender.ascii_domain if isinstance(sender, Address) else helo
+        if self._skipped(session):
+            return Spf(SpfResult.NONE, domain, SpfResult.NONE, helo, problem="client is not checked")
+        if sender is NULL_SENDER:
+            both = await self._identity(session, "postmaster", helo, helo)
+            return Spf(both.result, domain, both.result, helo, both.explanation, both.problem)
+        mail, own = await asyncio.gather(
+            self._identity(session, sender.local, domain, helo),
+            self._identity(session, "postmaster", helo, helo),
+        )
+        return Spf(mail.result, domain, own.result, helo, mail.explanation, mail.problem)
+
+    def _skipped(self, session: Session) -> bool:
+        if session.trusted and self.options.skip_trusted:
+            return True
+        return any(session.client.version == net.version and session.client in net for net in self.options.skip)
+
+    async def _identity(self, session: Session, local: str, domain: str, helo: str) -> _Outcome:
+        if not _checkable(domain):
+            return _Outcome(SpfResult.NONE)
+        first = await self.services.dns.lookup(domain, "TXT")
+        if first.status is DnsStatus.FAILED:
+            return _Outcome(SpfResult.TEMPERROR, problem=f"DNS: {first.problem}")
+        if not any(isinstance(record, bytes) and spf.RE_SPF.match(record) for record in first.records):
+            return _Outcome(SpfResult.NONE)
+        bridge = _Bridge(self.services, self.options.timeout, (domain, first))
+        query = _Query(bridge, str(session.client), local, domain, helo, self.options.void_limit)
+        query.t = str(int(self.services.clock.now()))
+        query.r = self.services.hostname
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, _evaluate, query)
+        finally:
+            bridge.stop()

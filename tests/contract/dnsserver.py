@@ -1,0 +1,186 @@
+"""A nameserver on loopback that answers from zone lines, over UDP and TCP, and misbehaves where it is told to."""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from collections.abc import Iterable, Mapping
+from enum import Enum
+from typing import Any, Self
+
+import dns.flags
+import dns.message
+import dns.name
+import dns.rcode
+import dns.rdataclass
+import dns.rdatatype
+import dns.rrset
+
+from tests.support.process import free_port
+
+
+class Fault(Enum):
+    """What a name's answer suffers."""
+
+    SILENT = "no answer at all"
+    SERVFAIL = "SERVFAIL"
+    REFUSED = "REFUSED"
+    TRUNCATED = "TC over UDP, the answer over TCP"
+    TRUNCATED_TCP_GARBAGE = "TC over UDP, nonsense over TCP"
+    TRUNCATED_TCP_CLOSED = "TC over UDP, TCP closes at once"
+    WRONG_ID = "a forged answer with another id, and then the true one"
+    WRONG_QUESTION = "a forged answer to another question, and then the true one"
+    GARBAGE = "octets that are no message, with the right id, and then the true answer"
+    ONLY_FORGED = "forged answers and never a true one"
+    NO_EDNS = "FORMERR to questions with EDNS"
+    LOST_ONCE = "the first question is lost"
+
+
+class DnsServer:
+    """``async with DnsServer(lines) as server``; `asked` lists the questions as (name, type, transport)."""
+
+    def __init__(
+        self,
+        records: Iterable[str] = (),
+        *,
+        faults: Mapping[str, Fault] | None = None,
+        delays: Mapping[str, float] | None = None,
+        zone: str = "test.",
+        negative_ttl: int = 60,
+        authentic: bool = False,
+    ) -> None:
+        self.address = ("127.0.0.1", free_port())
+        self.asked: list[tuple[str, str, str]] = []
+        self._faults = {dns.name.from_text(n): f for n, f in (faults or {}).items()}
+        self._delays = {dns.name.from_text(n): s for n, s in (delays or {}).items()}
+        self._authentic = authentic
+        soa = f"ns.{zone} hostmaster.{zone} 1 3600 600 86400 {negative_ttl}"
+        self._soa = dns.rrset.from_text(zone, 3600, "IN", "SOA", soa)
+        self._records: dict[tuple[dns.name.Name, int], dns.rrset.RRset] = {}
+        for line in records:
+            name, ttl, _, rdtype, rdata = line.split(maxsplit=4)
+            self._add(dns.rrset.from_text(name, int(ttl), "IN", rdtype, rdata))
+
+    def _add(self, rrset: dns.rrset.RRset) -> None:
+        there = self._records.setdefault((rrset.name, rrset.rdtype), rrset)
+        if there is not rrset:
+            there.update(rrset)
+
+    def change(self, line: str) -> None:
+        """Replace the records of a name and type."""
+        name, ttl, _, rdtype, rdata = line.split(maxsplit=4)
+        rrset = dns.rrset.from_text(name, int(ttl), "IN", rdtype, rdata)
+        self._records[rrset.name, rrset.rdtype] = rrset
+
+    async def __aenter__(self) -> Self:
+        loop = asyncio.get_running_loop()
+        self._udp, _ = await loop.create_datagram_endpoint(lambda: _Udp(self), local_addr=self.address)
+        self._tcp = await asyncio.start_server(self._serve, *self.address)
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        self._udp.close()
+        self._tcp.close()
+        await self._tcp.wait_closed()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        (size,) = struct.unpack("!H", await reader.readexactly(2))
+        query = dns.message.from_wire(await reader.readexactly(size))
+        fault = self._note(query, "tcp")
+        if fault is Fault.TRUNCATED_TCP_GARBAGE:
+            writer.write(b"\x00\x05hello")
+        elif fault is not Fault.TRUNCATED_TCP_CLOSED:
+            wire = self.answer(query).to_wire()
+            writer.write(struct.pack("!H", len(wire)) + wire)
+        await writer.drain()
+        writer.close()
+
+    def _note(self, query: dns.message.Message, transport: str) -> Fault | None:
+        question = query.question[0]
+        name = question.name.canonicalize()
+        kind = dns.rdatatype.to_text(question.rdtype)
+        self.asked.append((name.to_text(omit_final_dot=True), kind, transport))
+        return self._faults.get(name)
+
+    def datagrams(self, query: dns.message.Message) -> list[bytes]:
+        """What goes back over UDP, in order."""
+        fault = self._note(query, "udp")
+        answer = self.answer(query)
+        true = answer.to_wire()
+        match fault:
+            case Fault.SILENT:
+                return []
+            case Fault.LOST_ONCE if len(self.asked) == 1:
+                return []
+            case Fault.SERVFAIL | Fault.REFUSED:
+                answer = dns.message.make_response(query)
+                answer.set_rcode(dns.rcode.from_text(fault.value))
+                return [answer.to_wire()]
+            case Fault.TRUNCATED | Fault.TRUNCATED_TCP_GARBAGE | Fault.TRUNCATED_TCP_CLOSED:
+                answer = dns.message.make_response(query)
+                answer.flags |= dns.flags.TC
+                return [answer.to_wire()]
+            case Fault.WRONG_ID:
+                return [self._forged(query, id=query.id ^ 1), true]
+            case Fault.WRONG_QUESTION:
+                return [self._forged(query, name="other.test."), true]
+            case Fault.GARBAGE:
+                return [true[:2] + b"\x80" + b"\xff" * 40, true[:2], b"", true]
+            case Fault.ONLY_FORGED:
+                return [self._forged(query, id=query.id ^ 1), self._forged(query, name="other.test.")]
+            case Fault.NO_EDNS if query.edns >= 0:
+                answer = dns.message.make_response(query)
+                answer.set_rcode(dns.rcode.FORMERR)
+                return [answer.to_wire()]
+        return [true]
+
+    def _forged(self, query: dns.message.Message, id: int | None = None, name: str | None = None) -> bytes:
+        owner = name or query.question[0].name.to_text()
+        question = dns.message.make_query(owner, query.question[0].rdtype, id=query.id if id is None else id)
+        forged = dns.message.make_response(question)
+        forged.answer.append(dns.rrset.from_text(owner, 3600, "IN", "A", "203.0.113.66"))
+        return forged.to_wire()
+
+    def answer(self, query: dns.message.Message) -> dns.message.Message:
+        """The true answer: records, the CNAME chain in front of them, NODATA or NXDOMAIN with the SOA."""
+        message = dns.message.make_response(query, recursion_available=True)
+        if self._authentic:
+            message.flags |= dns.flags.AD
+        question = query.question[0]
+        name = question.name.canonicalize()
+        for _ in range(40):
+            found = self._records.get((name, question.rdtype))
+            if found:
+                message.answer.append(found)
+                return message
+            alias: Any = self._records.get((name, dns.rdatatype.CNAME))
+            if not alias:
+                break
+            if alias not in message.answer:
+                message.answer.append(alias)
+            name = alias[0].target.canonicalize()
+        if not any(known.is_subdomain(name) for known, _ in self._records):
+            message.set_rcode(dns.rcode.NXDOMAIN)
+        message.authority.append(self._soa)
+        return message
+
+    def delay(self, query: dns.message.Message) -> float:
+        """Seconds for which the answer is kept back."""
+        return self._delays.get(query.question[0].name.canonicalize(), 0.0)
+
+
+class _Udp(asyncio.DatagramProtocol):
+    def __init__(self, server: DnsServer) -> None:
+        self._server = server
+
+    def connection_made(self, transport: Any) -> None:
+        self._transport = transport
+
+    def datagram_received(self, data: bytes, addr: Any) -> None:
+        query = dns.message.from_wire(data)
+        datagrams = self._server.datagrams(query)
+        asyncio.get_running_loop().call_later(self._server.delay(query), self._send, datagrams, addr)
+
+    def _send(self, datagrams: list[bytes], addr: Any) -> None:
+        for datagram in datagrams:
+            self._transport.sendto(datagram, addr)

@@ -1,0 +1,117 @@
+"""docs/plugins.md says what the code does: its option tables are the models' own, and its examples run."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from gateway.sdk import Stage
+from gateway.sdk.testing import plugin_class, policy_class
+
+PAGE = (Path(__file__).parents[2] / "docs" / "plugins.md").read_text()
+PLUGINS = ("dnsbl", "ratelimit", "recipient", "spf")
+POLICIES = ("helo-identity", "own-domain-sender")
+
+
+def card(name: str) -> str:
+    match = re.search(rf"^### `{name}`\n(.*?)(?=^##|\Z)", PAGE, re.MULTILINE | re.DOTALL)
+    assert match, f"docs/plugins.md has no card for {name}"
+    return match[1]
+
+
+def default(field: FieldInfo, model: type[BaseModel], name: str) -> str:
+    if field.is_required():
+        return "required"
+    serialised = model.__pydantic_serializer__.to_python(
+        model.model_construct(**{name: field.default}), mode="json", include={name}
+    )
+    text = json.dumps(serialised[name])
+    return f"`{text.strip(chr(34)) or text}`"
+
+
+def table(model: type[BaseModel]) -> str:
+    rows = [
+        f"| `{name}` | {default(field, model, name)} | {field.description} |"
+        for name, field in model.model_fields.items()
+    ]
+    return "\n".join(["| option | default | meaning |", "|---|---|---|", *rows])
+
+
+@pytest.mark.parametrize("name", PLUGINS)
+def test_a_plugins_card_has_its_options_with_their_defaults(name):
+    assert table(plugin_class(name).Options) in card(name)
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_a_policys_card_has_its_options_with_their_defaults(name):
+    assert table(policy_class(name).Options) in card(name)
+
+
+def test_the_options_of_one_list_are_on_the_page():
+    from plugins.dnsbl import ZoneOptions
+
+    assert table(ZoneOptions) in card("dnsbl")
+
+
+@pytest.mark.parametrize("name", PLUGINS)
+def test_a_plugins_card_says_what_it_asks_costs_and_does_when_it_fails(name):
+    for part in ("**Asks.**", "**Costs.**", "**When it fails.**", "**Decides.**"):
+        assert part in card(name)
+
+
+@pytest.mark.parametrize("name", PLUGINS)
+def test_a_plugins_card_names_its_stages_and_findings(name):
+    text = " ".join(card(name).split())
+    for finder in plugin_class(name).finders:
+        kind = "acts" if finder.acts else "finds"
+        assert f"{kind} `{finder.finding.__name__}` at `{finder.stage}`" in text
+
+
+def test_the_page_has_a_card_for_every_plugin_and_policy_and_no_other():
+    assert set(re.findall(r"^### `([a-z-]+)`$", PAGE, re.MULTILINE)) == {*PLUGINS, *POLICIES}
+
+
+def test_the_page_names_every_stage_and_every_name_of_the_sdk_it_uses_exists():
+    import gateway.sdk
+
+    for stage in Stage:
+        assert f"`{stage}`" in PAGE
+    for name in re.findall(r"^from gateway\.sdk import (.+)$", PAGE, re.MULTILINE):
+        for part in name.split(", "):
+            assert hasattr(gateway.sdk, part)
+
+
+def test_the_python_examples_run(monkeypatch):
+    guide = types.ModuleType("guide")
+    monkeypatch.setitem(sys.modules, "guide", guide)
+    namespace: dict[str, Any] = guide.__dict__
+    blocks = re.findall(r"^```python\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+    assert len(blocks) >= 3
+    for block in blocks:
+        exec(compile(block, "docs/plugins.md", "exec"), namespace)
+    tests = [value for name, value in namespace.items() if name.startswith("test_")]
+    assert tests
+    for test in tests:
+        test()
+
+
+def test_the_yaml_examples_name_plugins_and_options_that_exist():
+    import yaml
+
+    blocks = re.findall(r"^```yaml\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+    entries = [entry for block in blocks for entry in yaml.safe_load(block).get("pipeline", [])]
+    assert len(entries) >= 4
+    for entry in entries:
+        name = next(iter(entry))
+        if name in PLUGINS:
+            plugin_class(name).Options.model_validate(entry[name])
+        elif name in POLICIES:
+            policy_class(name).Options.model_validate(entry[name])

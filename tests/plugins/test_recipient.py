@@ -1,0 +1,225 @@
+"""The recipient plugin on the bench."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from gateway.sdk import (
+    PROCEED,
+    Address,
+    Callout,
+    CalloutState,
+    RecipientRule,
+    RecipientState,
+    RecipientStatus,
+    Services,
+    StateError,
+)
+from gateway.sdk.testing import Bench, FakeDirectory, FakeDns, FakeState, ManualClock, make_recipient
+from gateway.services.tasks import Tasks
+from plugins.recipient import RecipientOptions, RecipientPlugin
+
+EXISTS = Callout(CalloutState.EXISTS, "250 2.1.5 fine")
+UNKNOWN = Callout(CalloutState.UNKNOWN, "550 5.1.1 no such user at inner-host.example")
+DOWN = Callout(CalloutState.UNAVAILABLE, "connection refused")
+
+
+class House:
+    """A bench with one domain that is asked for by callout."""
+
+    def __init__(self, rule: RecipientRule = RecipientRule.CALLOUT, callout: Callout = EXISTS) -> None:
+        self.directory = FakeDirectory({"example.org": rule}, {"example.org": callout})
+        self.bench = Bench(directory=self.directory)
+
+    def answers(self, callout: Callout) -> None:
+        self.directory.callouts["example.org"] = callout
+
+    def status(self, address: str = "anna@example.org", **options) -> RecipientStatus:
+        finding = self.bench.find(RecipientPlugin, options, recipient=make_recipient(address))
+        assert isinstance(finding, RecipientStatus)
+        return finding
+
+
+@pytest.mark.parametrize(
+    ("rule", "state"),
+    [
+        (RecipientRule.LISTED, RecipientState.EXISTS),
+        (RecipientRule.NOT_LISTED, RecipientState.UNKNOWN),
+        (RecipientRule.ANY, RecipientState.ASSUMED),
+        (RecipientRule.NOT_OURS, RecipientState.NOT_OURS),
+    ],
+)
+def test_what_the_configuration_knows_needs_no_callout(rule, state):
+    house = House(rule)
+    assert house.status() == RecipientStatus(state, "list")
+    assert house.directory.called == []
+
+
+@pytest.mark.parametrize("rule", [RecipientRule.NOT_LISTED, RecipientRule.CALLOUT])
+@pytest.mark.parametrize("address", ["postmaster@example.org", "PostMaster@EXAMPLE.org", "postmaster"])
+def test_postmaster_always_exists(rule, address):
+    house = House(rule, UNKNOWN)
+    assert house.status(address) == RecipientStatus(RecipientState.EXISTS, "list")
+
+
+def test_postmaster_of_somebody_else_is_not_ours():
+    assert House().status("postmaster@elsewhere.example").state is RecipientState.NOT_OURS
+
+
+def test_a_recipient_that_exists_is_asked_for_once():
+    house = House()
+    assert house.status() == RecipientStatus(RecipientState.EXISTS, "callout", EXISTS.reply)
+    assert house.status("Anna@Example.org") == RecipientStatus(RecipientState.EXISTS, "cache", EXISTS.reply)
+    assert house.directory.called == ["anna@example.org"]
+
+
+def test_after_refresh_it_is_asked_for_again():
+    house = House()
+    house.status()
+    house.answers(UNKNOWN)
+    house.bench.clock.advance(86399)
+    assert house.status().state is RecipientState.EXISTS
+    house.bench.clock.advance(1)
+    assert house.status() == RecipientStatus(RecipientState.UNKNOWN, "callout", UNKNOWN.reply)
+
+
+def test_while_the_store_is_down_whom_it_knew_still_gets_mail_and_the_store_is_left_alone():
+    house = House()
+    house.status()
+    house.answers(DOWN)
+    house.bench.clock.advance(86400)
+    assert [house.status().state for _ in range(3)] == [RecipientState.EXISTS] * 3
+    assert len(house.directory.called) == 2
+    house.bench.clock.advance(30)
+    house.status()
+    assert len(house.directory.called) == 3
+    house.bench.clock.advance(6 * 86400)
+    assert house.status().state is RecipientState.UNAVAILABLE, "positive_ttl is the end, however long it is down"
+
+
+def test_an_unknown_recipient_is_remembered_for_a_short_time():
+    house = House(callout=UNKNOWN)
+    assert house.status().source == "callout"
+    house.answers(EXISTS)
+    house.bench.clock.advance(3599)
+    assert (house.status().state, house.status().source) == (RecipientState.UNKNOWN, "cache")
+    house.bench.clock.advance(1)
+    assert house.status().state is RecipientState.EXISTS
+
+
+def test_a_store_that_is_down_is_left_alone_for_half_a_minute():
+    house = House(callout=DOWN)
+    assert [house.status().state for _ in range(3)] == [RecipientState.UNAVAILABLE] * 3
+    assert len(house.directory.called) == 1
+    house.answers(EXISTS)
+    house.bench.clock.advance(30)
+    assert house.status().state is RecipientState.EXISTS
+
+
+def test_what_another_version_left_in_the_store_is_asked_for_anew():
+    house = House()
+    house.status()
+    for key, (_, expires) in list(house.bench.state._entries.items()):
+        house.bench.state._entries[key] = (b'{"old": 1}', expires)
+    assert house.status().source == "callout"
+
+
+def test_trouble_with_the_state_store_is_the_entrys_on_error_to_decide():
+    house = House()
+    house.bench.state.broken = True
+    with pytest.raises(StateError):
+        house.status()
+
+
+class Gated(FakeDirectory):
+    """Callouts that wait until the gate opens."""
+
+    def __init__(self) -> None:
+        super().__init__({"example.org": RecipientRule.CALLOUT})
+        self.gate = asyncio.Event()
+        self.most = self.now = 0
+
+    async def callout(self, address: Address) -> Callout:
+        self.now += 1
+        self.most = max(self.most, self.now)
+        try:
+            await self.gate.wait()
+            return await super().callout(address)
+        finally:
+            self.now -= 1
+
+
+async def gated(**options) -> tuple[RecipientPlugin, Gated]:
+    clock, directory = ManualClock(), Gated()
+    services = Services(FakeDns(), FakeState(clock), clock, directory, "mx.test", "mx.test")
+    plugin = RecipientPlugin(RecipientOptions.model_validate(options), services)
+    await plugin.start()
+    return plugin, directory
+
+
+async def turns() -> None:
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+def test_many_who_ask_for_one_address_at_once_cost_one_callout():
+    async def check() -> None:
+        plugin, directory = await gated()
+        asking = asyncio.gather(*(plugin.status(make_recipient()) for _ in range(20)))
+        await turns()
+        directory.gate.set()
+        statuses = await asking
+        assert {s.state for s in statuses} == {RecipientState.EXISTS}
+        assert directory.called == ["anna@example.org"]
+        assert plugin._asking == {}
+
+    asyncio.run(check())
+
+
+def test_when_the_one_who_asks_is_cancelled_the_next_asks_in_its_place():
+    async def check() -> None:
+        plugin, directory = await gated()
+        tasks = Tasks()
+        first, second = (tasks.start(plugin.status(make_recipient()), name="ask") for _ in range(2))
+        await turns()
+        first.cancel()
+        await turns()
+        directory.gate.set()
+        assert (await second).source == "callout"
+        assert plugin._asking == {}
+
+    asyncio.run(check())
+
+
+def test_no_more_callouts_at_once_than_allowed():
+    async def check() -> None:
+        plugin, directory = await gated(callouts=3)
+        asking = asyncio.gather(*(plugin.status(make_recipient(f"r{i}@example.org")) for i in range(10)))
+        await turns()
+        directory.gate.set()
+        await asking
+        assert directory.most == 3
+
+    asyncio.run(check())
+
+
+def judge(state: RecipientState, reply: str = "", **options):
+    return Bench().judge("recipient", options, findings=[RecipientStatus(state, "callout", reply)])
+
+
+def test_an_unknown_recipient_is_refused_with_5_1_1_and_the_stores_words_stay_inside():
+    verdict = judge(RecipientState.UNKNOWN, UNKNOWN.reply)
+    assert str(verdict.reply) == "550 5.1.1 recipient unknown"
+    assert "inner-host" not in str(verdict.to_json())
+
+
+def test_a_store_that_is_down_defers_with_4_4_1_or_is_passed_over():
+    assert str(judge(RecipientState.UNAVAILABLE).reply) == "451 4.4.1 recipient cannot be checked now, try again later"
+    assert judge(RecipientState.UNAVAILABLE, when_down="accept") == PROCEED
+
+
+@pytest.mark.parametrize("state", [RecipientState.EXISTS, RecipientState.ASSUMED, RecipientState.NOT_OURS])
+def test_the_others_proceed(state):
+    assert judge(state) == PROCEED
