@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import format_datetime
-from typing import Final
+from typing import Any, Final
 
 from gateway.mail.address import NULL_SENDER, Address, AddressError
 from gateway.mail.envelope import Body, Envelope, MailParameters, Recipient, Ret
@@ -131,17 +131,39 @@ def write(
         "\r\n".join(head).encode() + b"".join(delimiter + b"\r\n" + part for part in parts) + delimiter + b"--\r\n"
     )
     parameters = MailParameters(body=Body.SEVEN_BIT if content.isascii() else Body.EIGHT_BIT, smtputf8=utf8)
-    record = {
+    record = _record(id, message, notice, reports, len(content), now)
+    envelope = Envelope(NULL_SENDER, (Recipient(sender),), parameters)
+    return NewDsn(NewMessage(id, envelope, now, b"", record=record), content)
+
+
+def _record(
+    id: str, message: Stored, notice: Notice, reports: Sequence[Report], size: int, now: float
+) -> dict[str, Any]:
+    """The decision record of a DSN, in the form of `gateway.pipeline.record`: nobody was asked, and `dsn` says why."""
+    return {
+        "v": 1,
         "id": id,
+        "session": "",
         "time": now,
+        "listener": "",
+        "client": None,
+        "tls": None,
+        "helo": "",
+        "sender": "<>",
+        "recipients": [{"address": str(message.envelope.sender), "reply": ""}],
+        "size": size,
+        "findings": [],
+        "verdicts": [],
+        "edits": [],
+        "outcome": "accepted",
+        "reply": "",
+        "pipeline": "",
         "dsn": {
             "kind": notice.value,
             "about": message.id,
             "recipients": [str(report.recipient.address) for report in reports],
         },
     }
-    envelope = Envelope(NULL_SENDER, (Recipient(sender),), parameters)
-    return NewDsn(NewMessage(id, envelope, now, b"", record=record), content)
 
 
 def _notice(reports: Sequence[Report]) -> Notice:

@@ -7,7 +7,7 @@ without an attempt. Then a single attempt probes it before the lane opens again.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -15,11 +15,12 @@ from gateway.mail.reply import Reply
 from gateway.ops import metrics
 from gateway.queue.lifecycle import Attempted
 from gateway.spool.spool import AttemptRecord, Claimed
-from gateway.transport.transport import Delivery, Destination, Fault, Kind, Outcome, Result, Transport
+from gateway.transport.transport import Delivery, Destination, Fault, Kind, Outcome, Result
 
 UNREACHABLE: Final = Reply(451, "4.1", "destination could not be reached lately and is left alone for a while")
 CROWDED: Final = Reply(451, "4.5", "destination is slow, and too much waits for it")
 OUR_TROUBLE: Final = Reply(451, "3.0", "local error in delivery")
+BAD_DOMAIN: Final = Reply(550, "1.2", "not a mail domain")
 UNREADABLE: Final = Reply(451, "3.0", "local error: content cannot be read")
 
 
@@ -70,6 +71,7 @@ class Lane:
         "_watched_since",
         "counts",
         "dead_until",
+        "destination",
         "done",
         "failures",
         "final",
@@ -77,31 +79,34 @@ class Lane:
         "label",
         "seconds",
         "touched",
-        "transport",
         "workers",
     )
 
-    def __init__(self, destination: Destination, transport: Transport, options: SchedulerOptions) -> None:
+    def __init__(self, destination: Destination, options: SchedulerOptions, now: float) -> None:
+        self.destination = destination
         self.label = str(destination)
-        self.transport = transport
         self.final = destination.kind is not Kind.SMTP
         self.jobs: deque[Job] = deque()
         self.workers = 0
         self.failures = 0
         self.dead_until = 0.0
         self.done = 0
-        self.touched = 0.0
+        self.touched = now
         self.counts = {result: metrics.ATTEMPTS.labels(result.value, destination.kind.value) for result in Result}
         self.seconds = metrics.ATTEMPT_SECONDS.labels(destination.kind.value)
         self._options = options
         self._watched_since = -1.0
         self._watched_done = 0
 
-    def limit(self, now: float) -> int:
+    def limit(self, monotonic: Callable[[], float]) -> int:
         """How many workers it may have: one while an unreachable destination is probed again."""
-        if self.failures >= self._options.dead_after and now >= self.dead_until:
+        if self.failures >= self._options.dead_after and monotonic() >= self.dead_until:
             return 1
         return self._options.destination_concurrency
+
+    def dead(self, monotonic: Callable[[], float]) -> bool:
+        """Whether the destination is to be left alone now."""
+        return self.dead_until > 0.0 and self.dead_until > monotonic()
 
     def learn(self, outcomes: Sequence[Outcome], now: float) -> bool:
         """Take note of an attempt's outcomes; True when the destination is left alone from now on."""

@@ -14,34 +14,31 @@ import random
 from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
-from gateway.mail.address import Address
+from gateway.mail.address import Address, AddressError
 from gateway.mail.reply import clean
-from gateway.mail.session import new_session_id, transaction_id
 from gateway.ops import log, metrics
-from gateway.queue import dsn
-from gateway.queue.lane import CROWDED, OUR_TROUBLE, UNREACHABLE, UNREADABLE, Job, Lane, SchedulerOptions, Work
-from gateway.queue.lifecycle import Attempted, Judgement, judge, wants_failure
+from gateway.queue.lane import (
+    BAD_DOMAIN,
+    CROWDED,
+    OUR_TROUBLE,
+    UNREACHABLE,
+    UNREADABLE,
+    Job,
+    Lane,
+    SchedulerOptions,
+    Work,
+)
+from gateway.queue.lifecycle import Attempted
 from gateway.queue.retry import RetryOptions
+from gateway.queue.settler import Settler
 from gateway.sdk.services import Clock
 from gateway.services.tasks import Tasks
-from gateway.spool.spool import (
-    AttemptRecord,
-    Claimed,
-    NewDsn,
-    RecipientStatus,
-    Settlement,
-    Spool,
-    SpoolError,
-    State,
-    Stored,
-)
+from gateway.spool.spool import AttemptRecord, Claimed, Spool, SpoolError, State, Stored
 from gateway.transport.transport import Delivery, Destination, Fault, Outcome, Result, Transport
 
 _log = log.get()
 _BATCH: Final = 200
 _GAUGE_SECONDS: Final = 10.0
-_SETTLE_PAUSE: Final = 0.1
-_SETTLE_PAUSE_MAX: Final = 10.0
 _ONLY: Final = (0,)
 _EVENTS: Final = {
     Result.DELIVERED: "delivery.delivered",
@@ -56,14 +53,14 @@ class Router(Protocol):
     """Says where a recipient's mail goes."""
 
     def resolve(self, address: Address) -> Destination:
-        """No I/O."""
+        """No I/O. Raises `AddressError` for a domain that can't be a mail domain."""
 
 
 class Transports(Protocol):
     """Has a transport for every destination."""
 
     def for_destination(self, destination: Destination) -> Transport:
-        """The same one for the same destination."""
+        """Asked before each attempt, so that it knows which are in use."""
 
 
 class Scheduler:
@@ -84,11 +81,8 @@ class Scheduler:
         self._spool = spool
         self._router = router
         self._transports = transports
-        self._retry = retry
         self._clock = clock
         self._options = options or SchedulerOptions()
-        self._writer = dsn.Writer(hostname, retry.give_up)
-        self._rng = rng
         self._lanes: dict[Destination, Lane] = {}
         self._tasks = Tasks()
         self._active = 0
@@ -96,6 +90,7 @@ class Scheduler:
         self._rung = False
         self._bell: asyncio.Future[None] | None = None
         self._draining = asyncio.Event()
+        self._settler = Settler(spool, retry, hostname, rng, self._draining)
         self._ticked = float("-inf")
 
     @property
@@ -205,7 +200,7 @@ class Scheduler:
         if len(message.slots) == 1 and message.slots[0].status.open:
             self._enqueue(work, self._route(message, 0), _ONLY)
             return
-        groups: dict[Destination | None, list[int]] = {}
+        groups: dict[Destination | Outcome, list[int]] = {}
         for number in _due(message, self._clock.now()):
             groups.setdefault(self._route(message, number), []).append(number)
         work.pending = len(groups)
@@ -214,47 +209,44 @@ class Scheduler:
         if not groups:
             self._tasks.start(self._settle(work), name=message.id)
 
-    def _route(self, message: Stored, number: int) -> Destination | None:
+    def _route(self, message: Stored, number: int) -> Destination | Outcome:
         try:
             return self._router.resolve(message.slots[number].recipient.address)
+        except AddressError:
+            return Outcome(Result.FAILED, BAD_DOMAIN)
         except Exception:  # noqa: BLE001 - a bug or a hole in the routing: no mail may be lost by it
             _log.exception("delivery.no_route", id=message.id, fault="ours")
-            return None
+            return Outcome(Result.DEFERRED, OUR_TROUBLE, fault=Fault.OURS)
 
-    def _enqueue(self, work: Work, destination: Destination | None, slots: Sequence[int]) -> None:
+    def _enqueue(self, work: Work, destination: Destination | Outcome, slots: Sequence[int]) -> None:
         message = work.claimed.message
-        lane = self._lanes.get(destination) if destination else None
-        if lane is None and destination is not None:
-            try:
-                lane = Lane(destination, self._transports.for_destination(destination), self._options)
-            except Exception:  # noqa: BLE001 - as above
-                _log.exception("delivery.no_transport", id=message.id, destination=str(destination), fault="ours")
-            else:
-                lane.touched = self._clock.monotonic()
-                self._lanes[destination] = lane
         envelope = message.envelope
         recipients = tuple([message.slots[n].recipient for n in slots])
-        delivery = Delivery(message.id, envelope.sender, envelope.parameters, recipients, work.claimed.content)
-        job = Job(work, slots, delivery)
-        if lane is None:
-            self._put_off(None, job, Outcome(Result.DEFERRED, OUR_TROUBLE, fault=Fault.OURS))
+        job = Job(
+            work, slots, Delivery(message.id, envelope.sender, envelope.parameters, recipients, work.claimed.content)
+        )
+        if isinstance(destination, Outcome):
+            self._put_off(None, job, destination)
             self._end(work)
             return
+        lane = self._lanes.get(destination)
+        if lane is None:
+            lane = self._lanes[destination] = Lane(destination, self._options, self._clock.monotonic())
         lane.jobs.append(job)
         self._staff(lane)
 
     def _staff(self, lane: Lane) -> None:
         """Start a worker for what waits, unless the lane has as many as it may have."""
-        if lane.jobs and lane.workers < lane.limit(self._clock.monotonic()):
+        if lane.jobs and lane.workers < lane.limit(self._clock.monotonic):
             lane.workers += 1
             self._tasks.start(self._serve(lane), name=lane.label)
 
     async def _serve(self, lane: Lane) -> None:
         """One worker of a lane: attempt by attempt until nothing waits or the lane has too many workers."""
         try:
-            while lane.jobs and lane.workers <= lane.limit(self._clock.monotonic()):
+            while lane.jobs and lane.workers <= lane.limit(self._clock.monotonic):
                 job = lane.jobs.popleft()
-                if lane.dead_until > self._clock.monotonic():
+                if lane.dead(self._clock.monotonic):
                     self._put_off(lane, job, Outcome(Result.DEFERRED, UNREACHABLE, fault=Fault.CONNECT))
                 else:
                     await self._attempt(lane, job)
@@ -271,11 +263,11 @@ class Scheduler:
     async def _attempt(self, lane: Lane, job: Job) -> None:
         started = self._clock.monotonic()
         try:
-            outcomes = await lane.transport.deliver(job.delivery)
+            outcomes = await self._transports.for_destination(lane.destination).deliver(job.delivery)
         except (SpoolError, OSError) as error:
             _log.error("delivery.unreadable", id=job.delivery.id, error=str(error), fault="ours")
             outcomes = [Outcome(Result.DEFERRED, UNREADABLE, fault=Fault.OURS)] * len(job.slots)
-        except Exception:  # noqa: BLE001 - a bug in a transport must not stop the lane
+        except Exception:  # noqa: BLE001 - a bug there must not stop the lane
             _log.exception("delivery.bug", id=job.delivery.id, destination=lane.label, fault="ours")
             outcomes = [Outcome(Result.DEFERRED, OUR_TROUBLE, fault=Fault.OURS)] * len(job.slots)
         if len(outcomes) != len(job.slots):
@@ -329,79 +321,16 @@ class Scheduler:
         if not work.pending:
             self._tasks.start(self._settle(work), name=work.claimed.message.id)
 
-    # Settling.
-
     async def _settle(self, work: Work) -> None:
-        """Store what came of a message, in one step."""
-        message = work.claimed.message
         try:
-            judgement = judge(message, work.attempted, self._clock.now(), self._retry, self._rng())
-            owed, hold = None, judgement.hold
-            if judgement.reports:
-                owed, hold = await self._dsn(work.claimed, judgement)
-            warned = judgement.warned and owed is not None
-            await self._store(Settlement(message.id, judgement.slots, tuple(work.records), owed, hold, warned))
-            self._tell(message, work.attempted, judgement, owed, hold)
+            if await self._settler.settle(work, self._clock.now()):
+                self.ring()
         except Exception:  # noqa: BLE001 - a bug; the lane goes on, and a restart finds the message as it was
-            _log.exception("message.stuck", id=message.id, fault="ours")
+            _log.exception("message.stuck", id=work.claimed.message.id, fault="ours")
         finally:
             self._active -= 1
             if self._full and self._active <= self._options.active - max(1, self._options.active // 4):
                 self.ring()
-
-    async def _dsn(self, claimed: Claimed, judgement: Judgement) -> tuple[NewDsn | None, str]:
-        """The DSN that is owed, and a reason to hold the message in case that it cannot be written."""
-        message = claimed.message
-        original = None
-        try:
-            original = await dsn.read_original(message, claimed.content)
-        except (SpoolError, OSError) as error:
-            _log.error("dsn.original_unreadable", id=message.id, error=str(error))
-        id = transaction_id(new_session_id(), 0)
-        try:
-            return dsn.write(id, message, judgement.reports, original, self._clock.now(), self._writer), ""
-        except Exception:  # noqa: BLE001 - a bug in writing it must not lose the message that it is about
-            _log.exception("dsn.bug", id=message.id)
-            return None, "the DSN could not be written"
-
-    async def _store(self, settlement: Settlement) -> None:
-        pause = _SETTLE_PAUSE
-        while True:
-            try:
-                await self._spool.settle(settlement)
-                return
-            except SpoolError as error:
-                _log.error("queue.settle_failed", id=settlement.id, error=str(error), again=pause)
-            try:
-                async with asyncio.timeout(pause):
-                    await self._draining.wait()
-                await asyncio.sleep(_SETTLE_PAUSE)
-            except TimeoutError:
-                pause = min(pause * 2, _SETTLE_PAUSE_MAX)
-
-    def _tell(
-        self, message: Stored, attempted: Sequence[Attempted], judgement: Judgement, owed: NewDsn | None, hold: str
-    ) -> None:
-        """Log what is durable now."""
-        for item in attempted:
-            slot = judgement.slots[item.slot]
-            if slot.status is RecipientStatus.EXPIRED:
-                recipient = str(slot.recipient.address)
-                delay = round(self._clock.now() - message.received, 3)
-                _log.info(
-                    "message.expired", id=message.id, recipient=recipient, reply=slot.last, attempts=slot.attempts,
-                    delay=delay,
-                )  # fmt: skip
-            if slot.status in (RecipientStatus.EXPIRED, RecipientStatus.FAILED) and not wants_failure(slot.recipient):
-                _log.info("dsn.unwanted", id=message.id, recipient=str(slot.recipient.address))
-        if hold:
-            _log.warning("message.held", id=message.id, reason=hold)
-        if owed is not None and judgement.notice is not None:
-            kind = judgement.notice.value
-            metrics.DSNS.labels(kind).inc()
-            to = str(owed.message.envelope.recipients[0].address)
-            _log.info("dsn.queued", id=owed.message.id, about=message.id, kind=kind, recipient=to)
-            self.ring()
 
     # Stopping.
 

@@ -1,0 +1,592 @@
+"""The scheduler on a real spool, with scripted transports and a clock set by hand."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import structlog
+
+from gateway.mail.address import NULL_SENDER, Address
+from gateway.mail.envelope import Notify, Recipient
+from gateway.queue.retry import RetryOptions
+from gateway.queue.scheduler import SchedulerOptions
+from gateway.spool.spool import RecipientStatus, Settlement, SpoolError, SpoolOptions, State
+from gateway.spool.sqlite import SqliteSpool
+from tests.queue.rig import CONTENT, DEFERRED, DELIVERED, FAILED, UNREACHED, World, recipient
+
+DAY = 86400.0
+Scenario = Callable[[World], Awaitable[None]]
+
+
+@pytest.fixture
+def play(tmp_path: Path) -> Callable[..., None]:
+    """Run a scenario in a world of its own."""
+
+    def run(scenario: Scenario, **options: Any) -> None:
+        async def main() -> None:
+            spool = await SqliteSpool.open(SpoolOptions(str(tmp_path / "spool"), min_free=0))
+            world = World(spool, options=SchedulerOptions(**options), retry=RetryOptions())
+            try:
+                await scenario(world)
+            finally:
+                await world.stop()
+
+        asyncio.run(main())
+
+    return run
+
+
+def settlements(world: World) -> list[Settlement]:
+    """What is settled from now on, in order."""
+    seen: list[Settlement] = []
+    settle = world.spool.settle
+
+    async def watched(settlement: Settlement) -> None:
+        seen.append(settlement)
+        await settle(settlement)
+
+    world.spool.settle = watched  # type: ignore[method-assign]
+    return seen
+
+
+def test_a_delivered_message_leaves_the_spool_and_its_attempt_is_recorded(play: Callable[..., None]) -> None:
+    async def scenario(world: World) -> None:
+        world.start()
+        id = await world.send("anna@example.org")
+        await world.settled()
+        assert await world.find(id) is None
+        (delivery,) = world.script("example.org").deliveries
+        assert delivery.id == id and str(delivery.sender) == "ben@example.net"
+        assert b"".join([block async for block in delivery.content.blocks()]) == CONTENT
+        (explained,) = await world.spool.explain(id)
+        (attempt,) = explained.attempts
+        assert (attempt["recipient"], attempt["outcome"], attempt["reply"], attempt["host"]) == (
+            "anna@example.org", "delivered", "250 2.0.0 taken", "store.example.org",
+        )  # fmt: skip
+
+    play(scenario)
+
+
+def test_mail_that_waits_in_the_spool_is_found_without_a_bell(play: Callable[..., None]) -> None:
+    async def scenario(world: World) -> None:
+        id = await world.send("anna@example.org")
+        world.start()
+        await world.until(lambda: not world.scheduler.active and bool(world.script("example.org").deliveries))
+        await world.settled()
+        assert await world.find(id) is None
+
+    play(scenario)
+
+
+def test_an_owed_failure_gets_its_dsn_in_the_same_settlement(play: Callable[..., None]) -> None:
+    async def scenario(world: World) -> None:
+        world.on("example.org", FAILED)
+        seen = settlements(world)
+        world.start()
+        id = await world.send("anna@example.org", owed=True)
+        await world.settled()
+        first = next(s for s in seen if s.id == id)
+        assert first.dsn is not None and first.slots[0].status is RecipientStatus.FAILED
+        assert [s.id for s in seen].count(id) == 1
+        assert await world.find(id) is None
+        (report,) = world.script("example.net").deliveries
+        assert report.sender is NULL_SENDER and [str(r.address) for r in report.recipients] == ["ben@example.net"]
+        assert b"Final-Recipient: rfc822; anna@example.org" in first.dsn.content
+
+    play(scenario)
+
+
+def test_a_strangers_failed_message_is_held_and_not_bounced(play: Callable[..., None]) -> None:
+    async def scenario(world: World) -> None:
+        world.on("example.org", FAILED)
+        world.start()
+        id = await world.send("anna@example.org", owed=False)
+        await world.settled()
+        held = await world.find(id)
+        assert held is not None and held.state is State.HOLD
+        assert held.reason == "undeliverable: 550 5.1.1 no such user, sender not proved, no bounce sent"
+        assert not world.script("example.net").deliveries
+
+    play(scenario)
+
+
+def test_the_null_sender_is_never_bounced(play: Callable[..., None]) -> None:
+    async def scenario(world: World) -> None:
+        world.on("example.org", FAILED)
+        world.start()
+        id = await world.send("anna@example.org", sender=NULL_SENDER, owed=True)
+        await world.settled()
+        held = await world.find(id)
+        assert held is not None and held.state is State.HOLD and held.reason.startswith("undeliverable bounce")
+        assert len(await world.spool.list()) == 1
+
+    play(scenario)
+
+
+def test_a_dsn_that_fails_is_held_and_makes_no_other(play: Callable[..., None]) -> None:
+    async def scenario(world: World) -> None:
+        world.on("example.org", FAILED)
+        world.on("example.net", FAILED)
+        world.start()
+        await world.send("anna@example.org")
+        await world.settled()
+        (bounce,) = await world.spool.list()
+        assert bounce.envelope.sender is NULL_SENDER and bounce.state is State.HOLD
+
+    play(scenario)
+
+
+def test_notify_never_ends_without_a_dsn_and_without_a_hold(play: Callable[..., None]) -> None:
+    async def scenario(world: World) -> None:
+        world.on("example.org", FAILED)
+        world.start()
+        with structlog.testing.capture_logs() as events:
+            await world.send(recipient("anna@example.org", Notify.NEVER), owed=True)
+            await world.settled()
+        assert await world.spool.list() == []
+        assert not world.script("example.net").deliveries
+        assert [e["recipient"] for e in events if e["event"] == "dsn.unwanted"] == ["anna@example.org"]
+
+    play(scenario)
+
+
+def test_a_delay_is_reported_once_and_the_message_expires_with_a_report(play: Callable[..., None]) -> None:
+    async def scenario(world: World) -> None:
+        world.on("example.org", DEFERRED)
+        world.start()
+        id = await world.send("anna@example.org")
+        await world.settled()
+        first = await world.find(id)
+        assert first is not None and first.slots[0].due == world.clock.now() + 300
+        reports = world.script("example.net").deliveries
+        for _ in range(4):
+            world.clock.advance(2 * 3600)
+            await world.settled()
+        assert len(reports) == 1
+        world.clock.advance(5 * DAY)
+        await world.settled()
+        assert len(reports) == 2
+        assert await world.spool.list() == []
+
+    play(scenario)
+
+
+def test_nothing_is_tried_before_it_is_due(play: Callable[..., None]) -> None:
+    async def scenario(world: World) -> None:
+        script = world.on("example.org", DEFERRED, DELIVERED)
+        world.start()
+        await world.send("anna@example.org")
+        await world.settled()
+        world.clock.advance(299)
+        await world.settled()
+        assert len(script.deliveries) == 1
+        world.clock.advance(2)
+        await world.settled()
+        assert len(script.deliveries) == 2
+
+    play(scenario)
+
+
+def test_two_destinations_of_one_message_settle_once(play: Callable[..., None]) -> None:
+    async def scenario(world: World) -> None:
+        slow = world.on("slow.example", DEFERRED)
+        slow.gate = asyncio.Event()
+        seen = settlements(world)
+        world.start()
+        id = await world.send("a@example.org", "b@slow.example", "c@example.org")
+        await world.until(lambda: bool(world.script("example.org").deliveries) and slow.now == 1)
+        assert seen == []
+        slow.gate.set()
+        await world.settled()
+        (settlement,) = seen
+        assert [s.status.value for s in settlement.slots] == ["delivered", "deferred", "delivered"]
+        assert len(settlement.attempts) == 3
+        (together,) = world.script("example.org").deliveries
+        assert [r.address.local for r in together.recipients] == ["a", "c"]
+        world.clock.advance(301)
+        await world.settled()
+        assert len(world.script("example.org").deliveries) == 1 and len(slow.deliveries) == 2
+        kept = await world.find(id)
+        assert kept is not None and kept.slots[1].attempts == 2
+
+    play(scenario)
+
+
+def test_recipients_of_one_delivery_keep_their_own_outcomes(play: Callable[..., None]) -> None:
+    async def scenario(world: World) -> None:
+        world.on("example.org", [DELIVERED, DEFERRED, FAILED])
+        world.start()
+        id = await world.send("a@example.org", "b@example.org", "c@example.org")
+        await world.settled()
+        kept = await world.find(id)
+        assert kept is not None
+        assert [s.status.value for s in kept.slots] == ["delivered", "deferred", "failed"]
+
+    play(scenario)
+
+
+def test_the_concurrency_of_a_destination_is_never_exceeded(play: Callable[..., None]) -> None:
+    async def scenario(world: World) -> None:
+        script = world.on("example.org", DELIVERED)
+        script.gate = asyncio.Event()
+        world.start()
+        for n in range(30):
+            await world.send(f"u{n}@example.org")
+        await world.until(lambda: script.now == 4)
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert script.most == 4
+        script.gate.set()
+        await world.settled()
+        assert len(script.deliveries) == 30 and script.most == 4
+
+    play(scenario, destination_concurrency=4)
+
+
+def test_a_slow_destination_does_not_hold_up_another(play: Callable[..., None]) -> None:
+    async def scenario(world: World) -> None:
+        slow = world.on("slow.example", DELIVERED)
+        slow.gate = asyncio.Event()
+        world.start()
+        for n in range(10):
+            await world.send(f"u{n}@slow.example")
+        for n in range(10):
+            await world.send(f"u{n}@example.org")
+        await world.until(lambda: len(world.script("example.org").deliveries) == 10)
+        assert slow.now == 2
+        slow.gate.set()
+        await world.settled()
+
+    play(scenario, destination_concurrency=2)
+
+
+def test_the_active_set_is_bounded(play: Callable[..., None]) -> None:
+    async def scenario(world: World) -> None:
+        script = world.on("example.org", DELIVERED)
+        script.gate = asyncio.Event()
+        world.start()
+        for n in range(12):
+            await world.send(f"u{n}@example.org")
+        await world.until(lambda: world.scheduler.active == 5)
+        for _ in range(20):
+            world.scheduler.ring()
+            await asyncio.sleep(0)
+        assert world.scheduler.active == 5
+        script.gate.set()
+        await world.settled()
+        assert len(script.deliveries) == 12
+
+    play(scenario, active=5)
+
+
+def test_a_slow_destination_that_fills_the_active_set_gives_back(play: Callable[..., None]) -> None:
+    async def scenario(world: World) -> None:
+        slow = world.on("slow.example", DELIVERED)
+        slow.gate = asyncio.Event()
+        world.start()
+        ids = [await world.send(f"u{n}@slow.example") for n in range(20)]
+        await world.until(lambda: world.scheduler.active == 20)
+        await world.send("anna@example.org")
+        for _ in range(4):
+            world.clock.advance(6)
+            world.scheduler.ring()
+            await asyncio.sleep(0.01)
+        await world.until(lambda: bool(world.script("example.org").deliveries))
+        # Two are being attempted, four more are kept; the rest was put off without an attempt.
+        await world.until(lambda: world.scheduler.active == 6)
+        kept = [m for m in [await world.find(id) for id in ids] if m is not None]
+        put_off = [m for m in kept if m.slots[0].status is RecipientStatus.DEFERRED]
+        assert len(put_off) == 14
+        assert all(m.slots[0].attempts == 0 and m.slots[0].last.startswith("451 4.4.5") for m in put_off)
+        slow.gate.set()
+        await world.settled()
+
+    play(scenario, active=20, destination_concurrency=2)
+
+
+def test_a_dead_destination_is_left_alone_then_probed_once_then_used_again(play: Callable[..., None]) -> None:
+    async def scenario(world: World) -> None:
+        script = world.on("dead.example", UNREACHED)
+        world.start()
+        for n in range(5):
+            await world.send(f"u{n}@dead.example")
+            await world.settled()
+        assert len(script.deliveries) == 5
+        id = await world.send("late@dead.example")
+        await world.settled()
+        assert len(script.deliveries) == 5
+        late = await world.find(id)
+        assert late is not None and late.slots[0].attempts == 0
+        assert late.slots[0].status is RecipientStatus.DEFERRED and late.slots[0].due == world.clock.now() + 300
+        (explained,) = await world.spool.explain(id)
+        assert explained.attempts[0]["reply"].startswith("451 4.4.1 destination could not be reached lately")
+
+        world.clock.advance(301)
+        script.gate = asyncio.Event()
+        world.scheduler.ring()
+        await world.until(lambda: script.now == 1)
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert script.now == 1
+        script.outcomes = [DELIVERED]
+        # The probe was answered from the script as it was: it fails, and the rest is put off again.
+        script.gate.set()
+        await world.settled()
+        assert len(script.deliveries) == 6
+
+        world.clock.advance(3600)
+        await world.settled()
+        assert len(script.deliveries) == 12
+        assert await world.spool.list() == []
+
+    play(scenario)
+
+
+def test_a_reply_of_the_destination_shows_that_it_lives(play: Callable[..., None]) -> None:
+    async def scenario(world: World) -> None:
+        script = world.on("example.org", *[UNREACHED] * 4, DEFERRED, *[UNREACHED] * 4, DELIVERED)
+        world.start()
+        for n in range(10):
+            await world.send(f"u{n}@example.org")
+            await world.settled()
+        assert len(script.deliveries) == 10
+
+    play(scenario)
+
+
+def test_a_transport_that_raises_defers_and_the_lane_goes_on(play: Callable[..., None]) -> None:
+    async def scenario(world: World) -> None:
+        world.on("example.org", ValueError("bug"), DELIVERED)
+        world.start()
+        with structlog.testing.capture_logs() as events:
+            id = await world.send("anna@example.org")
+            await world.settled()
+            other = await world.send("ben@example.org")
+            await world.settled()
+        kept = await world.find(id)
+        assert kept is not None and kept.slots[0].status is RecipientStatus.DEFERRED
+        assert kept.slots[0].last.startswith("451 4.3.0")
+        assert await world.find(other) is None
+        assert [e["id"] for e in events if e["event"] == "delivery.bug"] == [id]
+
+    play(scenario)
+
+
+def test_a_transport_that_miscounts_defers_all(play: Callable[..., None]) -> None:
+    async def scenario(world: World) -> None:
+        world.on("example.org", [DELIVERED])
+        world.start()
+        id = await world.send("a@example.org", "b@example.org")
+        await world.settled()
+        kept = await world.find(id)
+        assert kept is not None and [s.last[:9] for s in kept.slots] == ["451 4.3.0"] * 2
+
+    play(scenario)
+
+
+@pytest.mark.parametrize("problem", [SpoolError("content is gone"), OSError("disk")])
+def test_content_that_cannot_be_read_defers(play: Callable[..., None], problem: Exception) -> None:
+    async def scenario(world: World) -> None:
+        world.on("example.org", problem)
+        world.start()
+        id = await world.send("anna@example.org")
+        await world.settled()
+        kept = await world.find(id)
+        assert kept is not None and kept.slots[0].last == "451 4.3.0 local error: content cannot be read"
+
+    play(scenario)
+
+
+def test_a_recipient_without_a_route_is_deferred_and_the_others_are_delivered(play: Callable[..., None]) -> None:
+    async def scenario(world: World) -> None:
+        world.start()
+        id = await world.send("x@nowhere.example", "anna@example.org")
+        alone = await world.send("y@nowhere.example")
+        await world.settled()
+        kept, lonely = await world.find(id), await world.find(alone)
+        assert kept is not None and [s.status.value for s in kept.slots] == ["deferred", "delivered"]
+        assert lonely is not None and lonely.slots[0].last == "451 4.3.0 local error in delivery"
+
+    play(scenario)
+
+
+def test_a_recipient_whose_domain_is_none_fails_for_good(play: Callable[..., None]) -> None:
+    async def scenario(world: World) -> None:
+        world.start()
+        id = await world.send(Recipient(Address("x", "xn--\u00e4")), owed=False)
+        await world.settled()
+        held = await world.find(id)
+        assert held is not None and held.state is State.HOLD and held.slots[0].last.startswith("550 5.1.2")
+
+    play(scenario)
+
+
+def test_an_outcome_is_kept_while_the_spool_cannot_store_it(play: Callable[..., None]) -> None:
+    async def scenario(world: World) -> None:
+        settle, failures = world.spool.settle, [SpoolError("full"), SpoolError("full")]
+
+        async def failing(settlement: Settlement) -> None:
+            if failures:
+                raise failures.pop()
+            await settle(settlement)
+
+        world.spool.settle = failing  # type: ignore[method-assign]
+        world.start()
+        with structlog.testing.capture_logs() as events:
+            id = await world.send("anna@example.org")
+            await world.settled()
+        assert await world.find(id) is None
+        assert len(world.script("example.org").deliveries) == 1
+        assert [e["id"] for e in events if e["event"] == "queue.settle_failed"] == [id, id]
+
+    play(scenario)
+
+
+def test_a_spool_that_cannot_claim_is_asked_again(play: Callable[..., None]) -> None:
+    async def scenario(world: World) -> None:
+        claim, failures = world.spool.claim, [SpoolError("busy")]
+
+        async def failing(now: float, limit: int) -> Any:
+            if failures:
+                raise failures.pop()
+            return await claim(now, limit)
+
+        world.spool.claim = failing  # type: ignore[method-assign]
+        world.start()
+        id = await world.send("anna@example.org")
+        await world.settled()
+        assert await world.find(id) is None
+
+    play(scenario)
+
+
+def test_draining_settles_what_is_in_flight_and_leaves_the_rest(play: Callable[..., None], tmp_path: Path) -> None:
+    async def scenario(world: World) -> None:
+        script = world.on("example.org", DELIVERED)
+        script.gate = asyncio.Event()
+        seen = settlements(world)
+        world.start()
+        ids = [await world.send(f"u{n}@example.org") for n in range(6)]
+        await world.until(lambda: script.now == 2 and world.scheduler.active == 6)
+        drained = asyncio.get_running_loop().create_task(world.scheduler.drain(5))
+        await asyncio.sleep(0.01)
+        assert not drained.done()
+        script.gate.set()
+        assert await drained is True
+        assert world.scheduler.active == 0
+        assert {s.id for s in seen} == {d.id for d in script.deliveries} and len(seen) == 2
+        left = {m.id for m in await world.spool.list()}
+        assert left == set(ids) - {s.id for s in seen}
+
+    play(scenario, destination_concurrency=2)
+
+    async def after_a_restart(world: World) -> None:
+        world.start()
+        await world.settled()
+        assert len(world.script("example.org").deliveries) == 4
+        assert await world.spool.list() == []
+
+    play(after_a_restart)
+
+
+def test_draining_stores_the_half_of_a_message_that_was_attempted(play: Callable[..., None]) -> None:
+    async def scenario(world: World) -> None:
+        blocked = world.on("slow.example", DELIVERED)
+        blocked.gate = asyncio.Event()
+        world.start()
+        await world.send("first@slow.example")
+        await world.until(lambda: blocked.now == 1)
+        id = await world.send("a@example.org", "b@slow.example")
+        await world.until(lambda: len(world.script("example.org").deliveries) == 1)
+        drained = asyncio.get_running_loop().create_task(world.scheduler.drain(5))
+        await asyncio.sleep(0)
+        blocked.gate.set()
+        assert await drained is True
+        kept = await world.find(id)
+        assert kept is not None and [s.status.value for s in kept.slots] == ["delivered", "pending"]
+
+    play(scenario, destination_concurrency=1)
+
+
+def test_draining_cuts_off_what_takes_too_long(play: Callable[..., None]) -> None:
+    async def scenario(world: World) -> None:
+        script = world.on("example.org", DELIVERED)
+        script.gate = asyncio.Event()
+        world.start()
+        id = await world.send("anna@example.org")
+        await world.until(lambda: script.now == 1)
+        with structlog.testing.capture_logs() as events:
+            assert await world.scheduler.drain(0.05) is False
+        assert events == [{"event": "queue.drain_cut", "log_level": "warning", "active": 1}]
+        kept = await world.find(id)
+        assert kept is not None and kept.slots[0].status is RecipientStatus.PENDING
+
+    play(scenario)
+
+
+def test_the_log_tells_each_outcome_with_its_fields(play: Callable[..., None]) -> None:
+    async def scenario(world: World) -> None:
+        world.on("example.org", [DELIVERED, DEFERRED, FAILED])
+        world.start()
+        with structlog.testing.capture_logs() as events:
+            id = await world.send("a@example.org", "b@example.org", "c@example.org")
+            world.clock.advance(2)
+            await world.settled()
+        told = {e["event"]: e for e in events if e.get("recipient") != "ben@example.net" or e["event"] == "dsn.queued"}
+        assert {"delivery.delivered", "delivery.deferred", "delivery.failed", "dsn.queued"} <= set(told)
+        assert told["delivery.delivered"] == {
+            "event": "delivery.delivered", "log_level": "info", "id": id, "recipient": "a@example.org",
+            "destination": "smtp:example.org:25", "host": "store.example.org", "reply": "250 2.0.0 taken",
+            "attempts": 1, "seconds": 0.0, "delay": 2.0,
+        }  # fmt: skip
+        assert told["dsn.queued"]["about"] == id and told["dsn.queued"]["kind"] == "failure"
+
+    play(scenario)
+
+
+def test_an_expired_message_is_logged_as_such(play: Callable[..., None]) -> None:
+    async def scenario(world: World) -> None:
+        world.on("example.org", DEFERRED)
+        world.start()
+        with structlog.testing.capture_logs() as events:
+            id = await world.send("a@example.org", owed=False)
+            world.clock.advance(6 * DAY)
+            await world.settled()
+        assert [(e["id"], e["attempts"]) for e in events if e["event"] == "message.expired"] == [(id, 1)]
+        assert [e["id"] for e in events if e["event"] == "message.held"] == [id]
+
+    play(scenario)
+
+
+def test_a_failure_that_cannot_be_reported_is_held(play: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise ValueError("bug")
+
+    monkeypatch.setattr("gateway.queue.dsn.write", broken)
+
+    async def scenario(world: World) -> None:
+        world.on("example.org", FAILED)
+        world.start()
+        id = await world.send("anna@example.org", owed=True)
+        await world.settled()
+        held = await world.find(id)
+        assert held is not None and held.state is State.HOLD and held.reason == "the DSN could not be written"
+
+    play(scenario)
+
+
+def test_a_released_message_is_tried_again(play: Callable[..., None]) -> None:
+    async def scenario(world: World) -> None:
+        world.on("example.org", FAILED, DELIVERED)
+        world.start()
+        id = await world.send("anna@example.org", owed=False)
+        await world.settled()
+        assert await world.spool.release([id]) == 1
+        await world.settled()
+        assert await world.spool.list() == []
+
+    play(scenario)
