@@ -28,7 +28,6 @@ from gateway.config import Config, ConfigError, load
 from gateway.ops import log, metrics
 from gateway.ops.admin import Deps, run_admin
 from gateway.ops.board import Board
-from gateway.pipeline.plan import PipelineError
 from gateway.spool.shard import OnStep, no_step
 from gateway.spool.spool import SpoolError, State
 from gateway.spool.sqlite import open_all
@@ -223,7 +222,7 @@ class Supervisor:
         try:
             config = load(self._config.file)
             wiring.load_pipelines(config)
-        except (ConfigError, PipelineError) as error:
+        except ConfigError as error:
             _log.error("reload.refused", reason=str(error))
             return
         for key in ("listeners", "workers", "spool", "state", "admin"):

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gateway.config import Config
+from gateway.config import Config, ConfigError, Problem
 from gateway.config.routes import RecipientCheck
 from gateway.mail.address import Address
 from gateway.pipeline.loader import Catalog, Pipeline, load
-from gateway.pipeline.plan import StageDeadlines
+from gateway.pipeline.plan import PipelineError, StageDeadlines
 from gateway.queue.lane import SchedulerOptions
 from gateway.queue.retry import RetryOptions
 from gateway.sdk.services import Callout, Clock, RecipientRule, Services
@@ -30,8 +30,10 @@ from gateway.spool.spool import Spool
 from gateway.transport.factory import Transports
 from gateway.transport.options import SmtpOptions as DeliveryOptions
 from gateway.transport.routing import Router
+from gateway.transport.transport import Destination, Transport
 
 RECIPIENT_PLUGIN = "recipient"
+_WORKER_LOOKUPS = 500
 
 
 class Directory:
@@ -47,6 +49,19 @@ class Directory:
 
     async def callout(self, address: Address) -> Callout:
         return await self._transports.verify(self._router.resolve(address), address)
+
+
+class Roads:
+    """Routing and transports as the scheduler sees them: always those of the configuration in force."""
+
+    def __init__(self, parts: Parts) -> None:
+        self.parts = parts
+
+    def resolve(self, address: Address) -> Destination:
+        return self.parts.router.resolve(address)
+
+    def for_destination(self, destination: Destination) -> Transport:
+        return self.parts.transports.for_destination(destination)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +82,7 @@ class Parts:
 
 
 def make_parts(config: Config, state: SqliteState, clock: Clock) -> Parts:
-    """Build everything; nothing is started or opened. Raises `gateway.pipeline.plan.PipelineError`."""
+    """Build everything; nothing is started or opened. Raises `ConfigError`."""
     servers = tuple((server.host, server.port) for server in config.dns.nameservers)
     resolver = Resolver(DnsOptions(servers, config.dns.timeout), clock)
     delivery = DeliveryOptions(
@@ -107,15 +122,22 @@ def implied(config: Config, entries: tuple[Any, ...]) -> tuple[Any, ...]:
 def _pipelines(config: Config, services: Services) -> dict[str, Pipeline]:
     deadlines = StageDeadlines(**config.deadlines.model_dump())
     catalog = Catalog.installed()
-    slots = asyncio.Semaphore(500)
-    return {
-        name: load(name, implied(config, entries), services, known=catalog, deadlines=deadlines, worker_slots=slots)
-        for name, entries in config.all_pipelines.items()
-    }
+    slots = asyncio.Semaphore(_WORKER_LOOKUPS)
+    made: dict[str, Pipeline] = {}
+    problems: list[Problem] = []
+    for name, given in config.all_pipelines.items():
+        entries = implied(config, given)
+        try:
+            made[name] = load(name, entries, services, known=catalog, deadlines=deadlines, worker_slots=slots)
+        except PipelineError as error:
+            problems += config.pipeline_problems(name, error, before=len(entries) - len(given))
+    if problems:
+        raise ConfigError(problems)
+    return made
 
 
 def load_pipelines(config: Config) -> dict[str, Pipeline]:
-    """All pipelines by name, not started: for `gatepost check` and `gatepost pipeline`. Raises `PipelineError`."""
+    """All pipelines by name, not started: for `gatepost check` and `gatepost pipeline`. Raises `ConfigError`."""
     clock = SystemClock()
     return dict(make_parts(config, SqliteState(Path(config.state.path), clock), clock).pipelines)
 

@@ -23,7 +23,6 @@ from gateway.config import Config, ConfigError, load
 from gateway.mail.session import IPAddress
 from gateway.ops import log
 from gateway.ops.board import Board, WorkerState
-from gateway.pipeline.plan import PipelineError
 from gateway.queue.scheduler import Scheduler
 from gateway.sdk.services import StateError
 from gateway.services.clock import SystemClock
@@ -91,14 +90,15 @@ class Worker:
                 wiring.listener_options(listener, wiring.name_of(sock))
                 for listener, sock in zip(config.listeners, sockets, strict=True)
             ]
-        except (SpoolError, StateError, PipelineError, OSError) as error:
+        except (SpoolError, StateError, ConfigError, OSError) as error:
             _log.error("worker.cannot_start", reason=str(error))
             return CANNOT_START
         self._state = state
+        self._roads = wiring.Roads(self._parts)
         self._scheduler = Scheduler(
             self._spool,
-            self._parts.router,
-            self._parts.transports,
+            self._roads,
+            self._roads,
             retry=wiring.retry_options(config),
             clock=self._clock,
             hostname=config.hostname,
@@ -161,12 +161,12 @@ class Worker:
             config = load(self._config.file)
             parts = wiring.make_parts(config, self._state, self._clock)
             await self._start_pipelines(parts)
-        except (ConfigError, PipelineError, OSError) as error:
+        except (ConfigError, OSError) as error:
             _log.error("reload.failed", reason=str(error))
             return
         old, self._parts = self._parts, parts
         self._front.desk = parts.desk(self._spool, self._clock, self._scheduler.ring)
-        self._scheduler.reroute(parts.router, parts.transports, wiring.retry_options(config))
+        self._roads.parts = parts
         _log.info("reload.done", pipelines=sorted(parts.pipelines))
         # Old sessions finish under the old policy; when the longest possible one is over, its parts can go.
         self._tasks.start(self._retire(old), name="retire")

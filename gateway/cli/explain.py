@@ -35,7 +35,7 @@ def explain(id: str, config_file: str | None, as_json: bool) -> None:
     """
     match = _REFERENCE.match(id.strip())
     if not match or len(match[1]) < SESSION_ID_LENGTH:
-        raise click.UsageError(f"{output.safe(id)} is no id: expected {SESSION_ID_LENGTH} or more letters and digits")
+        raise AnswerNo(f"{output.safe(id)} is no id: expected {SESSION_ID_LENGTH} or more letters and digits")
 
     async def work(spool: Spool) -> Sequence[Explained]:
         return await spool.explain(match[1].upper())

@@ -89,8 +89,7 @@ def _pipelines(config: Config) -> dict[str, Any]:
     """All pipelines, made but not started. Raises `ConfigError`."""
     from gateway import app
 
-    pipelines: dict[str, Any] = app.load_pipelines(config)
-    return pipelines
+    return dict(app.load_pipelines(config))
 
 
 @click.command()

@@ -11,7 +11,7 @@ from pydantic_core import ErrorDetails
 from gateway.config.cross import check_together
 from gateway.config.document import FILE_OCTETS, Document, read
 from gateway.config.model import Config
-from gateway.config.problems import ConfigError, Path, Problem, did_you_mean
+from gateway.config.problems import ConfigError, Path, Problem, did_you_mean, dotted
 from gateway.config.reference import section_at
 from gateway.config.values import BASE, REFUSED
 
@@ -29,7 +29,7 @@ _WORDING: Final = {
     "model_type": "must be a mapping of keys to values",
     "string_pattern_mismatch": "must be a name of lower-case letters, digits, - and _",
     "string_type": "must be text",
-    "too_short": "must have at least one good entry",
+    "too_short": "must have at least one entry",
     "tuple_type": "must be a list",
 }
 
@@ -44,7 +44,9 @@ def load(path: str) -> Config:
         context = {BASE: os.path.dirname(os.path.abspath(path))}
         config = Config.model_validate(document.values, context=context)
     except ValidationError as error:
-        for details in error.errors(include_url=False, include_input=False):
+        # "Too short" comes last: a list is that too when its items are wrong, and then it need not be said.
+        found = error.errors(include_url=False, include_input=False)
+        for details in sorted(found, key=lambda d: d["type"] == "too_short"):
             _report(document, details)
     check_together(document)
     if document.problems or config is None:
@@ -81,6 +83,8 @@ def _report(document: Document, details: ErrorDetails) -> None:
     match kind:
         case "default_factory_not_called":
             return  # follows from another problem
+        case "too_short" if any(p.path.startswith(dotted(at) + "[") for p in document.problems):
+            return
         case _ if kind == REFUSED:
             document.refuse((*at, *details["ctx"]["at"]), details["msg"])
         case "missing":

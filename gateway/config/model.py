@@ -326,10 +326,19 @@ class Config(Section):
         """Every pipeline's raw entries by name, the top-level one as ``default``."""
         return {DEFAULT_PIPELINE: self.pipeline, **self.pipelines}
 
-    def pipeline_problems(self, name: str, error: PipelineError) -> list[Problem]:
-        """What the pipeline loader found wrong with the entries of pipeline `name`, with file and line."""
+    def pipeline_problems(self, name: str, error: PipelineError, *, before: int = 0) -> list[Problem]:
+        """What the pipeline loader found wrong with the entries of pipeline `name`, with file and line.
+
+        `before` is how many entries were put in front of those that stand in the file.
+        """
         start: Path = ("pipeline",) if name == DEFAULT_PIPELINE else ("pipelines", name)
-        return [self.problem((*start, *p.path), p.message) for p in error.problems]
+        out = []
+        for problem in error.problems:
+            path = problem.path
+            if path and isinstance(path[0], int):
+                path = (path[0] - before, *path[1:])
+            out.append(self.problem((*start, *path), problem.message))
+        return out
 
     def problem(self, path: Path, message: str) -> Problem:
         """A problem with the value at `path`, with the file and line where it stands."""

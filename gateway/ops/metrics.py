@@ -1,7 +1,7 @@
 """All of Gatepost's metrics, in one place, right across worker processes.
 
-prometheus-client keeps multi-process values in files; `prepare` must run before this module is imported by anything
-else that counts, which is why the command line calls it first. docs/metrics.md lists every name (a test compares).
+prometheus-client keeps the values of several processes in files, in the directory that PROMETHEUS_MULTIPROC_DIR names
+when the library is imported; the command line sets it before. docs/metrics.md lists every name (a test compares).
 """
 
 from __future__ import annotations

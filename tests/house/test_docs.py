@@ -1,0 +1,215 @@
+"""The documents against the code, in both directions: what exists is documented, what is documented exists."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import subprocess
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import yaml
+from prometheus_client import Counter as PrometheusCounter
+from prometheus_client import Gauge, Histogram
+from prometheus_client.metrics import MetricWrapperBase
+
+from gateway.cli import main
+from gateway.config import Config, load
+from gateway.config.reference import NAME, Option, options, table
+from gateway.ops import metrics
+
+ROOT = Path(__file__).parents[2]
+EXAMPLE = (ROOT / "gatepost.example.yaml").read_text()
+COMMENTED = re.compile(r"(?m)^( {0,6})# ( *[a-z_]+:(?: .*)?)$")
+
+
+def sources() -> Iterator[Path]:
+    for folder in ("gateway", "plugins", "policies"):
+        yield from sorted((ROOT / folder).rglob("*.py"))
+
+
+def leaves(values: Any, model_options: dict[str, Option], path: str = "") -> Iterator[tuple[str, Any]]:
+    """The options that a mapping sets, with the operator's own names and places in lists made general."""
+    if path in model_options or not isinstance(values, (dict, list)):
+        yield path, values
+    elif isinstance(values, list):
+        for value in values:
+            yield from leaves(value, model_options, path + "[]")
+    else:
+        for key, value in values.items():
+            below = f"{path}.{key}" if path else key
+            known = any(known == below or known.startswith((below + ".", below + "[")) for known in model_options)
+            yield from leaves(value, model_options, below if known else f"{path}.{NAME}")
+
+
+OPTIONS = {option.path: option for option in options(Config)}
+
+
+def test_the_example_holds_every_option() -> None:
+    everything = yaml.safe_load(COMMENTED.sub(r"\1\2", EXAMPLE))
+    counts = Counter(path for path, _ in leaves(everything, OPTIONS))
+    assert set(OPTIONS) - set(counts) == set(), "options that gatepost.example.yaml does not show"
+    unknown = set(counts) - set(OPTIONS) - {f"domains.{NAME}.recipients"}
+    assert unknown == set(), "keys in gatepost.example.yaml that are no options"
+    repeated = {path for path, n in counts.items() if n > 1 and not path.startswith("domains.")}
+    assert repeated == set(), "options that gatepost.example.yaml shows more than once"
+
+
+def test_the_example_gives_every_option_its_default() -> None:
+    shown = list(leaves(yaml.safe_load(EXAMPLE), OPTIONS))
+    wrong = []
+    for path, value in shown:
+        option = OPTIONS.get(path)
+        if option is not None and not option.required and option.default is not None:
+            if json.dumps(value) != option.default and path != f"pipelines.{NAME}":
+                wrong.append(f"{path} is {json.dumps(value)}, its default {option.default}")
+    assert wrong == []
+    without = {path for path, option in OPTIONS.items() if option.default not in (None, "null") and not option.required}
+    # The listener's TLS as a whole has no default, so its mode can only stand in the comment with it.
+    without.discard("listeners[].tls.mode")
+    assert without - {path for path, _ in shown} == set(), "options with a default that are only in comments"
+
+
+def test_the_example_is_a_good_configuration_with_and_without_its_comments(tmp_path: Path) -> None:
+    assert load(str(ROOT / "gatepost.example.yaml")).listeners
+    subprocess.run(
+        "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=mx.example.org"
+        " -keyout tls.key -out tls.crt".split(),
+        cwd=tmp_path,
+        check=True,
+        capture_output=True,
+    )
+    (tmp_path / "ca.pem").write_bytes((tmp_path / "tls.crt").read_bytes())
+    everything = COMMENTED.sub(r"\1\2", EXAMPLE)
+    alternatives = r"(?m)^ +list(?:_file)?: .*\n"
+    (tmp_path / "gatepost.yaml").write_text(re.sub(alternatives, "", everything))
+    assert load(str(tmp_path / "gatepost.yaml")).admin.token is not None
+
+
+def test_the_reference_page_is_the_models_table() -> None:
+    page = (ROOT / "docs/configuration.md").read_text()
+    assert page.endswith("\n\n" + table(Config)), "write gateway.config.reference.table(Config) at its end"
+
+
+def test_every_metric_is_documented_and_every_documented_one_exists() -> None:
+    found = {}
+    for value in vars(metrics).values():
+        if isinstance(value, MetricWrapperBase):
+            (description,) = value.describe()
+            name = description.name + ("_total" if isinstance(value, PrometheusCounter) else "")
+            kind = {PrometheusCounter: "counter", Gauge: "gauge", Histogram: "histogram"}[type(value)]
+            found[name] = (kind, tuple(value._labelnames))
+    page = (ROOT / "docs/metrics.md").read_text()
+    rows = re.findall(r"(?m)^\| `(gatepost_[a-z_]+)` \| (\w+) \| ([^|]*)\|", page)
+    documented = {name: (kind, tuple(re.findall(r"`(\w+)`", labels))) for name, kind, labels in rows}
+    assert documented == found
+
+
+def commands(group: click.Group, path: str) -> Iterator[tuple[str, click.Command]]:
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from commands(command, f"{path} {name}")
+        else:
+            yield f"{path} {name}", command
+
+
+def test_every_command_and_option_is_documented_and_every_documented_one_exists() -> None:
+    page = (ROOT / "docs/cli.md").read_text()
+    documented: dict[str, set[str]] = {}
+    for section in re.split(r"(?m)^#{2,3} ", page)[1:]:
+        title = re.match(r"`([a-z ]+)`", section)
+        listed = re.search(r"(?m)^Options: (.*)\.$", section)
+        if title and listed:
+            documented[title[1]] = set(re.findall(r"`(--[a-z-]+)`", listed[1]))
+    found = {
+        path: {o for p in command.params if isinstance(p, click.Option) for o in p.opts if o.startswith("--")}
+        for path, command in commands(main, "gatepost")
+    }
+    assert documented == found
+
+
+def test_every_command_that_prints_data_takes_json() -> None:
+    without = [
+        path for path, command in commands(main, "gatepost") if not any("--json" in p.opts for p in command.params)
+    ]
+    assert without == ["gatepost run"]
+
+
+EVENT = re.compile(r"[a-z]+\.[a-z_]+\Z")
+
+
+def logged() -> set[str]:
+    """Names of events as the code writes them; a computed part stands as ``*``."""
+    found = set()
+    for path in sources():
+        module = ast.parse(path.read_text())
+        tables = {
+            target.id: statement.value
+            for statement in module.body
+            if isinstance(statement, (ast.Assign, ast.AnnAssign)) and isinstance(statement.value, ast.Dict)
+            for target in (statement.targets if isinstance(statement, ast.Assign) else [statement.target])
+            if isinstance(target, ast.Name)
+        }
+        for node in ast.walk(module):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.args:
+                if isinstance(node.func.value, ast.Name) and node.func.value.id == "_log":
+                    found |= set(names(node.args[0], tables))
+    return found
+
+
+def names(argument: ast.expr, tables: dict[str, ast.Dict]) -> Iterator[str]:
+    if isinstance(argument, ast.JoinedStr):
+        yield "".join(str(part.value) if isinstance(part, ast.Constant) else "*" for part in argument.values)
+        return
+    for node in ast.walk(argument):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and EVENT.match(node.value):
+            yield node.value
+        elif isinstance(node, ast.Name) and node.id in tables:
+            yield from (name for value in tables[node.id].values for name in names(value, tables))
+
+
+def test_every_log_event_is_documented_and_every_documented_one_exists() -> None:
+    page = (ROOT / "docs/logging.md").read_text()
+    documented = set(re.findall(r"(?m)^\| `([a-z]+\.[a-z_]+)` \|", page))
+    found = logged()
+    computed = [re.compile(re.escape(name).replace(r"\*", "[a-z_]+") + r"\Z") for name in found if "*" in name]
+    plain = {name for name in found if "*" not in name}
+    assert plain - documented == set(), "events that docs/logging.md does not have"
+    nowhere = {name for name in documented - plain if not any(pattern.match(name) for pattern in computed)}
+    assert nowhere == set(), "events in docs/logging.md that nothing writes"
+
+
+def rfcs(text: str) -> set[int]:
+    """RFCs that a module names: ``RFC n``, and the numbers after ``*RFCs*:``."""
+    found = {int(n) for n in re.findall(r"\bRFCs? (\d{3,5})\b", text)}
+    for paragraph in re.findall(r'\*RFCs\*:(.*?)(?:\n\s*\n|""")', text, re.DOTALL):
+        found |= {int(n) for n in re.findall(r"(?<![\d.])(\d{4})(?![\d])", paragraph)}
+    return found
+
+
+def test_every_rfc_that_the_code_names_stands_in_the_table_of_standards() -> None:
+    rows = re.findall(
+        r"(?m)^\| (\d+) \| [^|]* \| (yes|partial|no)\b[^|]*\| ([^|]*) \|", (ROOT / "docs/standards.md").read_text()
+    )
+    state = {int(number): word for number, word, _ in rows}
+    assert len(state) == len(rows), "an RFC stands in the table twice"
+    named = {path.relative_to(ROOT): rfcs(path.read_text()) for path in sources()}
+    missing = {str(path): sorted(numbers - set(state)) for path, numbers in named.items() if numbers - set(state)}
+    assert missing == {}
+    everywhere = set().union(*named.values())
+    claimed = {number for number, word in state.items() if word != "no"}
+    assert claimed - everywhere == set(), "RFCs said to be implemented that no module names"
+    for number, _, where in rows:
+        for name in re.findall(r"`([^`]+)`", where):
+            assert (ROOT / name).exists(), f"docs/standards.md, RFC {number}: {name} is not there"
+
+
+def test_rows_of_the_table_of_standards_that_say_no_name_no_module() -> None:
+    for line in (ROOT / "docs/standards.md").read_text().splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if len(cells) == 4 and cells[2].startswith("no"):
+            assert cells[3] == "-", line

@@ -1,0 +1,368 @@
+"""The configuration file: what is taken, what is refused, and that every problem names file, line and key."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gateway.config import Config, ConfigError, RecipientCheck, json_schema, load
+from gateway.config.document import DEPTH, FILE_OCTETS, read
+from gateway.config.reference import options
+from gateway.pipeline.plan import PipelineError
+from gateway.transport.transport import Kind, Security
+
+LISTEN = 'listeners: [{address: "127.0.0.1:2525"}]\n'
+
+
+def problems(folder: Path, text: str) -> list[str]:
+    """What is wrong with a file of this text, without the directory in front."""
+    file = folder / "gatepost.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load(str(file))
+    return [str(p).replace(str(folder) + "/", "") for p in caught.value.problems]
+
+
+def good(folder: Path, text: str) -> Config:
+    file = folder / "gatepost.yaml"
+    file.write_text(text)
+    return load(str(file))
+
+
+@pytest.fixture(scope="session")
+def key_pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with tls.crt, tls.key and other.key."""
+    folder = tmp_path_factory.mktemp("tls")
+    for name in ("tls", "other"):
+        subprocess.run(
+            f"openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=mx.example.org"
+            f" -keyout {name}.key -out {name}.crt".split(),
+            cwd=folder,
+            check=True,
+            capture_output=True,
+        )
+    return folder
+
+
+def test_the_fixed_keys_of_the_plan_are_read(tmp_path: Path, key_pair: Path) -> None:
+    config = good(
+        tmp_path,
+        f"""
+hostname: MX.example.org
+workers: 2
+listeners:
+  - address: "127.0.0.1:2525"
+    role: edge
+    tls: {{certificate: {key_pair}/tls.crt, key: {key_pair}/tls.key, mode: implicit}}
+    proxy_protocol: {{trusted: ["10.0.0.0/8"]}}
+    xclient: {{trusted: ["127.0.0.1/32"]}}
+    pipeline: default
+  - {{address: "[::1]:2525", pipeline: relaxed}}
+admin: {{address: "127.0.0.1:9925"}}
+spool: {{path: ./var/spool}}
+state: {{path: ./var/state}}
+dns: {{nameservers: ["127.0.0.1:5353", "::1"], timeout: 5s}}
+limits: {{message_size: 50MiB, recipients: 100, sessions: 1000, sessions_per_client: 50}}
+relay_from: ["127.0.0.0/8"]
+domains:
+  example.org: {{next_hop: "lmtp:127.0.0.1:2424", recipients: {{list: [Anna, ben]}}}}
+  example.net: {{next_hop: "smtp:store.example.net:25", recipients: {{verify: callout}}, tls: verify,
+                tls_ca: {key_pair}/tls.crt}}
+  example.com: {{next_hop: "maildir:./var/mail", recipients: any, pipeline: relaxed}}
+routes: {{default: mx}}
+retry: {{first: 5m, max: 1h, give_up: 5d, warn_after: 4h}}
+pipeline: []
+pipelines: {{relaxed: []}}
+""",
+    )
+    assert config.hostname == config.authserv_id == "mx.example.org"
+    first = config.listeners[0]
+    assert (first.address.host, first.address.port, str(first.address)) == ("127.0.0.1", 2525, "127.0.0.1:2525")
+    assert first.tls is not None and first.tls.mode == "implicit"
+    assert str(config.listeners[1].address) == "[::1]:2525"
+    assert config.spool.path == str(tmp_path / "var/spool")
+    assert [str(n) for n in config.dns.nameservers] == ["127.0.0.1:5353", "[::1]:53"]
+    assert config.limits.message_size == 50 << 20 and config.retry.give_up == 5 * 86400
+    org, net, com = (config.domains[f"example.{top}"] for top in ("org", "net", "com"))
+    assert (org.check, org.listed) == (RecipientCheck.LIST, {"anna", "ben"})
+    assert (net.check, net.destination.security) == (RecipientCheck.CALLOUT, Security.VERIFY)
+    assert net.destination.tls_ca == str(key_pair / "tls.crt")
+    assert (com.check, com.destination.kind, com.destination.path) == (
+        RecipientCheck.ANY,
+        Kind.MAILDIR,
+        str(tmp_path / "var/mail"),
+    )
+    assert config.routes.default.destination.mx
+    assert config.all_pipelines == {"default": (), "relaxed": ()}
+
+
+def test_recipients_are_asked_for_by_callout_where_the_next_hop_can_be_asked(tmp_path: Path) -> None:
+    config = good(
+        tmp_path,
+        LISTEN
+        + "domains: {a.example: {next_hop: 'smtp:127.0.0.1:26'}, b.example: {next_hop: 'maildir:./m'},"
+        + " c.example: {next_hop: discard}, .d.example: {next_hop: 'lmtp:unix:./lmtp'}}",
+    )
+    checks = [domain.check.value for domain in config.domains.values()]
+    assert checks == ["callout", "any", "any", "callout"]
+    assert config.domains[".d.example"].destination.path == str(tmp_path / "lmtp")
+
+
+def test_domain_names_are_compared_as_a_labels(tmp_path: Path) -> None:
+    config = good(tmp_path, LISTEN + "domains: {BÜCHER.example: {next_hop: discard}}")
+    assert list(config.domains) == ["xn--bcher-kva.example"]
+
+
+def test_a_list_file_holds_one_local_part_a_line(tmp_path: Path) -> None:
+    (tmp_path / "people").write_text("# staff\nAnna\n\nben.b\n")
+    config = good(tmp_path, LISTEN + "domains: {a.example: {next_hop: discard, recipients: {list_file: people}}}")
+    assert config.domains["a.example"].listed == {"anna", "ben.b"}
+
+
+def test_a_bad_line_in_a_list_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "people").write_text("anna\nben@a.example\n")
+    text = LISTEN + "domains:\n  a.example:\n    next_hop: discard\n    recipients: {list_file: people}"
+    (problem,) = problems(tmp_path, text)
+    assert problem.startswith("gatepost.yaml:5: domains.a.example.recipients.list_file: ")
+    assert "people line 2" in problem
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("listners: []\n", "gatepost.yaml:2: listners: unknown key; did you mean listeners?"),
+        ("limits:\n  recipents: 3\n", "gatepost.yaml:3: limits.recipents: unknown key; did you mean recipients?"),
+        ("workers: many\n", "gatepost.yaml:2: workers: must be a whole number"),
+        ("workers: true\n", "gatepost.yaml:2: workers: must be a whole number"),
+        ("spool:\n  record: 1\n", "gatepost.yaml:3: spool.record: must be true or false"),
+        ("limits: 3\n", "gatepost.yaml:2: limits: must be a mapping of keys to values"),
+        ("relay_from: 10.0.0.0/8\n", "gatepost.yaml:2: relay_from: must be a list"),
+        ("hostname: a\nhostname: b\n", "gatepost.yaml:3: hostname: key given twice; first on line 2"),
+        (
+            "relay_from:\n  - 10.0.0.0/8\n  - 10.0.0.1/8\n",
+            "gatepost.yaml:4: relay_from[1]: has bits beyond its mask; write 10.0.0.0/8",
+        ),
+        (
+            "relay_from: [10.0.0/8]\n",
+            "gatepost.yaml:2: relay_from[0]: expected a network such as 10.0.0.0/8 or 2001:db8::/32",
+        ),
+        (
+            "retry: {first: 5}\n",
+            "gatepost.yaml:2: retry.first: expected a duration with its unit: 500ms, 30s, 5m, 2h or 5d",
+        ),
+        ("retry: {first: 2h, max: 1h}\n", "gatepost.yaml:2: retry.max: is shorter than retry.first"),
+        ("limits: {header_size: 1MiB}\n", "gatepost.yaml:2: limits.header_size: must be between 1KiB and 256KiB"),
+        ("hostname: '[127.0.0.1]'\n", "gatepost.yaml:2: hostname: expected a domain name, not an address"),
+        (
+            "admin: {address: '0.0.0.0:9925'}\n",
+            "gatepost.yaml:2: admin.address: an address that is not a loopback one needs admin.token",
+        ),
+        (
+            "spool: {postgres: 'postgresql://db'}\n",
+            "gatepost.yaml:2: spool.postgres: the PostgreSQL spool is not built yet; give spool.path",
+        ),
+        (
+            "state: {redis: 'redis://db'}\n",
+            "gatepost.yaml:2: state.redis: the Redis state store is not built yet; give state.path",
+        ),
+        (
+            "domains: {a.example: {next_hop: discard, pipeline: nosuch}}\n",
+            "gatepost.yaml:2: domains.a.example.pipeline: there is no pipeline 'nosuch'",
+        ),
+        ("domains: {a.example: {}}\n", "gatepost.yaml:2: domains.a.example.next_hop: this key is required"),
+        (
+            "domains: {a.example: {next_hop: 'smtp:x:25', tls: dane}}\n",
+            "gatepost.yaml:2: domains.a.example.tls: "
+            "dane is not built yet; one of none, opportunistic, require, verify",
+        ),
+        (
+            "domains: {a.example: {next_hop: 'maildir:x', tls: none}}\n",
+            "gatepost.yaml:2: domains.a.example.tls: means nothing for maildir",
+        ),
+        (
+            "domains: {a.example: {next_hop: discard, recipients: {verify: callout}}}\n",
+            "gatepost.yaml:2: domains.a.example.recipients: discard cannot be asked for its recipients",
+        ),
+        (
+            "domains: {a.example: {next_hop: discard, recipients: {}}}\n",
+            "gatepost.yaml:2: domains.a.example.recipients: give one of list, list_file and verify",
+        ),
+        (
+            "domains: {a.example: {next_hop: discard, recipients: all}}\n",
+            "gatepost.yaml:2: domains.a.example.recipients: "
+            "expected any, or a mapping with one of list, list_file and verify",
+        ),
+        (
+            "domains:\n  a.example: {next_hop: discard}\n  A.Example: {next_hop: discard}\n",
+            "gatepost.yaml:4: domains.A.Example: is the same domain as a.example",
+        ),
+        (
+            "pipelines: {default: []}\n",
+            "gatepost.yaml:2: pipelines.default: is the name of the top-level pipeline; write it under `pipeline`",
+        ),
+        (
+            "pipelines: {Big Name: []}\n",
+            "gatepost.yaml:2: pipelines.Big Name: must be a name of lower-case letters, digits, - and _",
+        ),
+        (
+            "hostname: !!python/name:os.system x\n",
+            "gatepost.yaml:2: hostname: the tag tag:yaml.org,2002:python/name:os.system is not understood, "
+            "or the value does not fit it",
+        ),
+    ],
+)
+def test_a_problem_names_file_line_and_key(tmp_path: Path, text: str, expected: str) -> None:
+    assert expected in problems(tmp_path, LISTEN + text)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            'listeners:\n  - address: "127.0.0.1:2525"\n  - address: "127.0.0.1:2525"\n',
+            "gatepost.yaml:3: listeners[1].address: listeners[0] has the same address",
+        ),
+        (
+            'listeners:\n  - address: "127.0.0.1:9925"\n',
+            "gatepost.yaml:2: listeners[0].address: admin has the same address",
+        ),
+        (
+            'listeners:\n  - {address: "127.0.0.1:25", role: submission}\n',
+            "gatepost.yaml:2: listeners[0].role: a submission listener is not built yet; edge is",
+        ),
+        (
+            'listeners:\n  - {address: "127.0.0.1:25", pipeline: relxed}\npipelines: {relaxed: []}\n',
+            "gatepost.yaml:2: listeners[0].pipeline: there is no pipeline 'relxed'; did you mean relaxed?",
+        ),
+        (
+            'listeners:\n  - {address: ":25"}\n',
+            "gatepost.yaml:2: listeners[0].address: expected an IP address and port such as 127.0.0.1:25 or [::1]:25; "
+            "for all addresses write 0.0.0.0:25 or [::]:25",
+        ),
+        ("listeners: []\n", "gatepost.yaml:1: listeners: must have at least one entry"),
+        ("hostname: mx.example.org\n", "gatepost.yaml:1: listeners: this key is required"),
+        ("", "gatepost.yaml:1: listeners: this key is required"),
+        (
+            'listeners:\n  - address: "127.0.0.1:25"\n    tls: {certificate: no.crt, key: no.key}\n',
+            "gatepost.yaml:3: listeners[0].tls.key: cannot read no.key: No such file or directory",
+        ),
+    ],
+)
+def test_a_problem_with_a_listener_names_file_line_and_key(tmp_path: Path, text: str, expected: str) -> None:
+    assert expected in problems(tmp_path, text)
+
+
+def test_two_listeners_may_both_take_any_free_port(tmp_path: Path) -> None:
+    config = good(tmp_path, 'listeners: [{address: "127.0.0.1:0"}, {address: "127.0.0.1:0"}]')
+    assert [listener.address.port for listener in config.listeners] == [0, 0]
+
+
+def test_a_key_of_another_certificate_is_refused(tmp_path: Path, key_pair: Path) -> None:
+    tls = f"{{certificate: {key_pair}/tls.crt, key: {key_pair}/other.key}}"
+    (problem,) = problems(tmp_path, f'listeners:\n  - address: "127.0.0.1:25"\n    tls: {tls}\n')
+    assert problem.startswith("gatepost.yaml:3: listeners[0].tls.certificate: certificate and key cannot be used")
+
+
+def test_all_problems_are_reported_at_once_in_the_order_of_the_file(tmp_path: Path) -> None:
+    found = problems(
+        tmp_path,
+        "workers: 0\nlisteners:\n  - {address: nonsense, pipeline: nosuch}\n"
+        "limits: {errors: '3'}\nnosuch: 1\nworkers: 2\n",
+    )
+    assert [int(p.split(":")[1]) for p in found] == [1, 3, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: &x 1\nb: *x\n", "gatepost.yaml:2: aliases (*x) are not allowed here; write the value out"),
+        ("a: [\n", "gatepost.yaml:2: no YAML: while parsing a flow node"),
+        ("a: 1\n---\nb: 2\n", "gatepost.yaml:2: no YAML: expected a single document"),
+        ("\n\na: b: c\n", "gatepost.yaml:3: no YAML: mapping values are not allowed here"),
+        ("[" * 50_000, f"gatepost.yaml:1: nested deeper than {DEPTH} levels"),
+        ("#" * (FILE_OCTETS + 1), "gatepost.yaml:1: larger than 1 MiB"),
+        ("a: \x00\n", "gatepost.yaml:1: no YAML"),
+        ("[1, 2]\n", "gatepost.yaml:1: must be a mapping of keys to values"),
+    ],
+)
+def test_text_that_is_no_good_yaml_is_refused_as_a_whole(tmp_path: Path, text: str, message: str) -> None:
+    (problem,) = problems(tmp_path, text)
+    assert problem.startswith(message)
+
+
+def test_a_file_that_is_not_utf_8_or_not_there_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "latin").write_bytes(b"a: 1\nhostname: b\xfc\n")
+    for name, expected in [("latin", "latin:2: not UTF-8"), ("none", "none:1: cannot be read: No such file")]:
+        with pytest.raises(ConfigError) as caught:
+            load(str(tmp_path / name))
+        assert expected in str(caught.value)
+
+
+def test_words_that_yaml_once_took_for_booleans_and_numbers_are_text() -> None:
+    values = read("{a: no, b: on, c: 1:30, d: 2020-01-01, e: 0x10, f: true, g: 7, h: 1.5, i: ~, 1: x}", "f").values
+    assert values == {
+        **{"a": "no", "b": "on", "c": "1:30", "d": "2020-01-01", "e": "0x10"},
+        **{"f": True, "g": 7, "h": 1.5, "i": None, "1": "x"},
+    }
+
+
+def test_a_problem_in_a_pipeline_entry_is_found_in_the_file(tmp_path: Path) -> None:
+    config = good(tmp_path, LISTEN + "pipelines:\n  relaxed:\n    - spf: {}\n    - dnsbl:\n        zones: {}\n")
+    error = PipelineError("no good", (2, "dnsbl", "zones"))
+    (problem,) = config.pipeline_problems("relaxed", error, before=1)
+    assert str(problem).endswith("gatepost.yaml:6: pipelines.relaxed[1].dnsbl.zones: no good")
+    assert config.locate(("pipelines", "relaxed", 1, "dnsbl", "nosuch")).endswith("gatepost.yaml:5")
+
+
+def test_a_secret_does_not_show_in_what_is_printed_of_the_configuration(tmp_path: Path) -> None:
+    config = good(tmp_path, LISTEN + "admin: {token: very-secret-token-of-ours}")
+    assert config.admin.token is not None
+    assert config.admin.token.get_secret_value() == "very-secret-token-of-ours"
+    assert "very-secret" not in repr(config) + config.model_dump_json()
+
+
+def test_the_schema_knows_every_top_level_key_and_units() -> None:
+    schema = json_schema()
+    assert set(schema["properties"]) == set(Config.model_fields)
+    assert schema["additionalProperties"] is False and schema["required"] == ["listeners"]
+    first = schema["$defs"]["Retry"]["properties"]["first"]
+    assert "string" in first["type"] and re.search(first["pattern"], "5m") and not re.search(first["pattern"], "5")
+
+
+def test_every_option_has_a_description() -> None:
+    assert [option.path for option in options(Config) if not option.text] == []
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.text(max_size=200))
+def test_any_text_is_read_or_refused(text: str) -> None:
+    try:
+        read(text, "f")
+    except ConfigError as error:
+        assert error.problems
+
+
+_json = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(sorted(Config.model_fields)), inner),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.dictionaries(st.sampled_from(sorted(Config.model_fields)), _json, max_size=6))
+def test_any_values_under_the_known_keys_give_a_configuration_or_problems(values: dict[str, object]) -> None:
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+        file.write(json.dumps(values))
+        file.flush()
+        try:
+            load(file.name)
+        except ConfigError as error:
+            assert error.problems
