@@ -1,0 +1,55 @@
+# `make run` and `make test` work on a clean Debian or Ubuntu with Python 3.11+; both set everything up first.
+
+PY := .venv/bin/python
+DEMO := gatepost.demo.yaml
+# More for pytest: make test ARGS="-k queue -x"
+ARGS :=
+
+.PHONY: help run test test-fast lint bench lock clean setup-run setup-test
+
+help:
+	@echo "make run        set up, then start Gatepost on 127.0.0.1:2525 (foreground, Ctrl-C drains and ends it)"
+	@echo "make test       set up, install the servers the tests talk to, run all tests"
+	@echo "make test-fast  unit tests only"
+	@echo "make lint       ruff, mypy, import layers"
+	@echo "make bench      Gatepost and Postfix side by side (ARGS=\"--messages 2000 --rounds 3\")"
+	@echo "make lock       write the lock files anew from pyproject.toml"
+	@echo "make clean      remove what was made here, the demo's mail included"
+
+setup-run:
+	@tools/setup.sh run
+
+setup-test:
+	@tools/setup.sh test
+
+run: setup-run
+	@tools/first-message.sh
+	@exec .venv/bin/gatepost run -c $(DEMO)
+
+test: setup-test
+	$(PY) -m pytest $(ARGS)
+
+test-fast: setup-test
+	$(PY) -m pytest -m "not slow" $(ARGS)
+
+lint: setup-test
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	$(PY) -m mypy
+	.venv/bin/lint-imports
+
+bench: setup-test
+	$(PY) -m tests.bench.bench $(ARGS)
+
+UV := $(shell command -v uv 2>/dev/null || echo .venv/bin/uv)
+COMPILE = $(UV) pip compile pyproject.toml --extra milter --extra setup --universal --python-version 3.11 \
+	--generate-hashes --no-emit-index-url --no-header -q
+
+lock:
+	@test -x "$(UV)" || { echo "make lock needs uv: https://docs.astral.sh/uv/"; exit 1; }
+	$(COMPILE) -o requirements.lock
+	$(COMPILE) --extra dev -o requirements-dev.lock
+
+clean:
+	rm -rf .venv build dist *.egg-info var .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

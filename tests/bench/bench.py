@@ -1,0 +1,233 @@
+"""``make bench``: Gatepost and Debian's Postfix side by side, in one run, on one disk, with the same load.
+
+smtp-source (20 sessions) -> gateway -> smtp-sink. Both gateways answer 250 only when the message is synced to disk,
+and both run during the whole benchmark; rounds alternate between them, so that a machine that changes its speed
+changes it for both. A round's rate is end to end: from the start of the load until the sink has counted the last
+message. Before the rounds, numbered messages prove that each gateway delivers every one exactly once; after each round
+the sink's counter must equal the number sent, and both queues must be empty.
+
+Compare the ratios; the rates belong to the machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import contextlib
+import json
+import re
+import shutil
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.bench.meter import Meter
+from tests.support.gatepost import ROOT, GatepostProcess
+from tests.support.postfix import Postfix, SmtpSink, smtp_source
+from tests.support.process import free_port, wait_until
+
+_TO = "user@example.test"
+
+
+@dataclass
+class Gateway:
+    """One of the two, with its own sink and meter."""
+
+    name: str
+    port: int
+    sink: SmtpSink
+    meter: Meter
+    queued: Callable[[], int]
+
+
+@dataclass(frozen=True)
+class Round:
+    """What one round of one gateway measured."""
+
+    gateway: str
+    size: int
+    reuse: bool
+    messages: int
+    rate: float
+    accepted_rate: float
+    cpu_per_1000: float
+
+
+@contextlib.contextmanager
+def gatepost(directory: Path, workers: int) -> Iterator[Gateway]:
+    meter = Meter("gatepost")
+    port = free_port()
+    sink = SmtpSink(port=port, dump=True)
+    process = GatepostProcess(
+        {
+            "workers": workers,
+            "spool": {"path": str(directory / "spool")},
+            "state": {"path": str(directory / "state")},
+            "domains": {"example.test": {"next_hop": f"smtp:127.0.0.1:{port}", "recipients": "any", "tls": "none"}},
+            "pipeline": [],
+        },
+        prepare=meter.enter,
+    )
+    meter.watch(process.process.pid)
+    try:
+        yield Gateway("gatepost", process.port, sink, meter, lambda: len(process.queue()))
+    finally:
+        process.stop()
+        shutil.rmtree(process.directory)
+        meter.close()
+
+
+@contextlib.contextmanager
+def postfix(directory: Path) -> Iterator[Gateway]:
+    meter = Meter("postfix")
+    port = free_port()
+    sink = SmtpSink(port=port, dump=True)
+    home = directory / "postfix"
+    home.mkdir()
+    server = Postfix(
+        {
+            "relayhost": f"[127.0.0.1]:{port}",
+            "relay_domains": "example.test",
+            "smtpd_relay_restrictions": "permit_mynetworks,reject",
+            "smtp_tls_security_level": "none",
+        },
+        home=home,
+        prefix=meter.shell,
+    )
+    meter.watch(server.pid)
+    try:
+        yield Gateway("postfix", server.port, sink, meter, server.queue_length)
+    finally:
+        server.stop()
+        meter.close()
+
+
+def prove_exactly_once(gateway: Gateway, messages: int) -> None:
+    """Numbered recipients through the gateway: each number must come out once. Then a lighter sink takes over."""
+    smtp_source(gateway.port, "-s", "20", "-m", str(messages), "-N", "-l", "4096", "-t", _TO)
+    gateway.sink.wait_count(messages)
+    wait_until(lambda: gateway.queued() == 0, f"the queue of {gateway.name} is empty")
+    numbers = collections.Counter(
+        match[1]
+        for text in gateway.sink.messages()
+        for match in re.finditer(rf"^X-Rcpt-Args: <(\d+){_TO}>", text, re.MULTILINE)
+    )
+    doubled = sum(count - 1 for count in numbers.values())
+    if len(numbers) != messages or doubled:
+        sys.exit(f"{gateway.name}: {messages} sent, {messages - len(numbers)} lost, {doubled} doubled")
+    gateway.sink.stop()
+    gateway.sink = SmtpSink(port=gateway.sink.port)
+
+
+def _stop_sink(gateway: Gateway) -> None:
+    # The sink of now: the first one has been replaced.
+    gateway.sink.stop()
+
+
+def measure(gateway: Gateway, messages: int, size: int, reuse: bool) -> Round:
+    before = gateway.sink.count
+    cpu = gateway.meter.seconds()
+    start = time.monotonic()
+    flags = ["-s", "20", "-m", str(messages), "-l", str(size), "-t", _TO] + (["-d"] if reuse else [])
+    smtp_source(gateway.port, *flags, timeout=600)
+    accepted = time.monotonic() - start
+    gateway.sink.wait_count(before + messages, deadline=600)
+    seconds = time.monotonic() - start
+    wait_until(lambda: gateway.queued() == 0, f"the queue of {gateway.name} is empty")
+    cpu = gateway.meter.seconds() - cpu
+    counted = gateway.sink.count - before
+    if counted != messages:
+        sys.exit(f"{gateway.name}: {messages} sent, {counted} arrived")
+    return Round(gateway.name, size, reuse, messages, messages / seconds, messages / accepted, cpu / messages * 1000)
+
+
+def _median(rounds: list[Round], gateway: str, size: int, reuse: bool, field: str) -> float:
+    return statistics.median(
+        float(getattr(r, field)) for r in rounds if (r.gateway, r.size, r.reuse) == (gateway, size, reuse)
+    )
+
+
+def report(rounds: list[Round], sizes: list[int], memory: dict[str, int], measured: str) -> dict[str, Any]:
+    """Print the table; gives the same as data."""
+    print(f"\nMedians. Rates are end to end, messages per second; CPU is seconds per 1,000 messages ({measured}).\n")
+    print(f"{'size':>7}  {'connections':<14}{'Gatepost':>10}{'Postfix':>10}{'ratio':>8}{'CPU':>9}{'Postfix':>9}")
+    lines: list[dict[str, Any]] = []
+    for size in sizes:
+        for reuse in (False, True):
+            ours, theirs = (_median(rounds, name, size, reuse, "rate") for name in ("gatepost", "postfix"))
+            pairs = zip(*([r.rate for r in rounds if (r.gateway, r.size, r.reuse) == (name, size, reuse)]
+                          for name in ("gatepost", "postfix")), strict=True)  # fmt: skip
+            ratio = statistics.median(a / b for a, b in pairs)
+            cpu = {name: _median(rounds, name, size, reuse, "cpu_per_1000") for name in ("gatepost", "postfix")}
+            kind = "reused" if reuse else "one a message"
+            print(
+                f"{size:>7}  {kind:<14}{ours:>10.0f}{theirs:>10.0f}{ratio:>8.2f}"
+                f"{cpu['gatepost']:>9.2f}{cpu['postfix']:>9.2f}"
+            )
+            lines.append(
+                {"size": size, "reuse": reuse, "gatepost": ours, "postfix": theirs, "ratio": ratio, "cpu_per_1000": cpu}
+            )
+    megabytes = {name: octets / 2**20 for name, octets in memory.items()}
+    print("\nPeak memory (PSS): " + ", ".join(f"{name} {value:.0f} MiB" for name, value in megabytes.items()))
+    return {
+        "medians": lines,
+        "peak_pss_mib": megabytes,
+        "cpu_measured_by": measured,
+        "rounds": [asdict(r) for r in rounds],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="make bench", description=(__doc__ or "").partition("\n\n")[0])
+    parser.add_argument("--messages", type=int, default=3000, help="per round at 4 KB; larger sizes get fewer")
+    parser.add_argument("--rounds", type=int, default=3, help="alternating rounds of each kind")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[4096, 65536], help="octets of content")
+    parser.add_argument("--workers", type=int, default=2, help="Gatepost's worker processes")
+    parser.add_argument("--directory", type=Path, default=ROOT / "var/bench", help="where both keep their queues")
+    parser.add_argument("--only", choices=["gatepost", "postfix"], help="one of the two, without a comparison")
+    parser.add_argument("--json", type=Path, help="write all numbers to this file as well")
+    options = parser.parse_args()
+
+    shutil.rmtree(options.directory, ignore_errors=True)
+    options.directory.mkdir(parents=True)
+    options.directory.chmod(0o755)
+    rounds: list[Round] = []
+    with contextlib.ExitStack() as stack:
+        gateways: list[Gateway] = []
+        if options.only != "postfix":
+            gateways.append(stack.enter_context(gatepost(options.directory, options.workers)))
+        if options.only != "gatepost":
+            gateways.append(stack.enter_context(postfix(options.directory)))
+        for gateway in gateways:
+            stack.callback(_stop_sink, gateway)
+            prove_exactly_once(gateway, 500)
+            print(f"{gateway.name}: 500 numbered messages, each delivered exactly once")
+        for size in options.sizes:
+            messages = max(200, options.messages // max(1, round((size / 4096) ** 0.5)))
+            for reuse in (False, True):
+                for number in range(options.rounds):
+                    # Who goes first alternates too.
+                    for gateway in gateways if number % 2 == 0 else reversed(gateways):
+                        rounds.append(measure(gateway, messages, size, reuse))
+                        last = rounds[-1]
+                        print(
+                            f"round {number + 1}  {size:>6} octets  {'reused' if reuse else 'one a message':<13}  "
+                            f"{gateway.name:<8} {last.rate:7.0f}/s  CPU {last.cpu_per_1000:5.2f} s per 1,000",
+                            flush=True,
+                        )
+        memory = {gateway.name: gateway.meter.peak_pss for gateway in gateways}
+        measured = gateways[0].meter.kind
+    shutil.rmtree(options.directory, ignore_errors=True)
+    if options.only:
+        return
+    numbers = report(rounds, options.sizes, memory, measured)
+    if options.json:
+        options.json.write_text(json.dumps(numbers, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

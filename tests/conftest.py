@@ -1,0 +1,115 @@
+"""Fixtures for all tests: real servers on loopback, Gatepost itself, and a check that nothing is left running."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import sys
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import hypothesis
+import pytest
+
+from tests.support.gatepost import GatepostProcess
+from tests.support.process import alive, new_directory
+from tests.support.servers import Certificate, Dovecot, make_certificate
+
+hypothesis.settings.register_profile("gatepost", deadline=None, max_examples=200, derandomize=True, database=None)
+hypothesis.settings.load_profile("gatepost")
+
+_MARK = f"GATEPOST_TEST_RUN={uuid.uuid4().hex}"
+"""In the environment of everything that a test starts, directly or not."""
+
+
+def _left_running() -> dict[int, str]:
+    found: dict[int, str] = {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        pid = int(entry.name)
+        try:
+            if pid != os.getpid() and _MARK.encode() in (entry / "environ").read_bytes().split(b"\0") and alive(pid):
+                found[pid] = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+    return found
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_is_left_running() -> Iterator[None]:
+    """Set up first, so torn down last: every process that a test started must be gone by then."""
+    name, _, value = _MARK.partition("=")
+    os.environ[name] = value
+    yield
+    left = _left_running()
+    for pid in left:
+        os.kill(pid, 9)
+    if left:
+        pytest.fail("tests left processes running: " + "; ".join(f"{pid} {what}" for pid, what in left.items()))
+
+
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    """A directory that daemons which dropped root can walk to."""
+    path = new_directory("test")
+    yield path
+    shutil.rmtree(path, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def certificate() -> Iterator[Certificate]:
+    path = new_directory("tls")
+    yield make_certificate(path)
+    shutil.rmtree(path)
+
+
+@pytest.fixture(scope="session")
+def dovecot() -> Iterator[Dovecot]:
+    """One mail store for all tests; each takes mailboxes of its own from `Dovecot.mailbox`."""
+    server = Dovecot()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def gatepost(request: pytest.FixtureRequest) -> Iterator[Callable[..., GatepostProcess]]:
+    """Start Gatepost with these options; at the end it must stop cleanly. On failure its log is shown."""
+    started: list[GatepostProcess] = []
+
+    def start(**options: Any) -> GatepostProcess:
+        process = GatepostProcess(options)
+        started.append(process)
+        return process
+
+    yield start
+    problems: list[str] = []
+    for process in started:
+        print(f"--- log of {process.config}:\n{process.log[-6000:]}", file=sys.stderr)
+        try:
+            process.stop()
+        except (AssertionError, pytest.fail.Exception) as error:
+            problems.append(str(error))
+            process.kill()
+        shutil.rmtree(process.directory, ignore_errors=True)
+    assert not problems, "\n".join(problems)
+
+
+class Stoppable(Protocol):
+    def stop(self) -> None: ...
+
+
+S = TypeVar("S", bound=Stoppable)
+
+
+@pytest.fixture
+def running() -> Iterator[Callable[[S], S]]:
+    """``sink = running(SmtpSink())``: the server is stopped when the test ends, the last one first."""
+    with contextlib.ExitStack() as stack:
+
+        def keep(server: S) -> S:
+            stack.callback(server.stop)
+            return server
+
+        yield keep
