@@ -9,6 +9,7 @@ the new configuration was found good.
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import signal
@@ -38,6 +39,7 @@ _BACKLOG: Final = 1024
 _HASTE: Final = 5.0
 _PAUSE_MAX: Final = 30.0
 _DRAIN_MARGIN: Final = 25.0
+_PR_SET_PDEATHSIG: Final = 1  # prctl(2)
 EXIT_CONFIG: Final = 2
 
 
@@ -90,6 +92,13 @@ def bind(host: str, port: int, copies: int) -> list[socket.socket]:
         raise StartError(
             f"cannot listen on {host}:{port}: {error.strerror}{'; ' + advice if advice else ''}"
         ) from error
+
+
+def _end_with_parent() -> None:
+    """Have this process drained when the supervisor is killed: nobody would start it again or stop it."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0) != 0:
+        _log.warning("worker.not_tied", reason=os.strerror(ctypes.get_errno()))
 
 
 def _only_v6(sock: socket.socket, family: int) -> None:
@@ -170,6 +179,7 @@ class Supervisor:
         if pid == 0:
             status = 1
             try:
+                _end_with_parent()
                 signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
                 self._close_others(child)
                 status = child.start()
