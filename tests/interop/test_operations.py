@@ -13,7 +13,7 @@ import pytest
 
 from tests.interop.settings import delivered, maildir, unreachable
 from tests.support.clients import MESSAGE, connect, queue_id, transact
-from tests.support.gatepost import write_configuration
+from tests.support.gatepost import GatepostProcess, write_configuration
 from tests.support.process import alive, wait_until
 
 pytestmark = pytest.mark.slow
@@ -173,3 +173,39 @@ def test_drain_makes_it_unready(gatepost, directory: Path):
     gate = gatepost(domains=maildir(directory))
     assert gate.http("POST", "/drain")[0] in (200, 202)
     wait_until(lambda: gate.process.status is not None or gate.http("GET", "/readyz")[0] == 503, "it is not ready")
+
+
+# --- reload -----------------------------------------------------------------------------------------------------------
+
+
+def reloaded(gate: GatepostProcess, times: int) -> None:
+    """Wait until every worker said so."""
+    wait_until(lambda: gate.log.count("reload.done") >= 2 * times, "both workers have reloaded")
+
+
+def test_sighup_takes_a_new_policy_without_dropping_a_session(gatepost, directory: Path):
+    gate = gatepost(workers=2, domains=maildir(directory))
+    with connect(gate.port) as before:
+        before.mail("ann@sender.test")
+        domains = {**maildir(directory), "new.test": {"next_hop": f"maildir:{directory}/new", "recipients": "any"}}
+        write_configuration(gate.directory, {**gate.options, "domains": domains})
+        os.kill(gate.process.pid, signal.SIGHUP)
+        reloaded(gate, 1)
+        assert before.rcpt("ben@new.test")[0] == 550
+        assert before.rcpt("ben@example.org")[0] == 250
+        assert before.data(MESSAGE)[0] == 250
+    with connect(gate.port) as after:
+        assert transact(after, "ann@sender.test", ["ben@new.test"])[0] == 250
+    gate.wait_empty()
+    assert len(list((directory / "new/new").iterdir())) == 1
+
+
+def test_a_bad_configuration_is_refused_at_reload_and_the_old_one_stays(gatepost, directory: Path):
+    gate = gatepost(workers=2, domains=maildir(directory))
+    write_configuration(gate.directory, {**gate.options, "domains": {"example.org": {"next_hop": "nonsense"}}})
+    os.kill(gate.process.pid, signal.SIGHUP)
+    wait_until(lambda: "reload.refused" in gate.log, "the reload was refused")
+    with connect(gate.port) as client:
+        assert transact(client, "ann@sender.test", ["ben@example.org"])[0] == 250
+    wait_until(lambda: len(delivered(directory)) == 1, "it was delivered")
+    write_configuration(gate.directory, gate.options)

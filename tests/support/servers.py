@@ -148,12 +148,13 @@ class Dovecot:
 class Unbound:
     """unbound as the authority for everything: `records` in zone file form, NXDOMAIN for the rest."""
 
-    def __init__(self, records: Sequence[str]) -> None:
-        self.port = free_port()
+    def __init__(self, records: Sequence[str], *, interface: str = "127.0.0.1", port: int = 0) -> None:
+        self.interface = interface
+        self.port = port or free_port(interface)
         self.home = new_directory("unbound")
         config = self.home / "unbound.conf"
         server = {
-            "interface": "127.0.0.1",
+            "interface": interface,
             "port": str(self.port),
             "chroot": '""',
             "username": '""',
@@ -173,13 +174,13 @@ class Unbound:
 
     @property
     def address(self) -> str:
-        return f"127.0.0.1:{self.port}"
+        return f"{self.interface}:{self.port}"
 
     def _answers(self) -> bool:
         query = struct.pack(">6H", 4711, 0x0100, 1, 0, 0, 0) + b"\4test\0" + struct.pack(">2H", 6, 1)
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
             sock.settimeout(1)
-            sock.sendto(query, ("127.0.0.1", self.port))
+            sock.sendto(query, (self.interface, self.port))
             return sock.recv(512).startswith(query[:2])
 
     def stop(self) -> None:
