@@ -32,7 +32,8 @@ _PARAMETER: Final = re.compile(
     r"([A-Za-z0-9][A-Za-z0-9\-]{0,30})(?:=([\x21-\x3c\x3e-\x7e\u0080-\U0010ffff]{1,1000}))?\Z"
 )
 _XTEXT: Final = re.compile(r"(?:[\x21-\x2a\x2c-\x3c\x3e-\x7e]|\+[0-9A-F]{2})+\Z")
-_UTF8_XTEXT: Final = re.compile(r"[\x21-\x7e\u0080-\U0010ffff]+\Z")
+_UTF8_XTEXT: Final = re.compile(r"[\x21-\x7e\u00a0-\U0010ffff]+\Z")
+_ATOM: Final = re.compile(r"[A-Za-z0-9\-]+\Z")
 _MAX_SIZE_DIGITS: Final = 20
 _MAX_PARAMETERS: Final = 20
 _ENVID_CHARACTERS: Final = 100
@@ -118,6 +119,12 @@ def _path(argument: str, keyword: str) -> tuple[str, dict[str, str]]:
     return inner, _parameters(rest)
 
 
+def _check_ascii(path: str, smtputf8: bool) -> None:
+    """RFC 6531 section 3.5: an address that is not ASCII needs the parameter, in MAIL, also for its recipients."""
+    if not smtputf8 and not path.isascii():
+        raise _bad("6.7", "address needs SMTPUTF8", 553)
+
+
 @dataclass(frozen=True, slots=True)
 class Mail:
     """MAIL FROM, parsed."""
@@ -128,7 +135,7 @@ class Mail:
 
 @lru_cache(maxsize=512)
 def parse_mail(argument: str, esmtp: bool) -> Mail:
-    """Raises `CommandError`: 501 for syntax, 555 for a parameter that is not offered."""
+    """Raises `CommandError`: 501 for syntax, 553 for UTF-8 unasked, 555 for a parameter that is not offered."""
     inner, given = _path(argument, "FROM:")
     if given and not esmtp:
         raise _bad("5.4", "parameters need EHLO", 555)
@@ -156,15 +163,16 @@ def parse_mail(argument: str, esmtp: bool) -> Mail:
             envid = value
         else:
             raise _bad("5.4", f"parameter {name} is not offered", 555)
+    _check_ascii(inner, smtputf8)
     try:
         sender: Sender = parse_reverse_path(inner, utf8=smtputf8) if inner else NULL_SENDER
     except AddressError as error:
-        raise _bad("1.7", str(error), 553 if "SMTPUTF8" in str(error) else 501) from error
+        raise _bad("1.7", str(error)) from error
     return Mail(sender, MailParameters(size, body, smtputf8, ret, envid))
 
 
 def parse_rcpt(argument: str, *, esmtp: bool, smtputf8: bool) -> Recipient:
-    """Raises `CommandError`: 501 for syntax, 555 for a parameter that is not offered."""
+    """Raises `CommandError`: 501 for syntax, 553 for UTF-8 unasked, 555 for a parameter that is not offered."""
     inner, given = _path(argument, "TO:")
     if given and not esmtp:
         raise _bad("5.4", "parameters need EHLO", 555)
@@ -177,10 +185,11 @@ def parse_rcpt(argument: str, *, esmtp: bool, smtputf8: bool) -> Recipient:
             orcpt = _orcpt(value)
         else:
             raise _bad("5.4", f"parameter {name} is not offered", 555)
+    _check_ascii(inner, smtputf8)
     try:
         address: Address = parse_forward_path(inner, utf8=smtputf8)
     except AddressError as error:
-        raise _bad("1.3", str(error), 553 if "SMTPUTF8" in str(error) else 501) from error
+        raise _bad("1.3", str(error)) from error
     return Recipient(address, notify, orcpt)
 
 
@@ -199,7 +208,7 @@ def _orcpt(value: str) -> str:
     """RFC 3461 section 4.2; the ``utf-8`` address type of RFC 6533 section 3 may hold UTF-8."""
     kind, semicolon, text = value.partition(";")
     grammar = _UTF8_XTEXT if kind.lower() == "utf-8" else _XTEXT
-    if not semicolon or not kind.isascii() or len(value) > _ORCPT_CHARACTERS or not grammar.match(text):
+    if not semicolon or not _ATOM.match(kind) or len(value) > _ORCPT_CHARACTERS or not grammar.match(text):
         raise _bad("5.4", "ORCPT is malformed")
     return value
 
@@ -220,30 +229,3 @@ def parse_bdat(argument: str) -> Bdat:
     if len(words) > 2 or (len(words) == 2 and words[1].upper() != "LAST"):
         raise _bad("5.4", "BDAT is malformed")
     return Bdat(int(words[0]), len(words) == 2)
-
-
-_XCLIENT_ATTRIBUTES: Final = frozenset(
-    {"NAME", "REVERSE_NAME", "ADDR", "PORT", "PROTO", "HELO", "LOGIN", "DESTADDR", "DESTPORT"}
-)
-UNAVAILABLE: Final = ("[UNAVAILABLE]", "[TEMPUNAVAIL]")
-
-
-def parse_xclient(argument: str) -> dict[str, str]:
-    """Attributes of XCLIENT by upper-case name, xtext decoded. Raises `CommandError`."""
-    out: dict[str, str] = {}
-    for word in argument.split():
-        name, equals, value = word.partition("=")
-        name = name.upper()
-        if name not in _XCLIENT_ATTRIBUTES or not equals or name in out or len(value) > 255:
-            raise _bad("5.4", "XCLIENT attribute is malformed")
-        out[name] = _unxtext(value)
-    if not out:
-        raise _bad("5.4", "XCLIENT needs attributes")
-    return out
-
-
-def _unxtext(value: str) -> str:
-    text = re.sub(r"\+([0-9A-Fa-f]{2})", lambda m: chr(int(m[1], 16)), value)
-    if not text.isprintable():
-        raise _bad("5.4", "XCLIENT attribute is malformed")
-    return text

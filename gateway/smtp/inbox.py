@@ -17,6 +17,10 @@ class Pausable(Protocol):
     def resume_reading(self) -> None: ...
 
 
+class Gone(Exception):
+    """Nothing more will come: the client closed, the connection was lost, or its time was up."""
+
+
 class LineTooLong(Exception):
     """More octets than allowed came without a line feed. They have been thrown away, up to the next line feed."""
 
@@ -37,6 +41,8 @@ class Inbox:
 
     def attach(self, transport: Pausable) -> None:
         """Read from this transport from now on (a new one after STARTTLS)."""
+        if self._paused and self._transport is not None:
+            self._transport.resume_reading()
         self._transport = transport
         self._paused = False
 
@@ -67,9 +73,9 @@ class Inbox:
         return b"\n" in self.buffer
 
     async def more(self) -> None:
-        """Wait for more octets. Raises EOFError when none will come."""
+        """Wait for more octets. Raises `Gone` when none will come."""
         if self.ended:
-            raise EOFError
+            raise Gone
         self._resume()
         self._waiter = self._loop.create_future()
         try:
@@ -78,7 +84,7 @@ class Inbox:
             self._waiter = None
 
     async def line(self, limit: int) -> bytes:
-        """The next line, line feed included. Raises `LineTooLong` past `limit` octets, EOFError at the end."""
+        """The next line, line feed included. Raises `LineTooLong` past `limit` octets, `Gone` at the end."""
         start = 0
         while True:
             end = self.buffer.find(b"\n", start)
@@ -98,7 +104,7 @@ class Inbox:
             await self.more()
 
     async def some(self, limit: int = HIGH) -> bytes:
-        """What there is, at least one octet, at most `limit`. Raises EOFError at the end."""
+        """What there is, at least one octet, at most `limit`. Raises `Gone` at the end."""
         while not self.buffer:
             await self.more()
         if len(self.buffer) <= limit:

@@ -14,19 +14,20 @@ from typing import Any, Final
 
 from gateway.mail.address import NULL_SENDER, Address
 from gateway.mail.envelope import Envelope, Recipient
-from gateway.mail.message import HeaderField, apply_edits, render_field, split_header
+from gateway.mail.message import render_field, split_header
 from gateway.mail.reply import Reply
 from gateway.mail.session import Session, transaction_id
 from gateway.ops import log, metrics
 from gateway.pipeline.loader import Pipeline
 from gateway.pipeline.record import Outcome, Trace, build
-from gateway.pipeline.runner import Decision, PipelineSession, PipelineTransaction
+from gateway.pipeline.runner import Decision
 from gateway.sdk.services import Clock
 from gateway.sdk.stage import Message, Transaction
 from gateway.sdk.verdict import Action, Edit
 from gateway.smtp import trace
 from gateway.smtp.command import Mail
 from gateway.smtp.domains import Domains
+from gateway.smtp.judges import REFUSALS, Judges
 from gateway.smtp.options import SmtpOptions
 from gateway.spool.spool import Draft, NewMessage, Spool, SpoolError, SpoolFull, State
 
@@ -53,14 +54,6 @@ class Desk:
 
 
 @dataclass(slots=True)
-class _Judges:
-    """One pipeline's view of this session, and of the transaction when there is one."""
-
-    session: PipelineSession
-    transaction: PipelineTransaction | None = None
-
-
-@dataclass(slots=True)
 class _Open:
     """The transaction that is open."""
 
@@ -68,9 +61,9 @@ class _Open:
     started: float
     pipeline: str
     judged: list[tuple[str, str]] = field(default_factory=list)
-    discard: str = ""
-    quarantine: str = ""
+    taken: int = 0
     draft: Draft | None = None
+    storing: bool = False
 
 
 class Intake:
@@ -81,7 +74,7 @@ class Intake:
         self.session = session
         self.hang_up = False
         self._default = pipeline
-        self._judges: dict[str, _Judges] = {}
+        self._judges: dict[str, Judges] = {}
         self._open: _Open | None = None
         self._count = 0
 
@@ -101,13 +94,22 @@ class Intake:
     async def connect(self) -> Reply | None:
         """Judge the connection; a reply refuses it."""
         judges = self._judge(self._default)
-        return await self._refused(await judges.session.connect(self.session))
+        judges.connected = await judges.session.connect(self.session)
+        return self._refused(judges.connected)
+
+    async def renew(self, session: Session) -> None:
+        """The session goes on as `session`: another name, or TLS. Ends the open transaction."""
+        await self.abort()
+        self.session = session
+        for judges in self._judges.values():
+            judges.helo = None
 
     async def helo(self, session: Session) -> Reply | None:
         """Judge the name the client gave; `session` has it, and replaces ours. A reply refuses it."""
-        await self.abort()
-        self.session = session
-        return await self._refused(await self._judge(self._default).session.helo(session))
+        await self.renew(session)
+        judges = self._judge(self._default)
+        judges.helo = await judges.session.helo(session)
+        return self._refused(judges.helo)
 
     async def mail(self, mail: Mail) -> Reply:
         """Begin a transaction."""
@@ -125,9 +127,8 @@ class Intake:
         txn = Transaction(transaction_id(self.session.id, self._count), self.session, mail.sender, mail.parameters)
         self._open = _Open(txn, self.desk.clock.now(), self._default)
         judges = self._judge(self._default)
-        judges.transaction = judges.session.begin(txn)
-        decision = await judges.transaction.mail(txn)
-        if refusal := self._stopped(decision):
+        decision = await judges.begin(txn).mail(txn)
+        if refusal := self._stopped(decision, judges):
             await self._refuse(refusal, decision)
             return refusal.referring(txn.id)
         return SENDER_OK
@@ -141,7 +142,7 @@ class Intake:
             if postmaster is None:
                 return self._no_recipient(recipient, Reply(550, "1.1", "no such recipient here"))
             recipient = replace(recipient, address=postmaster)
-        if len(opened.txn.recipients) >= options.limits.recipients:
+        if opened.taken >= options.limits.recipients:
             return Reply(452, "5.3", "too many recipients, send the rest in another transaction")
         domain = self.desk.domains.find(recipient.address)
         if domain is None and not self.session.trusted:
@@ -149,12 +150,14 @@ class Intake:
         pipeline = (domain.pipeline if domain else "") or self._default
         if opened.txn.recipients and pipeline != opened.pipeline:
             return Reply(452, "5.3", "recipient needs a transaction of its own, send it again")
-        decision = await self._join(pipeline)
+        opened.pipeline = pipeline
         judges = self._judge(pipeline)
-        if decision is None and judges.transaction is not None:
-            decision = await judges.transaction.rcpt(opened.txn, recipient)
-        if decision is not None and (refusal := self._stopped(decision)):
+        transaction = judges.transaction or await judges.join(opened.txn)
+        decision = judges.refusal or await transaction.rcpt(opened.txn, recipient)
+        if refusal := self._stopped(decision, judges):
             return self._no_recipient(recipient, refusal, decision)
+        # A recipient named twice gets one copy, and both commands count.
+        opened.taken += 1
         if recipient not in opened.txn.recipients:
             opened.txn = replace(opened.txn, recipients=(*opened.txn.recipients, recipient))
         opened.judged.append((str(recipient.address), str(RECIPIENT_OK)))
@@ -165,12 +168,13 @@ class Intake:
         opened = self._opened()
         if not opened.txn.recipients:
             return NO_RECIPIENTS
-        transaction = self._judge(opened.pipeline).transaction
-        if transaction is not None:
-            decision = await transaction.data(opened.txn)
-            if refusal := self._stopped(decision):
-                await self._refuse(refusal, decision)
-                return refusal.referring(opened.txn.id)
+        judges = self._judge(opened.pipeline)
+        if judges.transaction is None:
+            raise RuntimeError("recipients that nobody judged")
+        decision = await judges.transaction.data(opened.txn)
+        if refusal := self._stopped(decision, judges):
+            await self._refuse(refusal, decision)
+            return refusal.referring(opened.txn.id)
         opened.draft = self.desk.spool.draft(opened.txn.id)
         return None
 
@@ -179,22 +183,18 @@ class Intake:
         """Whether the open transaction asked for SMTPUTF8."""
         return self._open is not None and self._open.txn.parameters.smtputf8
 
-    async def fail(self, error: SpoolError) -> Reply:
-        """End the transaction because its content could not be kept."""
-        reply = self._trouble(error)
-        await self._refuse(reply, None)
-        return reply.referring(self.session.id)
-
     def _trouble(self, error: SpoolError) -> Reply:
         """Log the spool's trouble and give the reply for it."""
         full = isinstance(error, SpoolFull)
         _log.error("spool.full" if full else "spool.failed", session=self.session.id, reason=str(error))
         return NO_ROOM if full else SPOOL_TROUBLE
 
-    async def finish(self, *, overflow: bool = False, stray: bool = False) -> Reply:
-        """Judge and store the message whose last octet has come. Ends the transaction."""
+    async def finish(self, *, overflow: bool = False, stray: bool = False, failed: SpoolError | None = None) -> Reply:
+        """Judge and store the message whose last octet has come, or could not be kept. Ends the transaction."""
         opened = self._opened()
         try:
+            if failed is not None:
+                raise failed
             reply, decision = await self._finish(opened, overflow, stray)
         except SpoolError as error:
             reply, decision = self._trouble(error), None
@@ -219,74 +219,63 @@ class Intake:
         elif end > options.limits.header_size:
             return Reply(552, "3.4", "header section is too big"), None
         section = head[:end]
-        hops = trace.hops(section)
-        fields: list[HeaderField] | None = None
-        if hops > options.limits.received_hops:
+        if trace.loops(section, options.hostname, options.limits.received_hops):
             return Reply(554, "4.6", "too many hops, this looks like a loop"), None
-        if hops > trace.OWN_HOPS:
-            fields, _ = split_header(section)
-            if trace.own_hops(fields, options.hostname) > trace.OWN_HOPS:
-                return Reply(554, "4.6", "message has been here too often, this looks like a loop"), None
         judges = self._judge(opened.pipeline)
         edits: tuple[Edit, ...] = ()
         decision: Decision | None = None
         if judges.transaction is not None and not self.desk.pipelines[opened.pipeline].empty:
-            fields, end = split_header(section)
+            fields, _ = split_header(section)
             decision = await judges.transaction.message(opened.txn, Message(tuple(fields), draft))
-            if refusal := self._stopped(decision):
+            if refusal := self._stopped(decision, judges):
                 return refusal, decision
             edits = decision.edits
-        return await self._store(opened, section, end, fields, edits), decision
+        return await self._store(opened, judges, section, edits), decision
 
-    async def _store(
-        self, opened: _Open, section: bytes, end: int, fields: list[HeaderField] | None, edits: tuple[Edit, ...]
-    ) -> Reply:
+    async def _store(self, opened: _Open, judges: Judges, section: bytes, edits: tuple[Edit, ...]) -> Reply:
         """Write trace fields and edits, commit, answer. Raises `SpoolError`."""
         now = self.desk.clock.now()
         txn, draft, options = opened.txn, self.draft, self.desk.options
-        if opened.discard:
-            outcome, reply = Outcome.DISCARDED, Reply(250, "0.0", f"queued as {txn.id}")
-            self._record(opened, outcome, reply, edits)
+        reply = Reply(250, "0.0", f"queued as {txn.id}")
+        if judges.discard:
+            self._record(opened, Outcome.DISCARDED, reply, edits)
             await draft.abandon()
-            await self._end(opened, outcome, reply, opened.discard)
+            await self._end(opened, Outcome.DISCARDED, reply, judges.discard)
             return reply
-        results = trace.authentication_results(options.authserv_id, self._findings(opened.pipeline))
-        head, skip = b"", 0
-        if edits or trace.may_hold_results(section):
-            if fields is None:
-                fields, end = split_header(section)
-            kept = [f for f in fields if not trace.is_own_results(f, options.authserv_id)]
-            try:
-                kept = apply_edits(kept, edits)
-            except ValueError as error:
-                raise SpoolError(f"an edit cannot be made: {error}") from error
-            head, skip = b"".join(f.raw for f in kept), end
+        try:
+            head, skip = trace.rewrite(section, options.authserv_id, edits)
+        except ValueError as error:
+            raise SpoolError(f"an edit cannot be made: {error}") from error
         top = trace.received(
             txn.session, options.hostname, txn.id, txn.recipients, now, smtputf8=txn.parameters.smtputf8
         )
+        results = trace.authentication_results(options.authserv_id, self._findings(opened.pipeline))
         if results:
             top = render_field("Authentication-Results", results) + top
-        state = State.QUARANTINE if opened.quarantine else State.QUEUED
-        outcome = Outcome.QUARANTINED if opened.quarantine else Outcome.ACCEPTED
-        reply = Reply(250, "0.0", f"queued as {txn.id}")
+        quarantined = bool(judges.quarantine)
+        outcome = Outcome.QUARANTINED if quarantined else Outcome.ACCEPTED
         message = NewMessage(
             txn.id,
             Envelope(txn.sender, txn.recipients, txn.parameters),
             now,
             top + head,
             skip,
-            state,
+            State.QUARANTINE if quarantined else State.QUEUED,
             owed=self._owed(opened),
             trusted=self.session.trusted,
-            reason=opened.quarantine,
+            reason=judges.quarantine,
             record=self._build(opened, outcome, reply, edits),
         )
+        opened.storing = True
         await self.desk.spool.commit(draft, message)
-        # From here on the message is ours.
-        await self._end(opened, outcome, reply, opened.quarantine)
-        metrics.MESSAGE_BYTES.observe(draft.size)
-        if state is State.QUEUED:
+        # From here on the message is ours, and nothing that goes wrong may say otherwise.
+        if not quarantined:
             self.desk.ring()
+        try:
+            metrics.MESSAGE_BYTES.observe(draft.size)
+            await self._end(opened, outcome, reply, judges.quarantine)
+        except Exception as error:  # noqa: BLE001  (a refusal now would make the client send it twice)
+            _log.error("command.failed", session=self.session.id, command="DATA", exc_info=error)
         return reply
 
     def _owed(self, opened: _Open) -> bool:
@@ -309,10 +298,12 @@ class Intake:
         opened = self._open
         if opened is None:
             return
-        if opened.draft is not None:
-            await self._abandon(opened.draft)
-        self._record(opened, Outcome.ABORTED, None, ())
-        await self._end(opened, Outcome.ABORTED, None, "")
+        if not opened.storing:
+            if opened.draft is not None:
+                await self._abandon(opened.draft)
+            self._record(opened, Outcome.ABORTED, None, ())
+        # Cut off within the commit, nobody knows whether the message is stored: file and record must not be touched.
+        await self._end(opened, Outcome.ABORTED, None, "cut off while it was stored" if opened.storing else "")
 
     async def close(self) -> None:
         """The session is over."""
@@ -322,52 +313,27 @@ class Intake:
 
     # How verdicts become replies
 
-    def _judge(self, pipeline: str) -> _Judges:
+    def _judge(self, pipeline: str) -> Judges:
         judges = self._judges.get(pipeline)
         if judges is None:
-            judges = self._judges[pipeline] = _Judges(self.desk.pipelines[pipeline].open())
+            judges = self._judges[pipeline] = Judges(self.desk.pipelines[pipeline].open())
         return judges
 
-    async def _join(self, pipeline: str) -> Decision | None:
-        """Make `pipeline` the transaction's; a decision when it refuses what came before RCPT."""
-        opened = self._opened()
-        if pipeline == opened.pipeline:
-            return None
-        opened.pipeline = pipeline
-        judges = self._judge(pipeline)
-        if judges.transaction is not None:
-            return None
-        for decision in (await judges.session.connect(self.session), await judges.session.helo(self.session)):
-            if decision.verdict.decisive and self._is_refusal(decision):
-                return decision
-        judges.transaction = judges.session.begin(opened.txn)
-        decision = await judges.transaction.mail(opened.txn)
-        return decision if self._is_refusal(decision) else None
-
-    @staticmethod
-    def _is_refusal(decision: Decision) -> bool:
-        return decision.verdict.action in (Action.REJECT, Action.DEFER, Action.DISCONNECT)
-
-    def _stopped(self, decision: Decision) -> Reply | None:
+    def _stopped(self, decision: Decision, judges: Judges) -> Reply | None:
         """The refusal a decision means, if it is one; discard and quarantine are noted for later."""
-        verdict = decision.verdict
-        match verdict.action:
-            case Action.REJECT | Action.DEFER:
-                return verdict.reply
-            case Action.DISCONNECT:
-                self.hang_up = True
-                return verdict.reply
-            case Action.DISCARD if self._open:
-                self._open.discard = verdict.reason or "discarded"
-            case Action.QUARANTINE if self._open:
-                self._open.quarantine = verdict.reason or "quarantined"
+        if decision.verdict.action in REFUSALS:
+            self.hang_up = self.hang_up or decision.verdict.action is Action.DISCONNECT
+            return decision.verdict.reply
+        judges.note(decision)
         return None
 
-    async def _refused(self, decision: Decision) -> Reply | None:
+    def _refused(self, decision: Decision) -> Reply | None:
         """A refusal at connect or helo, recorded under the session's transaction number 0."""
-        refusal = self._stopped(decision)
-        if refusal is None:
+        verdict = decision.verdict
+        refusal = verdict.reply
+        if verdict.action not in REFUSALS or refusal is None:
             return None
+        self.hang_up = self.hang_up or verdict.action is Action.DISCONNECT
         id = transaction_id(self.session.id, 0)
         outcome = Outcome.DEFERRED if refusal.temporary else Outcome.REJECTED
         traces = [t for judges in self._judges.values() for t in judges.session.traces]

@@ -8,22 +8,25 @@ import ssl
 from collections.abc import Sequence
 
 from gateway.ops import log
+from gateway.smtp.conversation import Conversation, Counter
 from gateway.smtp.intake import Desk
 from gateway.smtp.options import ListenerOptions
-from gateway.smtp.server import Counter, Server
+from gateway.smtp.server import Server
 
 _log = log.get()
 _BACKLOG = 1024
+_CUT_OFF_SECONDS = 2.0
+"""For what sessions that are cut off have to put away, such as the file of half a message."""
 
 
 class Front:
-    """The worker's front door: implements `gateway.smtp.server.Hall`."""
+    """The worker's front door: implements `gateway.smtp.conversation.Hall`."""
 
     def __init__(self, desk: Desk, counter: Counter) -> None:
         self.desk = desk
         self.draining = False
         self.counter = counter
-        self.servers: set[Server] = set()
+        self.servers: set[Conversation] = set()
         self._sockets: list[asyncio.AbstractServer] = []
 
     async def listen(self, listeners: Sequence[tuple[ListenerOptions, socket.socket]]) -> None:
@@ -44,14 +47,19 @@ class Front:
             server.close()
         for session in list(self.servers):
             session.drain()
-        deadline = asyncio.get_running_loop().time() + grace
-        while self.servers and asyncio.get_running_loop().time() < deadline:  # noqa: ASYNC110 (a set has no event)
-            await asyncio.sleep(0.02)
-        if self.servers:
+        if not await self._gone(grace):
             _log.warning("sessions.cut_off", count=len(self.servers))
             for session in list(self.servers):
                 session.abort()
-            await asyncio.sleep(0.05)
+            await self._gone(_CUT_OFF_SECONDS)
+
+    async def _gone(self, seconds: float) -> bool:
+        """Wait for all sessions to end; whether they did."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + seconds
+        while self.servers and loop.time() < deadline:  # noqa: ASYNC110 (a set has no event)
+            await asyncio.sleep(0.02)
+        return not self.servers
 
 
 def tls_context(certificate: str, key: str) -> ssl.SSLContext:

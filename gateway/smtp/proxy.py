@@ -18,7 +18,9 @@ V1_OCTETS: Final = 107
 V2_SIGNATURE: Final = b"\r\n\r\n\x00\r\nQUIT\n"
 V2_OCTETS: Final = 16 + 2048
 TLV_AUTHORITY: Final = 0x02
-TLV_SSL: Final = 0x20
+_UNSPEC: Final = 0x00
+_TCP: Final = {0x11: 4, 0x21: 16}
+"""Octets of an address by family and protocol: TCP over IPv4, TCP over IPv6."""
 
 
 class ProxyError(Exception):
@@ -27,14 +29,16 @@ class ProxyError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class ProxyHeader:
-    """Whom the proxy speaks for. `client` is None for LOCAL and UNKNOWN: the proxy itself, usually a health check.
+    """Whom the proxy speaks for. `client` is None when it does not say: UNKNOWN, UNSPEC and LOCAL.
 
-    `tlvs` are the extensions of version 2, by type; `authority` is the host name the client asked for by SNI.
+    `local` says that it speaks for itself, which is a health check. `tlvs` are the extensions of version 2, by type;
+    `authority` is the host name the client asked for by SNI.
     """
 
     client: IPAddress | None
     port: int = 0
     tlvs: dict[int, bytes] = field(default_factory=dict)
+    local: bool = False
 
     @property
     def authority(self) -> str:
@@ -67,12 +71,19 @@ def _read_v1(data: bytes | bytearray) -> tuple[ProxyHeader, int] | None:
     try:
         source, target, *ports = (word.decode("ascii") for word in words[2:])
         kind = ipaddress.IPv4Address if words[1] == b"TCP4" else ipaddress.IPv6Address
-        client = kind(source)
+        if "%" in source:
+            raise ValueError("no zones")
+        client = _plain(kind(source))
         kind(target)
         numbers = [_port(port) for port in ports]
     except ValueError as error:
         raise ProxyError("version 1 header is malformed") from error
     return ProxyHeader(client, numbers[0]), end + 2
+
+
+def _plain(address: IPAddress) -> IPAddress:
+    """An IPv4 address mapped into IPv6 as the IPv4 address."""
+    return getattr(address, "ipv4_mapped", None) or address
 
 
 def _port(text: str) -> int:
@@ -92,14 +103,15 @@ def _read_v2(data: bytes | bytearray) -> tuple[ProxyHeader, int] | None:
         return None
     block = bytes(data[16:total])
     if version_command & 15 == 0:
+        return ProxyHeader(None, local=True), total
+    if family == _UNSPEC:
         return ProxyHeader(None), total
-    sizes = {0x11: 4, 0x21: 16}
-    size = sizes.get(family)
+    size = _TCP.get(family)
     if size is None:
         raise ProxyError("version 2 header is for another family than TCP")
     if len(block) < 2 * size + 4:
         raise ProxyError("version 2 header is too short")
-    client = ipaddress.ip_address(block[:size])
+    client = _plain(ipaddress.ip_address(block[:size]))
     (port,) = struct.unpack_from("!H", block, 2 * size)
     return ProxyHeader(client, port, _tlvs(block[2 * size + 4 :])), total
 

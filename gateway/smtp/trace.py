@@ -11,7 +11,7 @@ from email.utils import formatdate
 from typing import Any, Final
 
 from gateway.mail.envelope import Recipient
-from gateway.mail.message import HeaderField
+from gateway.mail.message import Edit, HeaderField, apply_edits, split_header
 from gateway.mail.session import IPAddress, Session
 
 OWN_HOPS: Final = 8
@@ -20,9 +20,13 @@ OWN_HOPS: Final = 8
 _RECEIVED: Final = re.compile(rb"^received[ \t]*:", re.IGNORECASE | re.MULTILINE)
 _RESULTS: Final = b"authentication-results"
 _UNSAFE: Final = re.compile(r"[^\x21-\x27\x2a-\x5b\x5d-\x7e]")
-_COMMENT: Final = re.compile(r"\((?:[^()\\]|\\.)*\)")
+_RESULTS_FIELD: Final = re.compile(
+    rb"^authentication-results[ \t]*:[^\r\n]*(?:\r\n[ \t][^\r\n]*)*(?:\r\n)?", re.IGNORECASE | re.MULTILINE
+)
+_QUOTED: Final = re.compile(r'"((?:[^"\\]|\\.)*)"')
+_WORD: Final = re.compile(r"[^\s;(\"]+")
 _TOKEN: Final = re.compile(r"[A-Za-z0-9.\-_+@:/=]+\Z")
-_date: tuple[int, str] = (0, "")
+_date: tuple[int, str] = (-1, "")
 
 
 def header_end(head: bytes) -> int:
@@ -70,6 +74,12 @@ def date(now: float) -> str:
     return _date[1]
 
 
+def loops(section: bytes, hostname: str, limit: int) -> bool:
+    """Whether the header section has more than `limit` Received fields, or too many of ours (RFC 5321 section 6.3)."""
+    count = hops(section)
+    return count > limit or (count > OWN_HOPS and own_hops(split_header(section)[0], hostname) > OWN_HOPS)
+
+
 def hops(head: bytes) -> int:
     """How many Received fields the header section has."""
     return len(_RECEIVED.findall(head))
@@ -85,25 +95,58 @@ def _flat(value: str) -> str:
     return " ".join(value.lower().split())
 
 
-def may_hold_results(head: bytes) -> bool:
-    """Whether it is worth while to look for Authentication-Results fields."""
-    return _RESULTS in head.lower()
+def rewrite(section: bytes, authserv_id: str, edits: tuple[Edit, ...]) -> tuple[bytes, int]:
+    """The header section without forged results and with `edits`: its new octets, and how many old ones they replace.
+
+    Nothing to do gives ``(b"", 0)``. Raises ValueError for an edit that cannot be made.
+    """
+    suspect = _RESULTS in section.lower()
+    if not edits and not suspect:
+        return b"", 0
+    fields, end = split_header(section)
+    rest = b""
+    if suspect:
+        fields = [f for f in fields if not is_own_results(f, authserv_id)]
+        # A line that is no field ends the header for us. Some readers skip it and read on, so look on for them.
+        rest, end = _strip(section[end:], authserv_id), len(section)
+    return b"".join(f.raw for f in apply_edits(fields, edits)) + rest, end
+
+
+def _strip(lines: bytes, authserv_id: str) -> bytes:
+    """`lines` without the fields among them that claim to be our results."""
+
+    def keep(match: re.Match[bytes]) -> bytes:
+        own = is_own_results(HeaderField("Authentication-Results", match[0]), authserv_id)
+        return b"" if own else match[0]
+
+    return _RESULTS_FIELD.sub(keep, lines)
 
 
 def is_own_results(field: HeaderField, authserv_id: str) -> bool:
     """Whether this is an Authentication-Results field that claims to be ours (RFC 8601 section 5).
 
-    Comments and quotes are looked through, and so are versions after the id: a forger uses what a reader forgives.
+    Comments, quotes and a version after the id are looked through: a forger uses what a reader forgives.
     """
     if field.name.lower() != "authentication-results":
         return False
-    value = field.value
-    for _ in range(10):
-        value, count = _COMMENT.subn(" ", value)
-        if not count:
-            break
-    words = value.split(";", 1)[0].split()
-    return bool(words) and words[0].strip('"').lower().rstrip(".") == authserv_id.lower().rstrip(".")
+    return _first_word(field.value).rstrip(".").lower() == authserv_id.rstrip(".").lower()
+
+
+def _first_word(value: str) -> str:
+    """The first token or quoted string after white space and comments (RFC 5322 section 3.2), unquoted."""
+    depth, at = 0, 0
+    while at < len(value) and (depth or value[at] in " \t("):
+        if value[at] == "(":
+            depth += 1
+        elif value[at] == ")":
+            depth -= 1
+        elif value[at] == "\\":
+            at += 1
+        at += 1
+    if match := _QUOTED.match(value, at):
+        return re.sub(r"\\(.)", r"\1", match[1]).strip()
+    match = _WORD.match(value, at)
+    return match[0] if match else ""
 
 
 def authentication_results(authserv_id: str, findings: Iterable[Mapping[str, Any]]) -> str:

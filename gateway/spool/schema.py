@@ -8,12 +8,11 @@ row. Content up to 256 KiB lies in `content`, more in a file beside the database
 from __future__ import annotations
 
 import json
-import sqlite3
 from typing import Any, Final
 
-from gateway.mail.address import NULL_SENDER
+from gateway.mail.address import NULL_SENDER, Address
 from gateway.mail.envelope import Envelope, Recipient
-from gateway.spool.spool import NewMessage, RecipientStatus, Slot, State, Stored
+from gateway.spool.spool import AttemptRecord, NewMessage, RecipientStatus, Slot, State, Stored
 
 VERSION: Final = 1
 
@@ -35,47 +34,94 @@ COLUMNS: Final = (
 )
 
 INSERT: Final = (
-    "INSERT INTO message (id, state, claimed, due, received, size, envelope, slots, owed, trusted, warned, reason,"
-    " content, skip, eight_bit, file) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0, ?, ?, ?, ?, ?)"
+    "INSERT INTO message (content, id, state, claimed, due, received, size, envelope, slots, owed, trusted, warned,"
+    " reason, skip, eight_bit, file) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0, ?, ?, ?, ?)"
 )
 
-_dumps = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+# What a decision record holds that JSON has no word for is written as text: a record never costs a message.
+_dumps = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), default=str).encode
 NEVER: Final = 1e18
 
 
+class Unreadable(Exception):
+    """A row does not hold what was stored; the text says what is wrong with it."""
+
+
 def dumps(value: Any) -> str:
-    """Compact JSON. Lone surrogates (undecodable octets a client sent) become U+FFFD: SQLite takes UTF-8 only."""
+    """Compact JSON. Lone surrogates (undecodable octets a client sent) become ``?``: SQLite takes UTF-8 only."""
     text = _dumps(value)
     return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
 
 
 def slots_json(slots: tuple[Slot, ...]) -> str:
     """The slots as the column holds them."""
-    return dumps(
-        [
-            {
-                **s.recipient.to_json(),
-                "status": s.status.value,
-                "due": s.due,
-                "attempts": s.attempts,
-                "last": s.last,
-            }
-            for s in slots
-        ]
-    )
+    out = []
+    for slot in slots:
+        data = slot.recipient.to_json()
+        data["status"] = slot.status
+        data["due"] = slot.due
+        data["attempts"] = slot.attempts
+        data["last"] = slot.last
+        out.append(data)
+    return dumps(out)
+
+
+def attempts_json(attempts: tuple[AttemptRecord, ...]) -> str:
+    """The attempts of one settlement as the column holds them."""
+    return dumps([attempt.to_json() for attempt in attempts])
 
 
 def read_slots(text: str) -> tuple[Slot, ...]:
-    """The way back from `slots_json`; raises ValueError, KeyError or TypeError on anything else."""
-    return tuple(
-        Slot(Recipient.from_json(d), RecipientStatus(d["status"]), float(d["due"]), int(d["attempts"]), str(d["last"]))
-        for d in json.loads(text)
+    """The way back from `slots_json`. Raises `Unreadable`, also for no slots at all: every message has recipients."""
+    try:
+        slots = tuple([_slot(data) for data in json.loads(text)])
+    except _MISFITS as error:
+        raise Unreadable(f"recipients: {error!r}") from error
+    if not slots:
+        raise Unreadable("recipients: none")
+    return slots
+
+
+_MISFITS = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
+
+
+def _slot(data: dict[str, Any]) -> Slot:
+    recipient = Recipient.from_json(data)
+    _check(recipient.address)
+    return Slot(
+        recipient, RecipientStatus(data["status"]), float(data["due"]), int(data["attempts"]), str(data["last"])
+    )
+
+
+def _check(address: Address) -> None:
+    """Octets that are no UTF-8 come out of the database as lone surrogates, and no address holds those."""
+    (address.local + address.domain).encode()
+
+
+def new_row(message: NewMessage, slots: tuple[Slot, ...], size: int, eight_bit: bool, **flags: int) -> tuple[Any, ...]:
+    """The values of `INSERT` after the first, which is the content's number. `flags`: claimed, skip, file."""
+    return (
+        message.id,
+        # Exactly a str: SQLite's binding looks for an adapter for anything else.
+        message.state.value,
+        flags.get("claimed", 0),
+        message.received,
+        message.received,
+        size,
+        dumps(message.envelope.to_json()),
+        slots_json(slots),
+        message.owed,
+        message.trusted,
+        message.reason,
+        flags.get("skip", 0),
+        eight_bit,
+        flags.get("file", 0),
     )
 
 
 def first_slots(message: NewMessage) -> tuple[Slot, ...]:
     """The slots of a message that was just accepted: all pending, due at once."""
-    return tuple(Slot(r, due=message.received) for r in message.envelope.recipients)
+    return tuple([Slot(recipient, due=message.received) for recipient in message.envelope.recipients])
 
 
 def new_stored(message: NewMessage, size: int, slots: tuple[Slot, ...]) -> Stored:
@@ -98,24 +144,50 @@ def due_of(slots: tuple[Slot, ...]) -> float:
     return min((s.due for s in slots if s.status.open), default=NEVER)
 
 
-def read_row(row: sqlite3.Row | tuple[Any, ...]) -> Stored:
-    """A row of `COLUMNS` as a value; raises ValueError, KeyError or TypeError when it is not what was stored."""
-    id, state, received, size, envelope, slots_text, owed, trusted, warned, reason = tuple(row)[:10]
+def read_row(row: tuple[Any, ...]) -> Stored:
+    """A row of `COLUMNS` as a value. Raises `Unreadable`."""
+    id, state, received, size, envelope, slots_text, owed, trusted, warned, reason = row[:10]
     slots = read_slots(slots_text)
-    return Stored(
-        id,
-        State(state),
-        Envelope.from_json(json.loads(envelope), tuple(s.recipient for s in slots)),
-        slots,
-        received,
-        size,
-        bool(owed),
-        bool(trusted),
-        bool(warned),
-        reason,
-    )
+    try:
+        read = Envelope.from_json(json.loads(envelope), tuple([s.recipient for s in slots]))
+        if isinstance(read.sender, Address):
+            _check(read.sender)
+        return Stored(
+            str(id),
+            State(state),
+            read,
+            slots,
+            float(received),
+            int(size),
+            bool(owed),
+            bool(trusted),
+            bool(warned),
+            str(reason),
+        )
+    except _MISFITS as error:
+        raise Unreadable(repr(error)) from error
 
 
-def unreadable(row: sqlite3.Row | tuple[Any, ...], problem: str) -> Stored:
+def unreadable(row: tuple[Any, ...], problem: str) -> Stored:
     """A stand-in for a row that cannot be read, so that it can still be listed."""
     return Stored(str(row[0]), State.CORRUPT, Envelope(NULL_SENDER, ()), (), 0.0, 0, False, False, reason=problem)
+
+
+def lenient(row: tuple[Any, ...]) -> Stored:
+    """A row for the operator's eyes, even when it cannot be read."""
+    try:
+        return read_row(row)
+    except Unreadable as error:
+        return unreadable(row, str(error))
+
+
+def read_notes(texts: list[str]) -> tuple[dict[str, Any], ...]:
+    """Records, or lists of attempts, as stored; what cannot be read is left out."""
+    out: list[dict[str, Any]] = []
+    for text in texts:
+        try:
+            value = json.loads(text)
+        except (ValueError, RecursionError):
+            continue
+        out += [note for note in (value if isinstance(value, list) else [value]) if isinstance(note, dict)]
+    return tuple(out)

@@ -7,27 +7,33 @@ operator's view opens shards without owning them: SQLite keeps its writes apart 
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import os
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 from gateway.mail.session import base32
 from gateway.ops import log
 from gateway.spool import schema
-from gateway.spool.draft import StoredContent, sync_directory
-from gateway.spool.spool import Claimed, Settlement, SpoolError, SpoolOptions, State, Step
+from gateway.spool.draft import StoredContent
+from gateway.spool.recovery import Damaged, lock_shard, open_database, set_aside
+from gateway.spool.spool import Claimed, NewDsn, Settlement, SpoolError, SpoolOptions, State, Step
 from gateway.spool.writer import Writer, connect
 
 _log = log.get()
-_SWEEP_SECONDS: Final = 3600.0
+_SWEEP_SECONDS: Final = 600.0
 _SWEEP_ROWS: Final = 5000
+_FAILED_PAUSE: Final = 1.0
+_SLACK_PAGES: Final = 16_384
+_SHRINK_PAGES: Final = 4096
+_NEVER: Final = float("inf")
 
 OnStep = Callable[[Step], None]
+_Due = tuple[list[tuple[Any, ...]], float]
 
 
 def no_step(step: Step) -> None:
@@ -51,58 +57,96 @@ class Shard:
         self.on_step = on_step
         self._lock = lock
         self._executor = executor
+        self._records = options.record
         self._keep_records = options.keep_records
         self._next_sweep = time.monotonic() + 60.0
         self._version = _data_version(database)
+        self._loop = asyncio.get_running_loop()
         self.changed = False
+        self.stale = False
+        """An operator changed something, so what memory says of unclaimed messages may not hold any more."""
         self.next_due = 0.0
         """No unclaimed message is due before this; a lower bound, corrected by every look into the database."""
-        self.writer = Writer(database, name=f"spool-{directory.name}", idle=self._idle if lock >= 0 else None)
+        self.writer = Writer(
+            partial(connect, str(directory / "spool.db"), create=False),
+            database,
+            name=f"spool-{directory.name}",
+            idle=self.upkeep if self.owned else None,
+        )
+
+    @property
+    def owned(self) -> bool:
+        """Whether this process works on the shard's mail, or only looks at it."""
+        return self._lock >= 0
 
     def path_of(self, id: str) -> str:
         """Where the large content of message `id` lies."""
         return str(self.content / id)
 
-    def _idle(self, database: sqlite3.Connection) -> None:
+    def upkeep(self, database: sqlite3.Connection) -> None:
+        """Notice what others changed, drop old records, give room back. Runs in the writer's thread."""
         version = _data_version(database)
         if version != self._version:
             self._version = version
-            self.next_due = 0.0
-            self.changed = True
+            self._loop.call_soon_threadsafe(self._noticed)
         if time.monotonic() >= self._next_sweep:
-            self._next_sweep = time.monotonic() + _SWEEP_SECONDS
-            self._sweep(database)
+            full = self._sweep(database)
+            self._next_sweep = time.monotonic() + (0.0 if full else _SWEEP_SECONDS)
+        (free,) = database.execute("PRAGMA freelist_count").fetchone()
+        if free > _SLACK_PAGES:
+            # Not `execute`: it would stop after one page.
+            database.executescript(f"PRAGMA incremental_vacuum({_SHRINK_PAGES})")
 
-    def _sweep(self, database: sqlite3.Connection) -> None:
-        """Drop decision records past their time. Ids begin with the time, so age is a key range."""
+    def _noticed(self) -> None:
+        self.next_due = 0.0
+        self.changed = self.stale = True
+
+    def _sweep(self, database: sqlite3.Connection) -> bool:
+        """Drop records past their time, but none of messages that are still here. True when there may be more.
+
+        Ids begin with the time, so age is a range of keys.
+        """
         oldest = base32(max(0, int((time.time_ns() // 1_000_000) - self._keep_records * 1000)), 9)
-        for table in ("record", "attempt"):
-            database.execute(
-                f"DELETE FROM {table} WHERE id IN (SELECT id FROM {table} WHERE id < ?"
+        full = False
+        for table, key in (("record", "id"), ("attempt", "id, n")):
+            gone = database.execute(
+                f"DELETE FROM {table} WHERE ({key}) IN (SELECT {key} FROM {table} WHERE id < ?"
                 " AND id NOT IN (SELECT id FROM message) LIMIT ?)",
                 (oldest, _SWEEP_ROWS),
-            )
+            ).rowcount
+            full = full or gone >= _SWEEP_ROWS
+        return full
 
     def claimed(self, row: tuple[Any, ...]) -> Claimed:
-        """A row of `schema.COLUMNS` with its content; raises what `schema.read_row` raises."""
+        """A row of `schema.COLUMNS` with its content. Raises `schema.Unreadable`."""
         stored = schema.read_row(row)
         n, skip, eight_bit, file = row[10:14]
 
-        async def load() -> tuple[bytes, bytes | None]:
-            found = await self.writer.submit(
-                lambda db: db.execute("SELECT head, body FROM content WHERE n = ?", (n,)).fetchone()
-            )
-            if found is None or (found[1] is None and not file):
-                raise SpoolError(f"content of {stored.id} is gone")
-            return bytes(found[0]), None if found[1] is None else bytes(found[1])
+        def content(db: sqlite3.Connection) -> tuple[bytes, bytes | None] | None:
+            found = db.execute("SELECT head, body FROM content WHERE n = ?", (n,)).fetchone()
+            return None if found is None or (found[1] is None and not file) else found
 
-        path = self.path_of(stored.id)
-        return Claimed(stored, StoredContent(load, path, skip, stored.size, bool(eight_bit), self._executor))
+        async def broken(reason: str) -> None:
+            if self.owned:
+                await self.set_aside(stored.id, reason)
+
+        return Claimed(
+            stored,
+            StoredContent(
+                partial(self.writer.read, content),
+                broken,
+                self.path_of(stored.id),
+                skip,
+                stored.size,
+                bool(eight_bit),
+                self._executor,
+            ),
+        )
 
     async def claim(self, now: float, limit: int) -> list[Claimed]:
         """Take due messages from the database. Rows that cannot be read are set aside as corrupt."""
 
-        def step(db: sqlite3.Connection) -> tuple[list[tuple[Any, ...]], float]:
+        def step(db: sqlite3.Connection) -> _Due:
             rows = db.execute(
                 f"SELECT {schema.COLUMNS} FROM message WHERE state = 'queued' AND claimed = 0 AND due <= ?"
                 " ORDER BY due LIMIT ?",
@@ -110,78 +154,97 @@ class Shard:
             ).fetchall()
             db.executemany("UPDATE message SET claimed = 1 WHERE id = ?", [(row[0],) for row in rows])
             (due,) = db.execute("SELECT min(due) FROM message WHERE state = 'queued' AND claimed = 0").fetchone()
-            return rows, float("inf") if due is None else float(due)
+            return rows, _NEVER if due is None else float(due)
 
-        # Lowered by whoever defers a message meanwhile, so it is set before the look and only raised after it.
-        self.next_due = float("inf")
+        # Lowered by whoever defers a message meanwhile, so it is set before the look and only lowered after it.
+        self.next_due = _NEVER
         try:
-            rows, due = await self.writer.submit(step)
+            rows, due = await self.writer.submit(step, after=partial(self.on_step, Step.CLAIM_DONE))
         except SpoolError:
-            self.next_due = now
+            self.next_due = now + _FAILED_PAUSE
             raise
         self.next_due = min(self.next_due, due)
         out: list[Claimed] = []
         for row in rows:
             try:
                 out.append(self.claimed(row))
-            except (ValueError, KeyError, TypeError) as error:
-                await self.set_aside(row[0], f"row cannot be read: {error!r}")
+            except schema.Unreadable as error:
+                await self.set_aside(row[0], f"row cannot be read: {error}")
         return out
+
+    async def let_go(self, ids: Sequence[str]) -> None:
+        """Give claimed messages back, for the next claim to find what has become of them."""
+        query = "UPDATE message SET claimed = 0 WHERE id = ?"
+        await self.writer.submit(lambda db: db.executemany(query, [(id,) for id in ids]).rowcount)
+        self.next_due = 0.0
 
     async def set_aside(self, id: str, reason: str) -> None:
         """Mark a message corrupt: it stays, and is not tried again."""
-        _log.error("message.corrupt", id=id, reason=reason)
-        await self.writer.submit(
-            lambda db: (
-                db.execute(
-                    "UPDATE message SET state = ?, claimed = 0, reason = ? WHERE id = ?", (State.CORRUPT, reason, id)
-                ).rowcount
-            )
-        )
+        query = "UPDATE message SET state = ?, claimed = 0, reason = ? WHERE id = ?"
+        try:
+            found = await self.writer.submit(lambda db: db.execute(query, (State.CORRUPT, reason, id)).rowcount)
+        except SpoolError as error:
+            _log.error("message.corrupt", id=id, reason=reason, error=str(error))
+            return
+        if found:
+            _log.error("message.corrupt", id=id, reason=reason)
 
-    async def settle(self, settlement: Settlement, dsn_row: Sequence[Any] | None, dsn_content: bytes) -> bool:
-        """Store a settlement, DSN first. False when the message is not here any more."""
-        done = not settlement.hold and not any(s.status.open for s in settlement.slots)
+    async def settle(self, settlement: Settlement) -> None:
+        """Store a settlement and the DSN that it owes. Nothing is owed for a message that was dropped meanwhile."""
+        id, slots, dsn = settlement.id, settlement.slots, settlement.dsn
+        done = not settlement.hold and not any(slot.status.open for slot in slots)
+        due = schema.due_of(slots)
 
-        def step(db: sqlite3.Connection) -> tuple[bool, int | None]:
+        def step(db: sqlite3.Connection) -> bool:
             self.on_step(Step.SETTLE_BEGUN)
-            row = db.execute("SELECT content, file FROM message WHERE id = ?", (settlement.id,)).fetchone()
-            self._insert_attempts(db, settlement)
-            if row is None:
-                return False, None
-            if dsn_row is not None:
-                insert_message(db, dsn_row, b"", dsn_content)
-            if done:
-                db.execute("DELETE FROM message WHERE id = ?", (settlement.id,))
-                db.execute("DELETE FROM content WHERE n = ?", (row[0],))
-                return True, row[1]
-            state = ", state = 'hold', reason = ?" if settlement.hold else ""
-            db.execute(
-                f"UPDATE message SET claimed = 0, due = ?, slots = ?, warned = warned OR ?{state} WHERE id = ?",
-                (
-                    schema.due_of(settlement.slots),
-                    schema.slots_json(settlement.slots),
-                    settlement.warned,
-                    *([settlement.hold] if settlement.hold else []),
-                    settlement.id,
-                ),
-            )
-            return True, None
+            if settlement.attempts and self._records:
+                n = int(settlement.attempts[0].time * 1e6)
+                body = schema.attempts_json(settlement.attempts)
+                db.execute("INSERT OR REPLACE INTO attempt (id, n, body) VALUES (?, ?, ?)", (id, n, body))
+            gone = _delete(db, id) if done else None
+            kept = gone is None and _keep(db, settlement, due)
+            if dsn is not None and (gone is not None or kept):
+                self.insert_dsn(db, dsn)
+            return bool(gone and gone[1])
 
-        found, file = await self.writer.submit(step, after=lambda: self.on_step(Step.SETTLE_DONE))
-        self.next_due = min(self.next_due, schema.due_of(settlement.slots))
+        file = await self.writer.submit(step, after=partial(self.on_step, Step.SETTLE_DONE))
+        self.next_due = min(self.next_due, due if dsn is None else dsn.message.received)
         if file:
-            await asyncio.get_running_loop().run_in_executor(self._executor, self.remove_file, settlement.id)
-        return found
+            await self._loop.run_in_executor(self._executor, self.remove_file, id)
 
-    def _insert_attempts(self, db: sqlite3.Connection, settlement: Settlement) -> None:
-        db.executemany(
-            "INSERT OR REPLACE INTO attempt (id, n, body) VALUES (?, ?, ?)",
-            [
-                (settlement.id, int(a.time * 1e6) + i, schema.dumps(a.to_json()))
-                for i, a in enumerate(settlement.attempts)
-            ],
-        )
+    def insert_dsn(self, db: sqlite3.Connection, dsn: NewDsn) -> None:
+        """A DSN is a message like any other, except that nobody sent it in."""
+        message, slots = dsn.message, schema.first_slots(dsn.message)
+        row = schema.new_row(message, slots, len(dsn.content), not dsn.content.isascii())
+        self.insert(db, row, b"", dsn.content, message.record)
+
+    def insert(
+        self,
+        db: sqlite3.Connection,
+        row: Sequence[Any],
+        head: bytes,
+        body: bytes | None,
+        record: dict[str, Any] | None,
+    ) -> None:
+        """Insert a message with its content and its decision record. `row` is a `schema.new_row`."""
+        n = db.execute("INSERT INTO content (head, body) VALUES (?, ?)", (head, body)).lastrowid
+        db.execute(schema.INSERT, (n, *row))
+        if record is not None and self._records:
+            db.execute("INSERT OR REPLACE INTO record (id, body) VALUES (?, ?)", (row[0], schema.dumps(record)))
+
+    async def drop(self, ids: Sequence[str]) -> int:
+        """Remove messages, corrupt ones too; gives how many."""
+
+        def step(db: sqlite3.Connection) -> list[tuple[str, int]]:
+            gone = [(id, _delete(db, id, corrupt=True)) for id in ids]
+            return [(id, row[1]) for id, row in gone if row is not None]
+
+        self.stale = True
+        dropped = await self.writer.submit(step)
+        for id, file in dropped:
+            if file:
+                await self._loop.run_in_executor(self._executor, self.remove_file, id)
+        return len(dropped)
 
     def remove_file(self, id: str) -> None:
         """Remove a message's content file. A crash before this leaves an orphan, which recovery removes."""
@@ -193,17 +256,36 @@ class Shard:
             _log.warning("spool.file_not_removed", id=id, error=str(error))
         self.on_step(Step.FILE_REMOVED)
 
-    def close(self) -> None:
-        """Blocks until all steps are durable."""
-        self.writer.close()
-        if self._lock >= 0:
+    async def close(self) -> None:
+        """Returns when all steps are durable."""
+        self.writer.end()
+        await self._loop.run_in_executor(None, self.writer.close)
+        if self.owned:
             os.close(self._lock)
 
 
-def insert_message(db: sqlite3.Connection, row: Sequence[Any], head: bytes, body: bytes | None) -> None:
-    """Insert content and message. `row` is as `schema.INSERT` wants it, without the content's number."""
-    n = db.execute("INSERT INTO content (head, body) VALUES (?, ?)", (head, body)).lastrowid
-    db.execute(schema.INSERT, (*row[:11], n, *row[11:]))
+def _delete(db: sqlite3.Connection, id: str, *, corrupt: bool = False) -> tuple[int | None, int] | None:
+    """Delete a message with its content; gives the content's number and whether there is a file, None for no message.
+
+    A corrupt one stays unless `corrupt` says otherwise: only the postmaster may remove it.
+    """
+    query = "DELETE FROM message WHERE id = ? AND (? OR state <> 'corrupt') RETURNING content, file"
+    gone: tuple[int | None, int] | None = db.execute(query, (id, corrupt)).fetchone()
+    if gone is not None:
+        db.execute("DELETE FROM content WHERE n = ?", (gone[0],))
+    return gone
+
+
+def _keep(db: sqlite3.Connection, settlement: Settlement, due: float) -> bool:
+    """Store where the recipients stand, and let go of the message. False when it is not here any more."""
+    hold = settlement.hold
+    query = (
+        "UPDATE message SET claimed = 0, due = ?, slots = ?, warned = warned OR ?,"
+        " state = CASE WHEN ? AND state = 'queued' THEN 'hold' ELSE state END,"
+        " reason = CASE WHEN ? AND state = 'queued' THEN ? ELSE reason END WHERE id = ?"
+    )
+    values = (due, schema.slots_json(settlement.slots), settlement.warned, bool(hold), bool(hold), hold, settlement.id)
+    return db.execute(query, values).rowcount > 0
 
 
 def _data_version(database: sqlite3.Connection) -> int:
@@ -211,77 +293,43 @@ def _data_version(database: sqlite3.Connection) -> int:
     return int(version)
 
 
-def open_shard(directory: Path, options: SpoolOptions, executor: Executor, *, own: bool, on_step: OnStep) -> Shard:
-    """Open a shard, made if need be; an owner also recovers it. Raises `SpoolError`."""
+def open_shard(directory: Path, options: SpoolOptions, executor: Executor, on_step: OnStep) -> Shard:
+    """Own a shard: made if need be, recovered, and set aside for a new one when it is damaged. Raises `SpoolError`."""
     try:
-        return _open(directory, options, executor, own=own, on_step=on_step)
+        try:
+            return _own(directory, options, executor, on_step)
+        except Damaged as error:
+            set_aside(directory, error)
+            return _own(directory, options, executor, on_step)
     except OSError as error:
         raise SpoolError(f"cannot use spool directory {directory}: {error.strerror}") from error
-    except sqlite3.DatabaseError as error:
-        raise SpoolError(f"cannot open {directory / 'spool.db'}: {error}") from error
 
 
-def _open(directory: Path, options: SpoolOptions, executor: Executor, *, own: bool, on_step: OnStep) -> Shard:
-    lock = -1
-    if own:
-        (directory / "content").mkdir(parents=True, exist_ok=True, mode=0o700)
-        sync_directory(str(directory))
-        sync_directory(str(directory.parent))
-        lock = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            os.close(lock)
-            raise SpoolError(f"{directory} is in use by another Gatepost") from error
+def _own(directory: Path, options: SpoolOptions, executor: Executor, on_step: OnStep) -> Shard:
+    lock = lock_shard(directory)
     try:
-        database = connect(str(directory / "spool.db"))
-        if own:
-            recover(directory, database)
-        else:
-            database.execute("SELECT id FROM message LIMIT 1")
+        return Shard(directory, open_database(directory, on_step), lock, options, executor, on_step)
     except BaseException:
-        if lock >= 0:
-            os.close(lock)
+        os.close(lock)
         raise
-    return Shard(directory, database, lock, options, executor, on_step)
 
 
-def recover(directory: Path, database: sqlite3.Connection) -> None:
-    """What a restart does: let go of all claims, find content that is gone, remove drafts nobody answered 250 to."""
-    database.executescript(schema.SCHEMA)
-    (version,) = database.execute("PRAGMA user_version").fetchone()
-    if version not in (0, schema.VERSION):
-        raise SpoolError(f"{directory} was written by another version of Gatepost (schema {version})")
-    database.execute("BEGIN IMMEDIATE")
-    database.execute(f"PRAGMA user_version = {schema.VERSION}")
-    released = database.execute("UPDATE message SET claimed = 0 WHERE claimed = 1").rowcount
-    known = {}
-    for id, size, skip, head in database.execute(
-        "SELECT m.id, m.size, m.skip, length(c.head) FROM message m LEFT JOIN content c ON c.n = m.content WHERE m.file"
-    ):
-        known[id] = None if head is None else size - head + skip
-    orphans, lost = 0, []
-    present = {}
-    with os.scandir(directory / "content") as entries:
-        for entry in entries:
-            if entry.name in known:
-                present[entry.name] = entry.stat().st_size
-            elif entry.is_file(follow_symlinks=False):
-                os.unlink(entry.path)
-                orphans += 1
-    for id, size in known.items():
-        if size is None or present.get(id) != size:
-            lost.append(id)
-    missing = database.execute(
-        "SELECT id FROM message WHERE NOT file AND state != 'corrupt' AND content NOT IN (SELECT n FROM content)"
-    ).fetchall()
-    lost += [id for (id,) in missing]
-    for id in lost:
-        _log.error("message.corrupt", id=id, reason="content is missing or of the wrong size")
-    database.executemany(
-        "UPDATE message SET state = 'corrupt', reason = 'content is missing or of the wrong size' WHERE id = ?",
-        [(id,) for id in lost],
-    )
-    database.execute("COMMIT")
-    if released or orphans or lost:
-        _log.info("spool.recovered", shard=directory.name, released=released, orphans=orphans, corrupt=len(lost))
+def view_shard(directory: Path, options: SpoolOptions, executor: Executor) -> Shard | None:
+    """Look at a shard that another process may own; None when it is only just being made. Raises `SpoolError`."""
+    path = directory / "spool.db"
+    try:
+        if not path.exists():
+            return None
+        database = connect(str(path), create=False)
+        try:
+            if database.execute("SELECT 1 FROM sqlite_master WHERE name = 'attempt'").fetchone() is None:
+                database.close()
+                return None
+            return Shard(directory, database, -1, options, executor, no_step)
+        except BaseException:
+            database.close()
+            raise
+    except OSError as error:
+        raise SpoolError(f"cannot read {path}: {error.strerror}") from error
+    except sqlite3.Error as error:
+        raise SpoolError(f"cannot open {path}: {error}") from error

@@ -261,9 +261,12 @@ class Step(StrEnum):
     DIRECTORY_SYNCED = "directory-synced"
     COMMIT_BEGUN = "commit-begun"
     COMMIT_DONE = "commit-done"
+    CLAIM_DONE = "claim-done"
     SETTLE_BEGUN = "settle-begun"
     SETTLE_DONE = "settle-done"
     FILE_REMOVED = "file-removed"
+    RECOVERY_BEGUN = "recovery-begun"
+    RECOVERY_DONE = "recovery-done"
 
 
 @dataclass(frozen=True, slots=True)

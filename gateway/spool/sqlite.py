@@ -16,13 +16,15 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
-from gateway.ops import log, metrics
+from gateway.ops import log
 from gateway.spool import schema
 from gateway.spool.draft import FileDraft, MemoryContent
-from gateway.spool.shard import OnStep, Shard, insert_message, no_step, open_shard
+from gateway.spool.recovery import make_root
+from gateway.spool.shard import OnStep, Shard, no_step, open_shard, view_shard
 from gateway.spool.spool import (
     Claimed,
     Draft,
@@ -43,6 +45,7 @@ _log = log.get()
 _FRESH_MESSAGES: Final = 2000
 _FRESH_OCTETS: Final = 32 << 20
 _ROOM_SECONDS: Final = 1.0
+_PAGE: Final = 500
 _Change = Callable[[list[dict[str, Any]]], None]
 _SHARD_NAME = re.compile(r"shard-(\d{2,4})\Z")
 
@@ -64,62 +67,60 @@ class SqliteSpool:
         self._room = 0
 
     @classmethod
-    async def open(
-        cls, options: SpoolOptions, *, worker: int = 0, workers: int = 1, on_step: OnStep = no_step
-    ) -> SqliteSpool:
+    async def open(cls, options: SpoolOptions, *, worker: int = 0, workers: int = 1, on_step: OnStep = no_step) -> Self:
         """Open and recover the shards of one worker. Raises `SpoolError`."""
-        executor = ThreadPoolExecutor(4, thread_name_prefix="spool-file")
         root = Path(options.path)
         try:
-            os.makedirs(root, exist_ok=True, mode=0o700)
-            numbers = {n for n in shard_numbers(root) if n % workers == worker} | {worker}
+            make_root(root)
+            numbers = {n for n in shard_numbers(root) if n % workers == worker}
         except OSError as error:
             raise SpoolError(f"cannot use spool directory {root}: {error.strerror}") from error
+        executor = ThreadPoolExecutor(4, thread_name_prefix="spool-file")
         shards: list[Shard] = []
-        # The worker's own shard first: new mail goes there.
-        for n in [worker, *sorted(numbers - {worker})]:
-            directory = root / f"shard-{n:02}"
-            try:
-                shards.append(open_shard(directory, options, executor, own=True, on_step=on_step))
-            except SpoolError as error:
-                if not isinstance(error.__cause__, sqlite3.DatabaseError) or isinstance(
-                    error.__cause__, sqlite3.OperationalError
-                ):
-                    raise
-                _set_aside(directory, error)
-                shards.append(open_shard(directory, options, executor, own=True, on_step=on_step))
+        try:
+            # The worker's own shard first: new mail goes there.
+            for n in [worker, *sorted(numbers - {worker})]:
+                shards.append(open_shard(root / f"shard-{n:02}", options, executor, on_step))
+        except SpoolError:
+            await cls(options, shards, executor, on_step).close()
+            raise
         return cls(options, shards, executor, on_step)
 
     def check_room(self, size: int) -> None:
         now = time.monotonic()
         if now - self._room_checked >= _ROOM_SECONDS:
-            self._room_checked = now
             try:
                 self._room = shutil.disk_usage(self._options.path).free
             except OSError as error:
                 raise SpoolError(f"spool directory: {error.strerror}") from error
+            self._room_checked = now
         if self._room - size < self._options.min_free:
             raise SpoolFull(f"{self._room} octets free, spool.min_free is {self._options.min_free}")
 
     def draft(self, id: str) -> FileDraft:
-        return FileDraft(id, self._shards[0].path_of(id), self._executor, self._on_step)
+        return FileDraft(id, self._shards[0].path_of(id), self._executor, self._on_step, self.check_room)
 
     async def commit(self, draft: Draft, message: NewMessage) -> None:
         if not isinstance(draft, FileDraft):
             raise TypeError("the draft is of another spool")
         try:
-            await self._commit(draft, message)
+            self.check_room(draft.size)
+            await draft.sync()
+            # From here on the row decides what becomes of the draft, even when the caller is cancelled.
+            draft.settled = True
+            await self._insert(draft, message)
         except SpoolError:
+            draft.settled = False
             await draft.abandon()
             raise
-        draft.settled = True
 
-    async def _commit(self, draft: FileDraft, message: NewMessage) -> None:
-        await draft.sync()
+    def _insert(self, draft: FileDraft, message: NewMessage) -> asyncio.Future[None]:
         shard = self._shards[0]
-        body = None if draft.memory is None else bytes(memoryview(draft.memory)[message.skip :])
-        size = len(message.head) + draft.size - message.skip
-        eight_bit = draft.eight_bit or not message.head.isascii()
+        head, body = message.head, None
+        size = len(head) + draft.size - message.skip
+        eight_bit = draft.eight_bit or not head.isascii()
+        if draft.file is None:
+            head, body = b"", head + memoryview(draft.memory)[message.skip :]
         slots = schema.first_slots(message)
         fresh = (
             body is not None
@@ -127,29 +128,28 @@ class SqliteSpool:
             and len(self._fresh) < _FRESH_MESSAGES
             and self._fresh_octets + size <= _FRESH_OCTETS
         )
-        row = message_row(message, slots, size, eight_bit, message.skip, file=body is None, claimed=fresh)
-        record = message.record if self._options.record else None
+        skip = 0 if body is not None else message.skip
+        row = schema.new_row(message, slots, size, eight_bit, claimed=fresh, skip=skip, file=body is None)
 
         def step(db: sqlite3.Connection) -> None:
-            insert_message(db, row, message.head, body)
-            if record is not None:
-                db.execute("INSERT OR REPLACE INTO record (id, body) VALUES (?, ?)", (message.id, schema.dumps(record)))
+            shard.insert(db, row, head, body, message.record)
             self._on_step(Step.COMMIT_BEGUN)
+
+        def landed(error: SpoolError | None) -> None:
+            if error is not None:
+                self._fresh_octets -= size if fresh else 0
+                if draft.file is not None:
+                    self._executor.submit(draft.file.remove)
+            elif fresh and body is not None:
+                self._claimed[message.id] = (shard, size)
+                stored = schema.new_stored(message, size, slots)
+                self._fresh.append(Claimed(stored, MemoryContent(body, eight_bit)))
+            elif message.state is State.QUEUED:
+                shard.next_due = min(shard.next_due, message.received)
 
         if fresh:
             self._fresh_octets += size
-        try:
-            await shard.writer.submit(step, after=lambda: self._on_step(Step.COMMIT_DONE))
-        except SpoolError:
-            if fresh:
-                self._fresh_octets -= size
-            raise
-        if fresh and body is not None:
-            stored = schema.new_stored(message, size, slots)
-            self._claimed[message.id] = (shard, size)
-            self._fresh.append(Claimed(stored, MemoryContent(message.head + body, eight_bit)))
-        elif message.state is State.QUEUED:
-            shard.next_due = min(shard.next_due, message.received)
+        return shard.writer.submit(step, after=partial(self._on_step, Step.COMMIT_DONE), landed=landed)
 
     def note(self, record: dict[str, Any]) -> None:
         if not self._options.record:
@@ -160,16 +160,42 @@ class SqliteSpool:
         )
 
     async def claim(self, now: float, limit: int) -> Sequence[Claimed]:
+        if any(shard.stale for shard in self._shards):
+            await self._forget_fresh()
         out: list[Claimed] = []
-        while self._fresh and len(out) < limit:
-            out.append(self._fresh.popleft())
+        # Where there is both, older mail gets a part of the limit, so that a stream of new mail never starves it.
+        share = max(1, limit // 4) if self._fresh else limit
         for shard in self._shards:
-            if len(out) < limit and shard.next_due <= now:
-                found = await shard.claim(now, limit - len(out))
+            if shard.next_due <= now and len(out) < share:
+                try:
+                    found = await shard.claim(now, share - len(out))
+                except SpoolError as error:
+                    if not self._fresh and not out and shard is self._shards[-1]:
+                        raise
+                    _log.error("queue.claim_failed", shard=shard.directory.name, error=str(error))
+                    continue
                 for claimed in found:
                     self._claimed[claimed.message.id] = (shard, 0)
                 out += found
+        while self._fresh and len(out) < limit:
+            out.append(self._fresh.popleft())
         return out
+
+    async def _forget_fresh(self) -> None:
+        """Have the messages that wait in memory come from the database, which knows of holds and drops."""
+        for shard in self._shards:
+            shard.stale = False
+        fresh = [claimed.message.id for claimed in self._fresh]
+        try:
+            await self._shards[0].let_go(fresh)
+        except SpoolError as error:
+            # Next time, then: a hold comes too late for some, but mail does not stand still.
+            self._shards[0].stale = True
+            _log.error("queue.claim_failed", error=str(error))
+            return
+        for id in fresh:
+            self._fresh.popleft()
+            self._fresh_octets -= self._claimed.pop(id)[1]
 
     async def next_due(self, now: float) -> float | None:
         if self._fresh:
@@ -179,12 +205,7 @@ class SqliteSpool:
 
     async def settle(self, settlement: Settlement) -> None:
         shard, octets = self._claimed.get(settlement.id, (self._shards[0], 0))
-        row = None
-        if settlement.dsn is not None:
-            row = _dsn_row(settlement.dsn.message, settlement.dsn.content)
-        await shard.settle(settlement, row, settlement.dsn.content if settlement.dsn else b"")
-        if row is not None:
-            shard.next_due = 0.0
+        await shard.settle(settlement)
         self._fresh_octets -= octets
         self._claimed.pop(settlement.id, None)
 
@@ -194,161 +215,131 @@ class SqliteSpool:
             shard.changed = False
         return changed
 
-    async def _each(self, step: Callable[[sqlite3.Connection], Any]) -> list[Any]:
-        return list(await asyncio.gather(*(shard.writer.submit(step) for shard in self._shards)))
+    # For the operator.
+
+    async def _read(self, step: Callable[[sqlite3.Connection], list[Any]]) -> list[Any]:
+        """What `step` finds in all shards."""
+        found = await asyncio.gather(*(shard.writer.read(step) for shard in self._shards))
+        return [row for rows in found for row in rows]
 
     async def list(self, *, state: State | None = None, limit: int = 1000, after: str = "") -> Sequence[Stored]:
         condition, values = ("AND state = ?", (state.value,)) if state else ("", ())
-
-        def step(db: sqlite3.Connection) -> list[tuple[Any, ...]]:
-            return db.execute(
-                f"SELECT {schema.COLUMNS} FROM message WHERE id > ? {condition} ORDER BY id LIMIT ?",
-                (after, *values, limit),
-            ).fetchall()
-
-        out = [_lenient(row) for rows in await self._each(step) for row in rows]
-        return sorted(out, key=lambda m: m.id)[:limit]
+        query = f"SELECT {schema.COLUMNS} FROM message WHERE id > ? {condition} ORDER BY id LIMIT ?"
+        rows = await self._read(lambda db: db.execute(query, (after, *values, limit)).fetchall())
+        return sorted(map(schema.lenient, rows), key=lambda m: m.id)[:limit]
 
     async def show(self, id: str) -> Claimed | None:
-        def step(db: sqlite3.Connection) -> Any:
-            return db.execute(f"SELECT {schema.COLUMNS} FROM message WHERE id = ?", (id,)).fetchone()
-
+        query = f"SELECT {schema.COLUMNS} FROM message WHERE id = ?"
         for shard in self._shards:
-            row = await shard.writer.submit(step)
+            row = await shard.writer.read(lambda db: db.execute(query, (id,)).fetchone())
             if row is not None:
                 try:
                     return shard.claimed(row)
-                except (ValueError, KeyError, TypeError) as error:
-                    raise SpoolError(f"{id} cannot be read: {error!r}") from error
+                except schema.Unreadable as error:
+                    raise SpoolError(f"{id} cannot be read: {error}") from error
         return None
 
     async def counts(self) -> dict[State, int]:
         out = dict.fromkeys(State, 0)
-        for rows in await self._each(
-            lambda db: db.execute("SELECT state, count(*) FROM message GROUP BY state").fetchall()
-        ):
-            for state, count in rows:
-                out[State(state)] += count
+        query = "SELECT state, count(*) FROM message GROUP BY state"
+        for state, count in await self._read(lambda db: db.execute(query).fetchall()):
+            out[State(state) if state in out else State.CORRUPT] += count
         return out
 
     async def flush(self, ids: Sequence[str] | None = None) -> int:
-        return await self._rewrite(ids, State.QUEUED, _due_now)
-
-    async def hold(self, ids: Sequence[str], reason: str) -> int:
-        return await self._update(ids, "state = 'hold', reason = ?", (reason,), (State.QUEUED,))
+        return await self._rewrite(ids, (State.QUEUED,), _due_now)
 
     async def release(self, ids: Sequence[str]) -> int:
-        return await self._rewrite(ids, None, _reopened)
+        return await self._rewrite(ids, (State.HOLD, State.QUARANTINE), _reopened)
+
+    async def hold(self, ids: Sequence[str], reason: str) -> int:
+        query = "UPDATE message SET state = 'hold', reason = ? WHERE id = ? AND state = 'queued'"
+
+        def step(db: sqlite3.Connection) -> int:
+            return sum(db.execute(query, (reason, id)).rowcount for id in ids)
+
+        for shard in self._shards:
+            shard.stale = True
+        return sum(await asyncio.gather(*(shard.writer.submit(step) for shard in self._shards)))
 
     async def drop(self, ids: Sequence[str]) -> int:
-        removed = 0
+        return sum([await shard.drop(ids) for shard in self._shards])
+
+    async def _rewrite(self, ids: Sequence[str] | None, states: tuple[State, ...], change: _Change) -> int:
+        """Change the recipients of messages in one of `states` and queue them, due now: these, or all.
+
+        Page by page, so that the gateway's own steps never wait for long.
+        """
+        count = 0
         for shard in self._shards:
-
-            def step(db: sqlite3.Connection) -> Sequence[tuple[str, int]]:
-                gone = []
-                for id in ids:
-                    row = db.execute("SELECT content, file FROM message WHERE id = ?", (id,)).fetchone()
-                    if row is not None:
-                        db.execute("DELETE FROM content WHERE n = ?", (row[0],))
-                        db.execute("DELETE FROM message WHERE id = ?", (id,))
-                        gone.append((id, row[1]))
-                return gone
-
-            for id, file in await shard.writer.submit(step):
-                removed += 1
-                if file:
-                    shard.remove_file(id)
-        return removed
-
-    async def _update(self, ids: Sequence[str], change: str, values: tuple[Any, ...], states: tuple[State, ...]) -> int:
-        wanted = ", ".join(f"'{state.value}'" for state in states)
-
-        def step(db: sqlite3.Connection) -> int:
-            query = f"UPDATE message SET {change} WHERE id = ? AND state IN ({wanted})"
-            return sum(db.execute(query, (*values, id)).rowcount for id in ids)
-
-        return sum(int(n) for n in await self._each(step))
-
-    async def _rewrite(self, ids: Sequence[str] | None, state: State | None, change: _Change) -> int:
-        """Change the slots of messages in `state` (None: hold or quarantine) and queue them, due now."""
-
-        def step(db: sqlite3.Connection) -> int:
-            wanted = ("queued",) if state is State.QUEUED else ("hold", "quarantine")
-            marks = ", ".join("?" * len(wanted))
-            rows = db.execute(f"SELECT id, slots FROM message WHERE state IN ({marks})", wanted).fetchall()
-            count = 0
-            for id, text in rows:
-                if ids is not None and id not in ids:
-                    continue
-                slots = json.loads(text)
-                change(slots)
-                db.execute(
-                    "UPDATE message SET state = 'queued', reason = '', due = 0, slots = ? WHERE id = ?",
-                    (schema.dumps(slots), id),
-                )
-                count += 1
-            return count
-
-        count = sum(int(n) for n in await self._each(step))
-        for shard in self._shards:
+            shard.stale = True
+            left = None if ids is None else sorted(set(ids))
+            after: str | None = ""
+            while after is not None:
+                page, left = (None, None) if left is None else (left[:_PAGE], left[_PAGE:])
+                step = partial(_rewrite_page, ids=page, after=after, states=states, change=change)
+                changed, last = await shard.writer.submit(step)
+                count += changed
+                after = last if left is None else ("" if left else None)
             shard.next_due = 0.0
         return count
 
     async def explain(self, id: str) -> Sequence[Explained]:
-        def step(db: sqlite3.Connection) -> list[tuple[Any, ...]]:
-            return [
-                (record, body, db.execute("SELECT body FROM attempt WHERE id = ? ORDER BY n", (record,)).fetchall(),
-                 db.execute(f"SELECT {schema.COLUMNS} FROM message WHERE id = ?", (record,)).fetchone())
-                for record, body in db.execute(
-                    "SELECT id, body FROM record WHERE id >= ? AND id < ? ORDER BY id LIMIT 1000", (id, id + "\uffff")
-                )
-            ]  # fmt: skip
-
-        found = sorted(row for rows in await self._each(step) for row in rows)
+        found = await self._read(partial(_explain, prefix=id))
         return [
-            Explained(json.loads(body), tuple(json.loads(a) for (a,) in attempts), _lenient(row) if row else None)
-            for _, body, attempts, row in found
+            Explained(
+                next(iter(schema.read_notes([record] if record else [])), {"id": key}),
+                schema.read_notes(attempts),
+                schema.lenient(row) if row else None,
+            )
+            for key, record, attempts, row in sorted(found, key=lambda row: row[0])
         ]
 
     async def close(self) -> None:
-        loop = asyncio.get_running_loop()
         for shard in self._shards:
-            await loop.run_in_executor(None, shard.close)
+            await shard.close()
         self._executor.shutdown(wait=True)
 
 
-def message_row(
-    message: NewMessage,
-    slots: tuple[Any, ...],
-    size: int,
-    eight_bit: bool,
-    skip: int,
-    *,
-    file: bool,
-    claimed: bool = False,
-) -> tuple[Any, ...]:
-    """The row for `insert_message`."""
-    return (
-        message.id,
-        message.state.value,
-        claimed,
-        message.received,
-        message.received,
-        size,
-        schema.dumps(message.envelope.to_json()),
-        schema.slots_json(slots),
-        message.owed,
-        message.trusted,
-        message.reason,
-        skip,
-        eight_bit,
-        file,
-    )
+def _explain(db: sqlite3.Connection, prefix: str) -> list[tuple[Any, ...]]:
+    """Id, record, attempts and row of everything whose id begins with `prefix`."""
+    bounds = (prefix, prefix + "\uffff")
+    ids: set[str] = set()
+    for table in ("record", "attempt", "message"):
+        query = f"SELECT DISTINCT id FROM {table} WHERE id >= ? AND id < ? ORDER BY id LIMIT 1000"
+        ids.update(id for (id,) in db.execute(query, bounds))
+    out: list[tuple[Any, ...]] = []
+    for id in sorted(ids):
+        record = db.execute("SELECT body FROM record WHERE id = ?", (id,)).fetchone()
+        attempts = [body for (body,) in db.execute("SELECT body FROM attempt WHERE id = ? ORDER BY n", (id,))]
+        row = db.execute(f"SELECT {schema.COLUMNS} FROM message WHERE id = ?", (id,)).fetchone()
+        out.append((id, record[0] if record else None, attempts, row))
+    return out
 
 
-def _dsn_row(message: NewMessage, content: bytes) -> tuple[Any, ...]:
-    slots = schema.first_slots(message)
-    return message_row(message, slots, len(content), not content.isascii(), 0, file=False)
+def _rewrite_page(
+    db: sqlite3.Connection, ids: Sequence[str] | None, after: str, states: tuple[State, ...], change: _Change
+) -> tuple[int, str | None]:
+    """One page of `SqliteSpool._rewrite`: how many were changed, and where the next begins, None for nowhere."""
+    marks = ", ".join("?" * len(states))
+    if ids is None:
+        query = f"SELECT id, slots FROM message WHERE state IN ({marks}) AND id > ? ORDER BY id LIMIT ?"
+        rows = db.execute(query, (*states, after, _PAGE)).fetchall()
+    else:
+        query = f"SELECT id, slots FROM message WHERE state IN ({marks}) AND id = ?"
+        rows = [row for id in ids for row in db.execute(query, (*states, id))]
+    count = 0
+    for id, text in rows:
+        try:
+            schema.read_slots(text)
+        except schema.Unreadable:
+            continue
+        slots = json.loads(text)
+        change(slots)
+        query = "UPDATE message SET state = 'queued', reason = '', due = 0, slots = ? WHERE id = ?"
+        db.execute(query, (schema.dumps(slots), id))
+        count += 1
+    return count, rows[-1][0] if ids is None and len(rows) == _PAGE else None
 
 
 def _due_now(slots: list[dict[str, Any]]) -> None:
@@ -363,30 +354,13 @@ def _reopened(slots: list[dict[str, Any]]) -> None:
             slot.update(status="pending", due=0.0, attempts=0)
 
 
-def _lenient(row: tuple[Any, ...]) -> Stored:
-    """A row for the operator's eyes, even when it cannot be read."""
-    try:
-        return schema.read_row(row)
-    except (ValueError, KeyError, TypeError) as error:
-        return schema.unreadable(row, repr(error))
-
-
 def shard_numbers(root: Path) -> list[int]:
     """Numbers of the shards that exist under the spool's directory. Raises OSError."""
     return sorted(int(match[1]) for name in os.listdir(root) if (match := _SHARD_NAME.match(name)))
 
 
-def _set_aside(directory: Path, error: SpoolError) -> None:
-    """A database that is none any more is kept under another name; mail goes on in a new one."""
-    aside = directory.with_name(f"{directory.name}.corrupt-{time.time_ns() // 1_000_000_000}")
-    os.rename(directory, aside)
-    metrics.SPOOL_ERRORS.labels("shard").inc()
-    _log.error("spool.shard_corrupt", shard=directory.name, kept_as=aside.name, error=str(error))
-
-
 async def open_all(options: SpoolOptions) -> SqliteSpool:
     """All shards, owned or not by a running gateway, for the operator's commands. Raises `SpoolError`."""
-    executor = ThreadPoolExecutor(1, thread_name_prefix="spool-file")
     root = Path(options.path)
     try:
         numbers = shard_numbers(root)
@@ -394,5 +368,14 @@ async def open_all(options: SpoolOptions) -> SqliteSpool:
         raise SpoolError(f"cannot read spool directory {root}: {error.strerror}") from error
     if not numbers:
         raise SpoolError(f"no spool in {root}")
-    shards = [open_shard(root / f"shard-{n:02}", options, executor, own=False, on_step=no_step) for n in numbers]
+    executor = ThreadPoolExecutor(1, thread_name_prefix="spool-file")
+    shards: list[Shard] = []
+    try:
+        for n in numbers:
+            shard = view_shard(root / f"shard-{n:02}", options, executor)
+            if shard is not None:
+                shards.append(shard)
+    except SpoolError:
+        await SqliteSpool(options, shards, executor, no_step).close()
+        raise
     return SqliteSpool(options, shards, executor, no_step)

@@ -1,10 +1,12 @@
 """Group commit: one thread owns a shard's database and makes all waiting steps durable in one transaction.
 
 *Promises*: a step's future resolves only after the COMMIT that holds it has been synced (WAL, synchronous=FULL). Steps
-take effect in the order in which they were submitted.
+take effect in the order in which they were submitted. Reads come after the steps that they were waiting with, in no
+transaction, so they neither take the write lock nor cost a sync.
 
 *Fails by*: a group that fails is rolled back and its steps are tried one by one, so that one bad step does not
-fail its neighbours; the bad one's future gets `SpoolFull` or `SpoolError`.
+fail its neighbours; the bad one's future gets `SpoolFull` or `SpoolError`. Where not even a transaction can be
+begun, the whole group fails.
 """
 
 from __future__ import annotations
@@ -26,70 +28,135 @@ _T = TypeVar("_T")
 _GROUP: Final = 256
 _IDLE: Final = 1.0
 _BUSY_SECONDS: Final = 10.0
+_NOTES: Final = 10_000
+"""So many steps may wait before notes, which nobody waits for, are thrown away: memory is bounded, mail comes first."""
+
+_SETTINGS: Final = (
+    "synchronous=FULL",
+    "wal_autocheckpoint=4000",
+    "journal_size_limit=67108864",
+    "cache_size=-8000",
+    # Some distributions overwrite what is deleted; in a queue that writes half as much again.
+    "secure_delete=FAST",
+)
+_FULL: Final = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE}
 
 _commit_seconds = metrics.SPOOL_COMMIT_SECONDS.labels("commit")
 
 
-def connect(path: str) -> sqlite3.Connection:
-    """Open a shard's database with the settings that durability rests on."""
-    database = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
-    database.execute("PRAGMA journal_mode=WAL")
-    database.execute("PRAGMA synchronous=FULL")
-    database.execute("PRAGMA wal_autocheckpoint=4000")
-    database.execute("PRAGMA journal_size_limit=67108864")
-    database.execute("PRAGMA cache_size=-8000")
+def connect(path: str, *, create: bool = True) -> sqlite3.Connection:
+    """Open a shard's database with the settings that durability rests on. Raises sqlite3.Error."""
+    if create:
+        database = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+    else:
+        uri = f"file:{path.replace('%', '%25').replace('?', '%3f').replace('#', '%23')}?mode=rw"
+        database = sqlite3.connect(uri, _BUSY_SECONDS, isolation_level=None, check_same_thread=False, uri=True)
+    # A damaged text must spoil its own row only, and not the statement that reads it with others.
+    database.text_factory = _text
+    try:
+        if create and database.execute("PRAGMA page_count").fetchone() == (0,):
+            # Only now: on a database that holds something this is a write, and would wait for its owner.
+            database.execute("PRAGMA auto_vacuum=INCREMENTAL")
+        for setting in _SETTINGS:
+            database.execute(f"PRAGMA {setting}").fetchall()
+        (mode,) = database.execute("PRAGMA journal_mode=WAL").fetchone()
+        if mode != "wal":
+            raise sqlite3.OperationalError("the file system cannot hold a database in WAL mode")
+    except BaseException:
+        database.close()
+        raise
     return database
+
+
+def _text(octets: bytes) -> str:
+    return octets.decode("utf-8", "surrogateescape")
 
 
 @dataclass(slots=True)
 class _Job:
     step: Callable[[sqlite3.Connection], Any]
-    future: asyncio.Future[Any] | None
-    after: Callable[[], None] | None
+    future: asyncio.Future[Any] | None = None
+    after: Callable[[], None] | None = None
+    landed: Callable[[SpoolError | None], None] | None = None
+    reads: bool = False
     result: Any = None
-    error: BaseException | None = None
+    error: SpoolError | None = None
 
 
 class Writer:
-    """The thread. `idle` is called in it about once a second when there is nothing to do, and between groups."""
+    """The thread. `open` gives the connection; `idle` is called in the thread about once a second, between groups."""
 
     def __init__(
-        self, database: sqlite3.Connection, *, name: str, idle: Callable[[sqlite3.Connection], None] | None = None
+        self,
+        open: Callable[[], sqlite3.Connection],
+        database: sqlite3.Connection,
+        *,
+        name: str,
+        idle: Callable[[sqlite3.Connection], None] | None = None,
     ) -> None:
+        self._open = open
         self._database = database
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._idle = idle
+        self._closed = False
         self._loop = asyncio.get_running_loop()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
     def submit(
-        self, step: Callable[[sqlite3.Connection], _T], after: Callable[[], None] | None = None
+        self,
+        step: Callable[[sqlite3.Connection], _T],
+        *,
+        after: Callable[[], None] | None = None,
+        landed: Callable[[SpoolError | None], None] | None = None,
     ) -> asyncio.Future[_T]:
-        """Have `step` run in the next group; `after` runs in the thread once the group is durable."""
-        future: asyncio.Future[_T] = self._loop.create_future()
-        self._jobs.put(_Job(step, future, after))
-        return future
+        """Have `step` run in the next group.
+
+        Once the group is durable, `after` runs in the thread. Then `landed` runs on the event loop, with the error
+        if it failed, whether or not somebody still waits for the future. A step that fails may be run again, so it
+        must change nothing but the database.
+        """
+        return self._put(_Job(step, self._loop.create_future(), after, landed))
+
+    def read(self, step: Callable[[sqlite3.Connection], _T]) -> asyncio.Future[_T]:
+        """Like `submit`, for a step that changes nothing."""
+        return self._put(_Job(step, self._loop.create_future(), reads=True))
 
     def post(self, step: Callable[[sqlite3.Connection], Any]) -> None:
-        """Like `submit`, for a step that nobody waits for; its failure is logged."""
-        self._jobs.put(_Job(step, None, None))
+        """Like `submit`, for a step that nobody waits for and that mail can do without; its failure is logged."""
+        if self._closed or self._jobs.qsize() >= _NOTES:
+            metrics.SPOOL_ERRORS.labels("note").inc()
+            return
+        self._jobs.put(_Job(step))
+
+    def _put(self, job: _Job) -> asyncio.Future[Any]:
+        future = job.future
+        if future is None:
+            raise RuntimeError("nobody would hear of it")
+        if self._closed:
+            job.error = SpoolError("the spool is closed")
+            self._loop.call_soon(_resolve, [job])
+        else:
+            self._jobs.put(job)
+        return future
+
+    def end(self) -> None:
+        """Take no more steps."""
+        self._closed = True
+        self._jobs.put(None)
 
     def close(self) -> None:
-        """Finish all submitted steps and end the thread. Blocks; call it off the event loop."""
-        self._jobs.put(None)
+        """Finish all submitted steps and end the thread. Blocks; call it off the event loop, after `end`."""
         self._thread.join()
         self._database.close()
 
     def _run(self) -> None:
         next_idle = 0.0
-        while True:
+        last = False
+        while not last:
             group, last = self._next_group()
             if group:
-                self._make_durable(group)
-                self._report(group)
-            if last:
-                return
+                self._work(group)
             if self._idle and time.monotonic() >= next_idle:
                 next_idle = time.monotonic() + _IDLE
                 try:
@@ -115,35 +182,64 @@ class Writer:
                 return group, False
         return group, True
 
+    def _work(self, group: list[_Job]) -> None:
+        writes = [job for job in group if not job.reads]
+        if writes:
+            self._make_durable(writes)
+            self._report(writes)
+        reads = [job for job in group if job.reads]
+        if reads:
+            for job in reads:
+                try:
+                    job.result = job.step(self._database)
+                except Exception as error:  # noqa: BLE001  (handed to whoever waits for it)
+                    job.error = _translate(error)
+            self._report(reads)
+
     def _make_durable(self, group: list[_Job]) -> None:
+        """Run a group; when it fails, its steps one by one. Every job ends with a result or an error."""
         started = time.perf_counter()
-        error = self._transaction(group)
+        begun, error = self._transaction(group)
         if error is None:
             _commit_seconds.observe(time.perf_counter() - started)
             metrics.SPOOL_GROUP.observe(len(group))
-        elif len(group) > 1:
+        elif begun and len(group) > 1:
             for job in group:
                 self._make_durable([job])
         else:
-            group[0].error = _translate(error)
-            metrics.SPOOL_ERRORS.labels("commit").inc()
-            _log.error("spool.step_failed", error=repr(error))
-
-    def _transaction(self, group: list[_Job]) -> Exception | None:
-        database = self._database
-        try:
-            database.execute("BEGIN IMMEDIATE")
             for job in group:
-                job.result = job.step(database)
-            database.execute("COMMIT")
+                job.error = _translate(error)
+            metrics.SPOOL_ERRORS.labels("commit").inc(len(group))
+            _log.error("spool.step_failed", steps=len(group), error=repr(error))
+
+    def _transaction(self, group: list[_Job]) -> tuple[bool, Exception | None]:
+        """Whether a transaction could be begun, and what went wrong."""
+        begun = False
+        try:
+            self._database.execute("BEGIN IMMEDIATE")
+            begun = True
+            for job in group:
+                job.result = job.step(self._database)
+            self._database.execute("COMMIT")
         except Exception as error:  # noqa: BLE001  (handed to whoever waits for the step)
-            if database.in_transaction:
-                try:
-                    database.execute("ROLLBACK")
-                except sqlite3.Error as again:
-                    _log.error("spool.rollback_failed", error=repr(again))
-            return error
-        return None
+            self._roll_back()
+            return begun, error
+        return True, None
+
+    def _roll_back(self) -> None:
+        """Leave no transaction open. Where that cannot be done, the connection is given up for a new one."""
+        try:
+            if self._database.in_transaction:
+                self._database.execute("ROLLBACK")
+            return
+        except sqlite3.Error as error:
+            _log.error("spool.rollback_failed", error=repr(error))
+        try:
+            # Closing undoes the transaction too, and lets go of its lock, which the new connection may need.
+            self._database.close()
+            self._database = self._open()
+        except sqlite3.Error as error:
+            _log.error("spool.rollback_failed", error=repr(error))
 
     def _report(self, group: list[_Job]) -> None:
         for job in group:
@@ -159,6 +255,8 @@ class Writer:
 
 def _resolve(group: list[_Job]) -> None:
     for job in group:
+        if job.landed is not None:
+            job.landed(job.error)
         future = job.future
         if future is None or future.done():
             continue
@@ -172,7 +270,6 @@ def _translate(error: Exception) -> SpoolError:
     """The error as the spool's callers know it."""
     if isinstance(error, SpoolError):
         return error
-    code = getattr(error, "sqlite_errorcode", 0) or 0
-    if code & 0xFF == sqlite3.SQLITE_FULL:
+    if getattr(error, "sqlite_errorcode", 0) in _FULL:
         return SpoolFull(str(error))
     return SpoolError(f"{type(error).__name__}: {error}")

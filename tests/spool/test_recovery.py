@@ -1,0 +1,322 @@
+"""What a start finds on disk, and what it makes of it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from gateway.spool.recovery import make_root
+from gateway.spool.spool import SpoolError, State, Step
+from gateway.spool.sqlite import SqliteSpool
+from tests.spool.rig import (
+    HEAD,
+    LARGE,
+    NOW,
+    SMALL,
+    content_files,
+    database,
+    defer,
+    deliver,
+    message,
+    new_id,
+    octets,
+    options,
+    put,
+    query,
+    take,
+)
+
+
+async def filled(directory: Path, *contents: bytes) -> list[str]:
+    """A spool with these messages, closed again."""
+    spool = await SqliteSpool.open(options(directory))
+    ids = [await put(spool, content) for content in contents]
+    await spool.close()
+    return ids
+
+
+def test_drafts_of_the_last_run_are_removed_and_content_stays(tmp_path):
+    async def check() -> None:
+        small, large = await filled(tmp_path, SMALL, LARGE)
+        spool = await SqliteSpool.open(options(tmp_path))
+        draft = spool.draft(new_id())
+        await draft.write(LARGE)
+        await spool.close()
+        assert content_files(options(tmp_path)) == {large, draft.id}
+        spool = await SqliteSpool.open(options(tmp_path))
+        assert content_files(options(tmp_path)) == {large}
+        assert set(await take(spool)) == {small, large}
+        await spool.close()
+
+    asyncio.run(check())
+
+
+@pytest.mark.parametrize("damage", ["missing", "short", "long", "head missing"])
+def test_a_message_whose_file_is_not_what_was_stored_is_corrupt_and_kept(tmp_path, damage):
+    async def check() -> None:
+        good, bad = await filled(tmp_path, LARGE, LARGE)
+        file = database(options(tmp_path)).parent / "content" / bad
+        match damage:
+            case "missing":
+                file.unlink()
+            case "short":
+                os.truncate(file, len(LARGE) - 1)
+            case "long":
+                os.truncate(file, len(LARGE) + 1)
+            case "head missing":
+                query(
+                    options(tmp_path), "DELETE FROM content WHERE n = (SELECT content FROM message WHERE id = ?)", bad
+                )
+        for _ in range(3):
+            spool = await SqliteSpool.open(options(tmp_path))
+            assert set(await take(spool)) == {good}
+            (corrupt,) = await spool.list(state=State.CORRUPT)
+            assert corrupt.id == bad and "content" in corrupt.reason
+            assert (await spool.counts())[State.CORRUPT] == 1
+            assert await spool.release([bad]) == await spool.flush([bad]) == 0
+            await spool.close()
+            assert file.exists() is (damage != "missing"), "what is left of it is kept"
+        spool = await SqliteSpool.open(options(tmp_path))
+        assert await spool.drop([bad]) == 1
+        assert content_files(options(tmp_path)) == {good}
+        await spool.close()
+
+    asyncio.run(check())
+
+
+def test_a_small_message_whose_content_is_gone_is_corrupt_and_kept(tmp_path):
+    async def check() -> None:
+        good, bad = await filled(tmp_path, SMALL, SMALL)
+        query(options(tmp_path), "DELETE FROM content WHERE n = (SELECT content FROM message WHERE id = ?)", bad)
+        spool = await SqliteSpool.open(options(tmp_path))
+        assert set(await take(spool)) == {good}
+        assert [m.id for m in await spool.list(state=State.CORRUPT)] == [bad]
+        await spool.close()
+
+    asyncio.run(check())
+
+
+def test_content_that_vanishes_while_we_run_is_found_when_it_is_read(tmp_path):
+    async def check() -> None:
+        (id,) = await filled(tmp_path, LARGE)
+        spool = await SqliteSpool.open(options(tmp_path))
+        (claimed,) = (await take(spool)).values()
+        (database(options(tmp_path)).parent / "content" / id).unlink()
+        with pytest.raises(SpoolError):
+            await octets(claimed)
+        # The scheduler takes this for trouble of ours, and puts the message off; even expiry must not remove it.
+        await defer(spool, claimed.message, NOW + 1)
+        assert await take(spool, NOW + 2) == {}
+        await deliver(spool, claimed.message)
+        (corrupt,) = await spool.list()
+        assert (corrupt.id, corrupt.state) == (id, State.CORRUPT)
+        await spool.close()
+
+    asyncio.run(check())
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "slots = '[]'",
+        "slots = 'no json'",
+        "slots = '{\"a\": 1}'",
+        "slots = CAST(x'5b22ff225d' AS TEXT)",
+        "envelope = '[]'",
+        "envelope = CAST(x'ff' AS TEXT)",
+        "received = 'yesterday'",
+        "size = 'many'",
+    ],
+)
+def test_a_row_that_cannot_be_read_is_corrupt_and_does_not_hold_up_the_others(tmp_path, damage):
+    async def check() -> None:
+        first, bad, last = await filled(tmp_path, SMALL, SMALL, SMALL)
+        query(options(tmp_path), f"UPDATE message SET {damage} WHERE id = ?", bad)
+        for _ in range(2):
+            spool = await SqliteSpool.open(options(tmp_path))
+            assert set(await take(spool)) == {first, last}
+            assert {m.id: m.state for m in await spool.list()}[bad] is State.CORRUPT
+            assert (await spool.counts())[State.CORRUPT] == 1
+            with pytest.raises(SpoolError, match=bad):
+                await spool.show(bad)
+            assert await spool.flush() == 2
+            (explained,) = await spool.explain(bad)
+            assert explained.stored is not None and explained.stored.state is State.CORRUPT
+            await spool.close()
+        assert query(options(tmp_path), "SELECT count(*) FROM message WHERE id = ?", bad) == [(1,)]
+
+    asyncio.run(check())
+
+
+def test_a_record_that_cannot_be_read_does_not_hide_the_message(tmp_path):
+    async def check() -> None:
+        (id,) = await filled(tmp_path, SMALL)
+        query(options(tmp_path), "UPDATE record SET body = '{'")
+        spool = await SqliteSpool.open(options(tmp_path))
+        (explained,) = await spool.explain(id)
+        assert explained.record == {"id": id} and explained.stored is not None
+        await spool.close()
+
+    asyncio.run(check())
+
+
+def aside(directory: Path) -> list[Path]:
+    return sorted((directory / "spool").glob("shard-00.corrupt-*"))
+
+
+def test_a_database_that_is_garbage_is_set_aside_and_mail_goes_on(tmp_path):
+    async def check() -> None:
+        for times in (1, 2):
+            (id,) = await filled(tmp_path, LARGE)
+            path = database(options(tmp_path))
+            path.write_bytes(os.urandom(20_000))
+            spool = await SqliteSpool.open(options(tmp_path))
+            assert await spool.list() == []
+            assert set(await take(spool)) == set()
+            await deliver(spool, (await take_new(spool)))
+            await spool.close()
+            assert len(aside(tmp_path)) == times
+            kept = [d for d in aside(tmp_path) if (d / "content" / id).exists()]
+            assert len(kept) == 1 and (kept[0] / "content" / id).read_bytes() == LARGE
+
+    async def take_new(spool: SqliteSpool):
+        id = await put(spool)
+        return (await take(spool))[id].message
+
+    asyncio.run(check())
+
+
+def test_a_damaged_page_is_set_aside_without_harm_to_the_new_database(tmp_path):
+    async def check() -> None:
+        await filled(tmp_path, *[SMALL] * 50)
+        path = database(options(tmp_path))
+        octets_ = bytearray(path.read_bytes())
+        # All but the first page, which says that it is a database: it opens, and fails when it is read.
+        octets_[4096:] = b"\xa5" * (len(octets_) - 4096)
+        path.write_bytes(octets_)
+        spool = await SqliteSpool.open(options(tmp_path))
+        ids = {await put(spool) for _ in range(3)}
+        # Killed, not closed: what counts is what the log on disk holds.
+        copy = tmp_path / "copy"
+        assert (path.parent / "spool.db-wal").exists(), "the log of the new database was removed with the old one"
+        os.makedirs(copy / "spool")
+        os.system(f"cp -a {path.parent} {copy / 'spool'}/")
+        await spool.close()
+        spool = await SqliteSpool.open(options(copy))
+        assert set(await take(spool)) == ids
+        await spool.close()
+        assert len(aside(tmp_path)) == 1
+
+    asyncio.run(check())
+
+
+@pytest.mark.parametrize("how", ["gone", "empty"])
+def test_a_database_that_was_lost_does_not_take_its_content_with_it(tmp_path, how):
+    async def check() -> None:
+        (id,) = await filled(tmp_path, LARGE)
+        path = database(options(tmp_path))
+        path.unlink()
+        if how == "empty":
+            path.touch()
+        spool = await SqliteSpool.open(options(tmp_path))
+        assert await spool.list() == []
+        await spool.close()
+        (kept,) = aside(tmp_path)
+        assert (kept / "content" / id).read_bytes() == LARGE
+
+    asyncio.run(check())
+
+
+def test_a_spool_of_another_version_is_left_alone(tmp_path):
+    async def check() -> None:
+        await filled(tmp_path, SMALL)
+        query(options(tmp_path), "PRAGMA user_version = 99")
+        with pytest.raises(SpoolError, match="another version"):
+            await SqliteSpool.open(options(tmp_path))
+        query(options(tmp_path), "PRAGMA user_version = 1")
+        spool = await SqliteSpool.open(options(tmp_path))
+        assert len(await spool.list()) == 1
+        await spool.close()
+
+    asyncio.run(check())
+
+
+@pytest.mark.parametrize("step", [Step.RECOVERY_BEGUN, Step.RECOVERY_DONE])
+def test_recovery_that_is_stopped_can_be_begun_again(tmp_path, step):
+    class Stopped(BaseException):
+        """Stands for the end of the process."""
+
+    def stop(reached: Step) -> None:
+        if reached is step:
+            raise Stopped
+
+    async def check() -> None:
+        small, large, lost = await filled(tmp_path, SMALL, LARGE, LARGE)
+        content = database(options(tmp_path)).parent / "content"
+        (content / lost).unlink()
+        (content / "orphan").write_bytes(b"x")
+        query(options(tmp_path), "UPDATE message SET claimed = 1")
+        for _ in range(2):
+            with pytest.raises(Stopped):
+                await SqliteSpool.open(options(tmp_path), on_step=stop)
+        spool = await SqliteSpool.open(options(tmp_path))
+        assert {id: await octets(c) for id, c in (await take(spool)).items()} == {
+            small: HEAD + SMALL,
+            large: HEAD + LARGE,
+        }
+        assert [m.id for m in await spool.list(state=State.CORRUPT)] == [lost]
+        assert content_files(options(tmp_path)) == {large}
+        await spool.close()
+
+    asyncio.run(check())
+
+
+def test_what_is_no_file_in_the_content_directory_is_left_alone(tmp_path):
+    async def check() -> None:
+        await filled(tmp_path, LARGE)
+        content = database(options(tmp_path)).parent / "content"
+        (content / "lost+found").mkdir()
+        (content / "link").symlink_to("/etc/hostname")
+        spool = await SqliteSpool.open(options(tmp_path))
+        await spool.close()
+        assert {"lost+found", "link"} <= content_files(options(tmp_path))
+
+    asyncio.run(check())
+
+
+def test_the_spool_directory_and_its_parents_are_made_for_the_owner_only(tmp_path):
+    root = tmp_path / "a" / "b"
+    make_root(root)
+    make_root(root)
+    assert root.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_message_of_an_old_claim_is_handed_out_after_a_restart(tmp_path):
+    async def check() -> None:
+        (id,) = await filled(tmp_path, SMALL)
+        query(options(tmp_path), "UPDATE message SET claimed = 1")
+        spool = await SqliteSpool.open(options(tmp_path))
+        assert set(await take(spool)) == {id}
+        await spool.close()
+
+    asyncio.run(check())
+
+
+def test_the_database_is_inspectable_while_it_is_in_use(tmp_path):
+    async def check() -> None:
+        spool = await SqliteSpool.open(options(tmp_path))
+        new = message()
+        await put(spool, SMALL, new)
+        connection = sqlite3.connect(f"file:{database(options(tmp_path))}?mode=ro", uri=True)
+        found = connection.execute(
+            "SELECT m.id, m.state, c.body FROM message m JOIN content c ON c.n = m.content"
+        ).fetchall()
+        connection.close()
+        assert found == [(new.id, "queued", HEAD + SMALL)]
+        await spool.close()
+
+    asyncio.run(check())
