@@ -42,7 +42,7 @@ _RETIRE_SECONDS: Final = 3600.0
 
 
 class _Counter:
-    """Counts sessions over all workers; implements `gateway.smtp.server.Counter`."""
+    """Counts sessions over all workers; implements `gateway.smtp.conversation.Counter`."""
 
     def __init__(self, board: Board, index: int) -> None:
         self._board = board

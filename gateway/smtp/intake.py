@@ -298,11 +298,11 @@ class Intake:
         opened = self._open
         if opened is None:
             return
+        if opened.draft is not None:
+            await self._abandon(opened.draft)
         if not opened.storing:
-            if opened.draft is not None:
-                await self._abandon(opened.draft)
             self._record(opened, Outcome.ABORTED, None, ())
-        # Cut off within the commit, nobody knows whether the message is stored: file and record must not be touched.
+        # Cut off within the commit, only the spool knows whether the message is stored: its record must stand.
         await self._end(opened, Outcome.ABORTED, None, "cut off while it was stored" if opened.storing else "")
 
     async def close(self) -> None:

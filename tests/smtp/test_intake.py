@@ -392,5 +392,6 @@ def test_a_session_cut_off_within_the_commit_does_not_touch_what_is_being_stored
             assert stored.message.state is State.QUEUED
             (content,) = await opened.contents()
             assert len(content) > size
+            assert (await opened.record(stored.message.id))["outcome"] == "accepted"
 
     run(test)
