@@ -7,6 +7,7 @@ status 0. SIGHUP swaps policies, domains and limits; sessions that have begun fi
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import socket
@@ -37,6 +38,7 @@ _log = log.get()
 CANNOT_START: Final = 3
 """Exit status of a worker that could not start; trying again would not help."""
 _BEAT_SECONDS: Final = 1.0
+_GARBAGE: Final = 10_000
 _SETTLE_SECONDS: Final = 15.0
 _RETIRE_SECONDS: Final = 3600.0
 
@@ -183,6 +185,9 @@ def work(config: Config, index: int, board: Board, sockets: Sequence[socket.sock
     """Be a worker process; gives the exit status."""
     log.setup(config.log.format, config.log.level, worker=str(index))
     os.umask(0o077)
+    # What was made at start lives as long as we do: collecting garbage need not look at it again and again.
+    gc.freeze()
+    gc.set_threshold(_GARBAGE, 20, 50)
     try:
         return uvloop.run(_work(config, index, board, sockets, on_step))
     except BaseException as error:  # noqa: BLE001  (the process ends, and must say why)

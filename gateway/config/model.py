@@ -251,8 +251,8 @@ class Deadlines(Section):
 class Log(Section):
     """Log events on standard error."""
 
-    format: Literal["json", "console"] = "console"
-    """`json` for machines, `console` for people."""
+    format: Literal["auto", "json", "console"] = "auto"
+    """`json` for machines, `console` for people; `auto` is console on a terminal and JSON everywhere else."""
     level: Literal["debug", "info", "warning", "error"] = "info"
     """The least important level that is written."""
 

@@ -1,4 +1,4 @@
-"""Structured log events: fixed names, fixed fields, one line each.
+"""Structured log events: fixed names, fixed fields, one line each, on standard error.
 
 Events are named ``noun.verb`` (``message.accepted``); docs/logging.md lists them. Fields in use: `session`, `id` (queue
 id), `client`, `stage`, `plugin`, `verdict`, `fault`, `reason`, `seconds`.
@@ -6,21 +6,31 @@ id), `client`, `stage`, `plugin`, `verdict`, `fault`, `reason`, `seconds`.
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 from typing import Any, Literal
 
 import structlog
 
-Format = Literal["json", "console"]
+Format = Literal["auto", "json", "console"]
+
+_encode = json.JSONEncoder(default=repr, ensure_ascii=False).encode
 
 
-def setup(format: Format = "json", level: str = "info", worker: str = "") -> None:
-    """Configure logging for this process; all of it goes to standard error."""
-    renderer: Any = (
-        structlog.processors.JSONRenderer(sort_keys=False)
-        if format == "json"
-        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+def _json(_logger: Any, _method: str, event: structlog.typing.EventDict) -> bytes:
+    """One line of JSON. Three times as fast as the console's: a busy gateway writes thousands a second."""
+    event = {"event": event.pop("event"), **event}
+    return _encode(event).encode("utf-8", "replace")
+
+
+def setup(format: Format = "auto", level: str = "info", worker: str = "") -> None:
+    """Configure logging for this process. ``auto`` is console on a terminal and JSON everywhere else."""
+    terminal = sys.stderr.isatty()
+    console = format == "console" or (format == "auto" and terminal)
+    renderer: Any = structlog.dev.ConsoleRenderer(colors=terminal) if console else _json
+    factory: Any = (
+        structlog.PrintLoggerFactory(sys.stderr) if console else structlog.BytesLoggerFactory(sys.stderr.buffer)
     )
     number = logging.getLevelNamesMapping()[level.upper()]
     structlog.configure(
@@ -32,7 +42,7 @@ def setup(format: Format = "json", level: str = "info", worker: str = "") -> Non
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(number),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=factory,
         cache_logger_on_first_use=True,
     )
     structlog.contextvars.clear_contextvars()
