@@ -92,7 +92,8 @@ compiles() { # the flags of a program that includes and links what is wanted
 
 missing_servers() {
     for pair in postfix:postfix smtp-source:postfix swaks:swaks dovecot:dovecot-core doveconf:dovecot-core \
-        unbound:unbound haproxy:haproxy openssl:openssl strace:strace curl:curl; do
+        unbound:unbound haproxy:haproxy openssl:openssl strace:strace curl:curl \
+        nbdkit:nbdkit nbdfuse:libnbd-bin mkfs.ext4:e2fsprogs mount:mount unshare:util-linux; do
         command -v "${pair%%:*}" >/dev/null || echo "${pair#*:}"
     done
     # swaks speaks TLS through it.

@@ -41,6 +41,8 @@ _PAUSE_MAX: Final = 30.0
 _DRAIN_MARGIN: Final = 25.0
 _PR_SET_PDEATHSIG: Final = 1  # prctl(2)
 EXIT_CONFIG: Final = 2
+_FIXED: Final = ("listeners", "workers", "spool", "state", "admin")
+"""Keys that a reload cannot change."""
 
 
 class StartError(Exception):
@@ -147,13 +149,14 @@ class Supervisor:
             self._sockets.append(bind(str(listener.address.ip), listener.address.port, config.workers))
         (admin,) = bind(str(config.admin.address.ip), config.admin.address.port, 1)
         for i in range(config.workers):
-            sockets = [group[i] for group in self._sockets]
-            self._children.append(
-                _Child(f"worker {i}", i, partial(work, config, i, self._board, sockets, self._on_step))
-            )
+            self._children.append(_Child(f"worker {i}", i, partial(self._work, i)))
         self._children.append(_Child("admin", -1, partial(self._admin, admin)))
         names = [wiring.name_of(group[0]) for group in self._sockets]
         _log.info("gatepost.listening", smtp=names, admin=wiring.name_of(admin), workers=config.workers)
+
+    def _work(self, index: int) -> int:
+        sockets = [group[index] for group in self._sockets]
+        return work(self._config, index, self._board, sockets, self._on_step)
 
     def _admin(self, sock: socket.socket) -> int:
         log.setup(self._config.log.format, self._config.log.level, worker="admin")
@@ -235,12 +238,13 @@ class Supervisor:
         except ConfigError as error:
             _log.error("reload.refused", reason=str(error))
             return
-        for key in ("listeners", "workers", "spool", "state", "admin"):
-            if getattr(config, key) != getattr(self._config, key):
+        kept = {key: getattr(self._config, key) for key in _FIXED}
+        for key, value in kept.items():
+            if getattr(config, key) != value:
                 _log.warning("reload.needs_restart", key=key)
         self._signal(signal.SIGHUP, workers_only=True)
         # A worker that has to be started again starts with the new policy, on the old sockets and spool.
-        self._config = config
+        self._config = config.model_copy(update=kept)
 
     def _signal(self, number: int, *, workers_only: bool = False) -> None:
         for child in self._children:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 _DETAIL = re.compile(r"[0-9]{1,3}\.[0-9]{1,3}\Z")
@@ -56,12 +57,7 @@ class Reply:
 
         Text is ASCII there (section 4.2), at most 512 octets a line (section 4.5.3.1.5).
         """
-        lines = self.text.split("\n") if "\n" in self.text else [self.text]
-        prefix = f"{self.status} " if self.detail else ""
-        out = [
-            f"{self.code}{'-' if i + 1 < len(lines) else ' '}{prefix}{clean(line)}\r\n" for i, line in enumerate(lines)
-        ]
-        return "".join(out).encode("ascii", "replace")
+        return _wire(self.code, self.status, self.text)
 
     def referring(self, ref: str) -> Reply:
         """The same reply ending in `` (ref ID)``, which `gatepost explain` takes."""
@@ -77,6 +73,15 @@ class Reply:
         if match and int(match[1]) == code // 100:
             return cls(code, match[2], clean(text[match.end() :]))
         return cls(code, "", clean(text))
+
+
+@lru_cache(maxsize=1024)
+def _wire(code: int, status: str, text: str) -> bytes:
+    """Most replies are the same few, over and over."""
+    lines = text.split("\n")
+    prefix = f"{status} " if status else ""
+    out = [f"{code}{'-' if i + 1 < len(lines) else ' '}{prefix}{clean(line)}\r\n" for i, line in enumerate(lines)]
+    return "".join(out).encode("ascii", "replace")
 
 
 def clean(text: str) -> str:

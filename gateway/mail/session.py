@@ -14,7 +14,13 @@ from typing import Final
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 _ALPHABET: Final = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+_RANDOM_OCTETS: Final = 3 * 1024
+_random = bytearray()
+"""Drawn in bulk: each draw asks the kernel, and lets go of the interpreter meanwhile."""
 _last_ms = 0
+
+# Two processes must not go on with the same octets.
+os.register_at_fork(after_in_child=_random.clear)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +73,10 @@ def new_session_id() -> str:
     # Ids only need to rise and differ; no decision depends on this clock.
     ms = max(_last_ms + 1, time.time_ns() // 1_000_000)
     _last_ms = ms
-    return base32(ms, 9) + base32(int.from_bytes(os.urandom(3), "big"), 4)
+    if not _random:
+        _random.extend(os.urandom(_RANDOM_OCTETS))
+    low = _random.pop() | _random.pop() << 8 | _random.pop() << 16
+    return base32(ms, 9) + base32(low, 4)
 
 
 SESSION_ID_LENGTH: Final = 13

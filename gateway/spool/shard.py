@@ -53,7 +53,7 @@ class Shard:
         on_step: OnStep,
     ) -> None:
         self.directory = directory
-        self.content = directory / "content"
+        self._content = str(directory / "content")
         self.on_step = on_step
         self._lock = lock
         self._executor = executor
@@ -81,7 +81,7 @@ class Shard:
 
     def path_of(self, id: str) -> str:
         """Where the large content of message `id` lies."""
-        return str(self.content / id)
+        return f"{self._content}/{id}"
 
     def upkeep(self, database: sqlite3.Connection) -> None:
         """Notice what others changed, drop old records, give room back. Runs in the writer's thread."""
@@ -269,8 +269,9 @@ def _delete(db: sqlite3.Connection, id: str, *, corrupt: bool = False) -> tuple[
 
     A corrupt one stays unless `corrupt` says otherwise: only the postmaster may remove it.
     """
-    query = "DELETE FROM message WHERE id = ? AND (? OR state <> 'corrupt') RETURNING content, file"
-    gone: tuple[int | None, int] | None = db.execute(query, (id, corrupt)).fetchone()
+    which = "" if corrupt else " AND state <> 'corrupt'"
+    query = f"DELETE FROM message WHERE id = ?{which} RETURNING content, file"
+    gone: tuple[int | None, int] | None = db.execute(query, (id,)).fetchone()
     if gone is not None:
         db.execute("DELETE FROM content WHERE n = ?", (gone[0],))
     return gone

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 import os
 import re
 import signal
@@ -116,6 +117,11 @@ class Victim(GatepostProcess):
             },
         )
         self.process.wait_ready(self._ready)
+
+    def configure(self, **options: Any) -> None:
+        """Options for the next start."""
+        self.options.update(options)
+        self.config.write_text(json.dumps(self.options))
 
     @property
     def deaths(self) -> int:
