@@ -14,6 +14,7 @@ from typing import Final
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 _ALPHABET: Final = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+_PAIRS: Final = tuple(a + b for a in _ALPHABET for b in _ALPHABET)
 _RANDOM_OCTETS: Final = 3 * 1024
 _random = bytearray()
 """Drawn in bulk: each draw asks the kernel, and lets go of the interpreter meanwhile."""
@@ -56,11 +57,11 @@ class Session:
 
 def base32(value: int, width: int) -> str:
     """`value` in Crockford's base 32, exactly `width` characters; sorts like the number."""
-    out = []
-    for _ in range(width):
-        out.append(_ALPHABET[value & 31])
-        value >>= 5
-    return "".join(reversed(out))
+    out = ""
+    for _ in range(width >> 1):
+        out = _PAIRS[value & 1023] + out
+        value >>= 10
+    return _ALPHABET[value & 31] + out if width & 1 else out
 
 
 def new_session_id() -> str:

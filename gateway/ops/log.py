@@ -11,6 +11,7 @@ import logging
 import sys
 from typing import Any, Literal
 
+import orjson
 import structlog
 
 Format = Literal["auto", "json", "console"]
@@ -21,7 +22,11 @@ _encode = json.JSONEncoder(default=repr, ensure_ascii=False).encode
 def _json(_logger: Any, _method: str, event: structlog.typing.EventDict) -> bytes:
     """One line of JSON. Three times as fast as the console's: a busy gateway writes thousands a second."""
     event = {"event": event.pop("event"), **event}
-    return _encode(event).encode("utf-8", "replace")
+    try:
+        return orjson.dumps(event, repr)
+    except orjson.JSONEncodeError:
+        # Lone surrogates, and numbers of more than 64 bits.
+        return _encode(event).encode("utf-8", "replace")
 
 
 def setup(format: Format = "auto", level: str = "info", worker: str = "") -> None:
@@ -33,9 +38,14 @@ def setup(format: Format = "auto", level: str = "info", worker: str = "") -> Non
         structlog.PrintLoggerFactory(sys.stderr) if console else structlog.BytesLoggerFactory(sys.stderr.buffer)
     )
     number = logging.getLevelNamesMapping()[level.upper()]
+
+    def name_worker(_logger: Any, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+        event["worker"] = worker
+        return event
+
     structlog.configure(
         processors=[
-            structlog.contextvars.merge_contextvars,
+            *([name_worker] if worker else []),
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
@@ -45,9 +55,6 @@ def setup(format: Format = "auto", level: str = "info", worker: str = "") -> Non
         logger_factory=factory,
         cache_logger_on_first_use=True,
     )
-    structlog.contextvars.clear_contextvars()
-    if worker:
-        structlog.contextvars.bind_contextvars(worker=worker)
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, force=True)
 
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 import json
 from typing import Any, Final
 
+import orjson
+
 from gateway.mail.address import NULL_SENDER, Address
 from gateway.mail.envelope import Envelope, Recipient
 from gateway.spool.spool import AttemptRecord, NewMessage, RecipientStatus, Slot, State, Stored
@@ -40,6 +42,7 @@ INSERT: Final = (
 
 # What a decision record holds that JSON has no word for is written as text: a record never costs a message.
 _dumps = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), default=str).encode
+_NEAT: Final = orjson.OPT_NON_STR_KEYS
 NEVER: Final = 1e18
 
 
@@ -49,8 +52,11 @@ class Unreadable(Exception):
 
 def dumps(value: Any) -> str:
     """Compact JSON. Lone surrogates (undecodable octets a client sent) become ``?``: SQLite takes UTF-8 only."""
-    text = _dumps(value)
-    return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
+    try:
+        return orjson.dumps(value, str, _NEAT).decode()
+    except orjson.JSONEncodeError:
+        # What orjson will not write: lone surrogates, and numbers of more than 64 bits.
+        return _dumps(value).encode("utf-8", "replace").decode("utf-8")
 
 
 def slots_json(slots: tuple[Slot, ...]) -> str:
