@@ -207,7 +207,8 @@ class Shard:
                 self.insert_dsn(db, dsn)
             return bool(gone and gone[1])
 
-        file = await self.writer.submit(step, after=partial(self.on_step, Step.SETTLE_DONE))
+        # Nobody waits for it but us, and what it costs to be late is a second delivery if we crash just now.
+        file = await self.writer.submit(step, after=partial(self.on_step, Step.SETTLE_DONE), patient=True)
         self.next_due = min(self.next_due, due if dsn is None else dsn.message.received)
         if file:
             await self._loop.run_in_executor(self._executor, self.remove_file, id)

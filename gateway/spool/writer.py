@@ -27,6 +27,7 @@ _log = log.get()
 _T = TypeVar("_T")
 _GROUP: Final = 256
 _IDLE: Final = 1.0
+_PATIENCE: Final = 0.005
 _BUSY_SECONDS: Final = 10.0
 _NOTES: Final = 10_000
 """So many steps may wait before notes, which nobody waits for, are thrown away: memory is bounded, mail comes first."""
@@ -97,6 +98,8 @@ class Writer:
         self._open = open
         self._database = database
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._patient: list[_Job] = []
+        self._hurry: asyncio.TimerHandle | None = None
         self._idle = idle
         self._closed = False
         self._loop = asyncio.get_running_loop()
@@ -109,14 +112,21 @@ class Writer:
         *,
         after: Callable[[], None] | None = None,
         landed: Callable[[SpoolError | None], None] | None = None,
+        patient: bool = False,
     ) -> asyncio.Future[_T]:
-        """Have `step` run in the next group.
+        """Have `step` run in the next group; a `patient` one waits up to 5 ms for a group that is made anyway.
 
         Once the group is durable, `after` runs in the thread. Then `landed` runs on the event loop, with the error
         if it failed, whether or not somebody still waits for the future. A step that fails may be run again, so it
         must change nothing but the database.
         """
-        return self._put(_Job(step, self._loop.create_future(), after, landed))
+        job = _Job(step, self._loop.create_future(), after, landed)
+        if patient and not self._closed:
+            self._patient.append(job)
+            if self._hurry is None:
+                self._hurry = self._loop.call_later(_PATIENCE, self._put_patient)
+            return job.future  # type: ignore[return-value]  # it has one
+        return self._put(job)
 
     def read(self, step: Callable[[sqlite3.Connection], _T]) -> asyncio.Future[_T]:
         """Like `submit`, for a step that changes nothing."""
@@ -137,11 +147,22 @@ class Writer:
             job.error = SpoolError("the spool is closed")
             self._loop.call_soon(_resolve, [job])
         else:
+            self._put_patient()
             self._jobs.put(job)
         return future
 
+    def _put_patient(self) -> None:
+        """Let the patient steps go, ahead of what comes now: steps take effect in the order of their submission."""
+        if self._hurry is not None:
+            self._hurry.cancel()
+            self._hurry = None
+            for job in self._patient:
+                self._jobs.put(job)
+            self._patient.clear()
+
     def end(self) -> None:
         """Take no more steps."""
+        self._put_patient()
         self._closed = True
         self._jobs.put(None)
 

@@ -292,3 +292,34 @@ def test_upkeep_that_fails_is_tried_again(tmp_path, monkeypatch):
             assert await writer.submit(insert(1)) == 1
 
     asyncio.run(check())
+
+
+def test_a_patient_step_rides_along_with_the_next_one_and_takes_effect_before_it(tmp_path):
+    async def check() -> None:
+        async with open_writer(tmp_path / "db") as (writer, ran):
+            first = writer.submit(insert(1), patient=True)
+            second = writer.submit(lambda db: db.execute("SELECT count(*) FROM t").fetchone())
+            assert await second == (1,)
+            assert await first == 1
+            assert ran.count("COMMIT") <= 2
+
+    asyncio.run(check())
+
+
+def test_a_patient_step_is_made_durable_soon_even_when_nothing_else_comes(tmp_path):
+    async def check() -> None:
+        async with open_writer(tmp_path / "db") as (writer, _):
+            assert await asyncio.wait_for(writer.submit(insert(1), patient=True), 10) == 1
+            assert rows(tmp_path / "db") == [1]
+
+    asyncio.run(check())
+
+
+def test_ending_finishes_a_patient_step(tmp_path):
+    async def check() -> None:
+        async with open_writer(tmp_path / "db") as (writer, _):
+            waiting = writer.submit(insert(1), patient=True)
+            writer.end()
+            assert await asyncio.wait_for(waiting, 10) == 1
+
+    asyncio.run(check())
