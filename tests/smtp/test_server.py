@@ -321,7 +321,7 @@ def test_a_command_that_drips_gets_no_more_time_than_one_that_does_not():
     async def test() -> None:
         async with door(timeouts=Timeouts(command=0.2)) as opened:
             client = await opened.session()
-            await cut_off(client, b"N", 0.19, 1.0)
+            await cut_off(client, b"N", 0.19, 5.0)
 
     run(test)
 
@@ -349,7 +349,7 @@ def test_content_that_drips_has_to_come_to_an_end(how):
                 await client.expect("DATA", "354")
             else:
                 client.send(b"BDAT 10000 LAST\r\n")
-            await cut_off(client, b"x", 0.29, 1.5)
+            await cut_off(client, b"x", 0.29, 5.0)
 
     run(test)
 
@@ -358,7 +358,7 @@ def test_a_session_has_to_come_to_an_end():
     async def test() -> None:
         async with door(timeouts=Timeouts(session=0.3)) as opened:
             client = await opened.session()
-            await cut_off(client, b"MAIL FROM:<>\r\nRSET\r\n", 0.1, 1.5)
+            await cut_off(client, b"MAIL FROM:<>\r\nRSET\r\n", 0.1, 5.0)
 
     run(test)
 
