@@ -13,6 +13,7 @@ import re
 from enum import StrEnum
 from typing import Final
 
+_DOT: Final = b"\r\n."
 _END: Final = b"\r\n.\r\n"
 _STRAY: Final = re.compile(rb"\r(?!\n)|(?<!\r)\n")
 
@@ -61,21 +62,24 @@ class DataDecoder(_Mender):
     def feed(self, data: bytes) -> tuple[bytes, bytes | None]:
         """Decoded content, and None; or, at the end, the octets that came after it (commands, pipelined)."""
         buffer = self._held + data
-        end = buffer.find(_END)
+        # Most messages have no line that begins with a dot but the last, so one look through all octets does.
+        dot = buffer.find(_DOT)
+        end = buffer.find(_END, dot) if dot >= 0 else -1
         if end >= 0:
             piece, rest = buffer[: end + 2], buffer[end + 5 :]
             self._held = b""
-            return self._decode(piece), rest
+            return self._decode(piece, stuffed=dot < end), rest
         cut = max(0, len(buffer) - 4)
         while cut and buffer[cut - 1] in b"\r\n" and len(buffer) - cut < 6:
             cut -= 1
         if cut and buffer[cut - 1] == 0x0D:
             cut -= 1
         piece, self._held = buffer[:cut], buffer[cut:]
-        return self._decode(piece), None
+        return self._decode(piece, stuffed=dot >= 0), None
 
-    def _decode(self, piece: bytes) -> bytes:
-        piece = piece.replace(b"\r\n.", b"\r\n")
+    def _decode(self, piece: bytes, *, stuffed: bool) -> bytes:
+        if stuffed:
+            piece = piece.replace(_DOT, b"\r\n")
         if not self._begun and piece:
             self._begun = True
             piece = piece[2:]
