@@ -17,7 +17,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
@@ -28,7 +28,7 @@ from gateway.app.worker import CANNOT_START, work
 from gateway.config import Config, ConfigError, load
 from gateway.ops import log, metrics
 from gateway.ops.admin import Deps, run_admin
-from gateway.ops.board import Board
+from gateway.ops.board import Board, WorkerState
 from gateway.spool.shard import OnStep, no_step
 from gateway.spool.spool import SpoolError, State
 from gateway.spool.sqlite import open_all
@@ -59,7 +59,9 @@ class _Child:
     pid: int = 0
     began: float = 0.0
     pause: float = 0.0
-    due: float = field(default=0.0)
+    due: float = 0.0
+    proven: bool = False
+    """Whether it has ever been ready. What cannot start for the first time never will; later it is worth a try."""
 
 
 def bind(host: str, port: int, copies: int) -> list[socket.socket]:
@@ -218,9 +220,10 @@ class Supervisor:
             child.pid = 0
             multiprocess.mark_process_dead(pid)  # type: ignore[no-untyped-call]
             if child.index >= 0:
+                child.proven = child.proven or self._board.slot(child.index).state >= WorkerState.READY
                 self._board.clear(child.index, time.monotonic())
             code = os.waitstatus_to_exitcode(status)
-            if code == CANNOT_START:
+            if code == CANNOT_START and not child.proven:
                 self._status = EXIT_CONFIG
                 fatal = True
                 continue

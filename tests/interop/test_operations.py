@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import signal
+import smtplib
 import socket
+import threading
 from pathlib import Path
 
 import pytest
@@ -209,3 +212,39 @@ def test_a_bad_configuration_is_refused_at_reload_and_the_old_one_stays(gatepost
         assert transact(client, "ann@sender.test", ["ben@example.org"])[0] == 250
     wait_until(lambda: len(delivered(directory)) == 1, "it was delivered")
     write_configuration(gate.directory, gate.options)
+
+
+# --- a worker that cannot come back at once ---------------------------------------------------------------------------
+
+
+def test_a_worker_that_cannot_start_again_yet_does_not_stop_the_others(gatepost, directory: Path):
+    gate = gatepost(workers=2, domains=maildir(directory))
+    victim = gate.workers[1]
+    with (gate.directory / "spool/shard-01/lock").open("r+") as lock:
+        waiting = threading.Thread(target=fcntl.flock, args=(lock, fcntl.LOCK_EX))
+        waiting.start()
+        os.kill(victim, signal.SIGKILL)
+        # The kernel gives the lock to who has waited longest, so the successor finds it taken.
+        waiting.join()
+        wait_until(lambda: "worker.cannot_start" in gate.log, "the successor could not start")
+        with connected_to_the_other(gate) as client:
+            assert transact(client, "ann@sender.test", ["ben@example.org"])[0] == 250
+    wait_until(lambda: len(gate.workers) == 2 and victim not in gate.workers, "the worker is back")
+    wait_until(lambda: gate.http("GET", "/startupz")[0] == 200, "it has read its spool")
+    gate.wait_empty()
+
+
+def connected_to_the_other(gate: GatepostProcess) -> smtplib.SMTP:
+    """A session with the worker that lives: a connection may also wait in the queue of the dead one."""
+    found: list[smtplib.SMTP] = []
+
+    def served() -> bool:
+        with contextlib.suppress(OSError, smtplib.SMTPException):
+            client = smtplib.SMTP(timeout=1)
+            client.connect("127.0.0.1", gate.port)
+            client.ehlo("client.test")
+            found.append(client)
+        return bool(found)
+
+    wait_until(served, "a worker serves")
+    return found[0]
