@@ -17,7 +17,7 @@ from gateway.pipeline.loader import Catalog, Pipeline, load
 from gateway.pipeline.plan import PipelineError, StageDeadlines
 from gateway.queue.lane import SchedulerOptions
 from gateway.queue.retry import RetryOptions
-from gateway.sdk.services import Callout, Clock, RecipientRule, Services
+from gateway.sdk.services import Callout, Clock, Lines, NoLines, NoOutbox, Outbox, RecipientRule, Services
 from gateway.services.clock import SystemClock
 from gateway.services.dns import DnsOptions, Resolver
 from gateway.services.state import SqliteState
@@ -81,8 +81,13 @@ class Parts:
         return Desk(self.smtp, self.domains, self.pipelines, spool, clock, ring)
 
 
-def make_parts(config: Config, state: SqliteState, clock: Clock) -> Parts:
-    """Build everything; nothing is started or opened. Raises `ConfigError`."""
+def make_parts(
+    config: Config, state: SqliteState, clock: Clock, lines: Lines | None = None, outbox: Outbox | None = None
+) -> Parts:
+    """Build everything; nothing is started or opened. Raises `ConfigError`.
+
+    `lines` and `outbox` are there in a worker only.
+    """
     servers = tuple((server.host, server.port) for server in config.dns.nameservers)
     resolver = Resolver(DnsOptions(servers, config.dns.timeout), clock)
     delivery = DeliveryOptions(
@@ -96,7 +101,14 @@ def make_parts(config: Config, state: SqliteState, clock: Clock) -> Parts:
         {name: domain.destination for name, domain in config.domains.items()}, config.routes.default.destination
     )
     services = Services(
-        resolver, state, clock, Directory(domains, router, transports), config.authserv_id, config.hostname
+        resolver,
+        state,
+        clock,
+        Directory(domains, router, transports),
+        config.authserv_id,
+        config.hostname,
+        lines or NoLines(),
+        outbox or NoOutbox(),
     )
     return Parts(config, router, transports, resolver, domains, _pipelines(config, services), smtp_options(config))
 

@@ -20,15 +20,18 @@ from typing import Final
 import uvloop
 
 from gateway.app import wiring
+from gateway.app.outbox import SpoolOutbox
 from gateway.config import Config, ConfigError, load
 from gateway.mail.session import IPAddress
 from gateway.ops import log
 from gateway.ops.board import Board, WorkerState
+from gateway.pipeline.plan import PipelineError
 from gateway.queue.scheduler import Scheduler
 from gateway.sdk.services import StateError
 from gateway.services.clock import SystemClock
 from gateway.services.state import SqliteState
 from gateway.services.tasks import Tasks
+from gateway.smtp.lines import OpenLines
 from gateway.smtp.listener import Front
 from gateway.spool.shard import OnStep, no_step
 from gateway.spool.spool import SpoolError
@@ -86,28 +89,32 @@ class Worker:
                 config.spool.options(), worker=self._index, workers=config.workers, on_step=self._on_step
             )
             await state.start()
-            self._parts = wiring.make_parts(config, state, self._clock)
+            self._lines = OpenLines()
+            self._outbox = SpoolOutbox(self._spool, self._clock, lambda: self._scheduler.ring())
+            self._parts = wiring.make_parts(config, state, self._clock, self._lines, self._outbox)
+            self._roads = wiring.Roads(self._parts)
+            self._scheduler = Scheduler(
+                self._spool,
+                self._roads,
+                self._roads,
+                retry=wiring.retry_options(config),
+                clock=self._clock,
+                hostname=config.hostname,
+                options=wiring.scheduler_options(config),
+            )
             await self._start_pipelines(self._parts)
             options = [
                 wiring.listener_options(listener, wiring.name_of(sock))
                 for listener, sock in zip(config.listeners, sockets, strict=True)
             ]
-        except (SpoolError, StateError, ConfigError, OSError) as error:
+        except (SpoolError, StateError, ConfigError, PipelineError, OSError) as error:
             _log.error("worker.cannot_start", reason=str(error))
             return CANNOT_START
         self._state = state
-        self._roads = wiring.Roads(self._parts)
-        self._scheduler = Scheduler(
-            self._spool,
-            self._roads,
-            self._roads,
-            retry=wiring.retry_options(config),
-            clock=self._clock,
-            hostname=config.hostname,
-            options=wiring.scheduler_options(config),
-        )
         self._front = Front(
-            self._parts.desk(self._spool, self._clock, self._scheduler.ring), _Counter(self._board, self._index)
+            self._parts.desk(self._spool, self._clock, self._scheduler.ring),
+            _Counter(self._board, self._index),
+            self._lines,
         )
         queue = self._tasks.start(self._scheduler.run(), name="scheduler")
         beat = self._tasks.start(self._beat(), name="heartbeat")
@@ -161,9 +168,9 @@ class Worker:
         """Take the new configuration for sessions that begin from now on. The supervisor has checked it."""
         try:
             config = load(self._config.file)
-            parts = wiring.make_parts(config, self._state, self._clock)
+            parts = wiring.make_parts(config, self._state, self._clock, self._lines, self._outbox)
             await self._start_pipelines(parts)
-        except (ConfigError, OSError) as error:
+        except (ConfigError, PipelineError, OSError) as error:
             _log.error("reload.failed", reason=str(error))
             return
         old, self._parts = self._parts, parts

@@ -86,6 +86,33 @@ class DeleteHeader:
 Edit = AddHeader | ChangeHeader | DeleteHeader
 
 
+class EditedContent:
+    """Content whose header section was edited: `head` in place of the first `skip` octets of `content`."""
+
+    __slots__ = ("_content", "_head", "_skip")
+
+    def __init__(self, content: Content, head: bytes, skip: int) -> None:
+        self._content = content
+        self._head = head
+        self._skip = skip
+
+    @property
+    def size(self) -> int:
+        return len(self._head) + self._content.size - self._skip
+
+    @property
+    def eight_bit(self) -> bool:
+        return self._content.eight_bit or not self._head.isascii()
+
+    async def blocks(self) -> AsyncIterator[bytes]:
+        yield self._head
+        skip = self._skip
+        async for block in self._content.blocks():
+            if skip < len(block):
+                yield block[skip:] if skip else block
+            skip = max(0, skip - len(block))
+
+
 def edit_json(edit: Edit) -> dict[str, Any]:
     """The edit as the decision record keeps it."""
     out: dict[str, Any] = {"edit": type(edit).__name__, "name": edit.name}

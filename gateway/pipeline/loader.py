@@ -71,7 +71,7 @@ class Pipeline:
 
     async def close(self) -> None:
         """End what still runs and close the plugins, last first. Sessions must be closed before."""
-        await self._house.tasks.cancel()
+        await self._house.close()
         await self._close([entry for entry in self.entries if entry.plugin])
 
     async def _close(self, entries: Sequence[Entry]) -> None:

@@ -7,7 +7,7 @@ when the plugin does not let itself be cancelled. Raising, timing out and answer
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final
@@ -15,19 +15,24 @@ from typing import TYPE_CHECKING, Any, Final
 from gateway.ops import log
 from gateway.ops.metrics import FINDINGS, PLUGIN_SECONDS
 from gateway.pipeline.breaker import Breaker
-from gateway.pipeline.plan import Entry, Node, Scope
+from gateway.pipeline.plan import Entry, Node, OnError, Scope
 from gateway.pipeline.record import Trace
+from gateway.sdk.ending import Ending
 from gateway.sdk.findings import Finding
 from gateway.sdk.services import Clock
 from gateway.services.tasks import Tasks
 
 if TYPE_CHECKING:
     from gateway.mail.envelope import Recipient
+    from gateway.mail.message import Edit
     from gateway.mail.session import Session
     from gateway.sdk.stage import Message, Transaction
 
 SESSION_LOOKUPS: Final = 32
 WORKER_LOOKUPS: Final = 500
+TELLING: Final = 500
+"""Endings that plugins are being told of at once, per pipeline; more than that are left out."""
+TELLING_SECONDS: Final = 2.0
 _DETAIL: Final = 300
 
 _log = log.get()
@@ -85,7 +90,7 @@ class Slots:
 class House:
     """What all sessions of a pipeline share: tasks, breakers, slots, clock, bound metrics."""
 
-    __slots__ = ("_ended", "_seconds", "breakers", "clock", "tasks", "worker_slots")
+    __slots__ = ("_ended", "_learners", "_seconds", "_telling", "breakers", "clock", "tasks", "worker_slots")
 
     def __init__(self, entries: Sequence[Entry], clock: Clock, worker_slots: asyncio.Semaphore | None) -> None:
         self.tasks = Tasks()
@@ -94,6 +99,30 @@ class House:
         self.worker_slots = worker_slots or asyncio.Semaphore(WORKER_LOOKUPS)
         self._seconds: dict[Node, Any] = {}
         self._ended: dict[tuple[str, str], Any] = {}
+        self._learners = tuple(entry for entry in entries if entry.plugin and entry.plugin.learns())
+        self._telling = Tasks()
+
+    @property
+    def learns(self) -> bool:
+        """Whether anybody wants to be told of endings."""
+        return bool(self._learners)
+
+    def tell(self, ending: Ending) -> None:
+        """Tell the plugins that learn from endings, in the background. When too many are being told, it is left out."""
+        for entry in self._learners:
+            if len(self._telling) >= TELLING:
+                FINDINGS.labels(entry.name, "not-told").inc()
+            else:
+                self._telling.start(_tell(entry, ending), name=f"{entry.name}.ended")
+
+    async def close(self) -> None:
+        """End what still runs; who is being told something has a moment to take it in."""
+        await self.tasks.cancel()
+        try:
+            async with asyncio.timeout(TELLING_SECONDS):
+                await self._telling.wait()
+        except TimeoutError:
+            await self._telling.cancel()
 
     def count(self, node: Node, outcome: str, seconds: float | None) -> None:
         """Count one look-up's end; `seconds` is None when its finder was never called."""
@@ -107,6 +136,17 @@ class House:
         counter.inc()
 
 
+async def _tell(entry: Entry, ending: Ending) -> None:
+    try:
+        async with asyncio.timeout(entry.timeout):
+            if entry.plugin:
+                await entry.plugin.ended(ending)
+    except Exception as error:  # noqa: BLE001 - whatever a plugin raises here changes nothing for the client
+        FINDINGS.labels(entry.name, "not-told").inc()
+        reason = f"{type(error).__name__}: {error}"
+        _log.warning("plugin.not_told", plugin=entry.name, session=ending.session.id, reason=reason)
+
+
 class Memo:
     """The look-ups of one scope by node number, and the trace they are written to."""
 
@@ -115,6 +155,12 @@ class Memo:
     def __init__(self, trace: Trace) -> None:
         self.lookups: dict[int, Lookup] = {}
         self.trace = trace
+
+    @property
+    def found(self) -> list[Finding]:
+        """What was found so far, in the order of the pipeline's plan."""
+        lookups = sorted(self.lookups.items())
+        return [found.value for _, found in lookups if found.value is not None]
 
     def call_off(self) -> list[asyncio.Task[Any]]:
         """Call off what is not settled and forget all; gives the tasks, which may need a moment to end."""
@@ -143,6 +189,12 @@ class Moment:
         self.memos = memos
         self.given = (session, txn, recipient, message, None)
 
+    def after(self, edits: Iterable[Edit]) -> Moment:
+        """The same moment with the message as these edits leave it, for those whose turn comes after them."""
+        session, txn, recipient, message, _ = self.given
+        edited = message.edited(edits) if message is not None else None
+        return Moment(self.house, self.slots, self.memos, session, txn, recipient, edited)
+
     def lookup(self, node: Node) -> Lookup | None:
         """The node's look-up, begun if it was not. None for an action whose turn has not come: it never jumps it."""
         found = self.memos[node.scope].lookups.get(node.index)
@@ -159,6 +211,11 @@ class Moment:
         lookup = memo.lookups[node.index] = Lookup(node, self)
         memo.trace.finding(lookup.note)
         return lookup
+
+
+def _forgiven(needed: Lookup | None) -> bool:
+    """Whether one can go on without it: there was nothing to find, or its owner wants to proceed when it fails."""
+    return needed is None or needed.fault is None or needed.fault.entry.on_error is OnError.PROCEED
 
 
 class Lookup:
@@ -272,17 +329,18 @@ class Lookup:
     async def _arguments(self) -> list[Any] | None:
         """What the finder takes; None when that is not to be had, and then this look-up is settled too."""
         arguments: list[Any] = []
-        for source in self.node.sources:
+        for source, optional in zip(self.node.sources, self.node.finder.optional, strict=True):
             if not isinstance(source, Node):
                 arguments.append(self._moment.given[source])
                 continue
             needed = self._moment.lookup(source)
             if needed is not None and not needed.settled:
                 await needed.wait()
-            if needed is None or needed.value is None:
+            value = needed.value if needed is not None else None
+            if value is None and not (optional and _forgiven(needed)):
                 self._settle(fault=needed.fault if needed else None)
                 return None
-            arguments.append(needed.value)
+            arguments.append(value)
         return arguments
 
     def _expire(self) -> None:

@@ -303,12 +303,15 @@ class _Wiring:
         scope = _STAGE_SCOPE[finder.stage] if finder.acts else Scope.SESSION
         ready = offer.turn if finder.acts else (ORDER.index(finder.stage), -1)
         sources: list[int | Node] = []
-        for kind in finder.inputs:
+        for kind, optional in zip(finder.inputs, finder.optional, strict=True):
             if kind in INPUTS:
                 sources.append(INPUTS[kind])
                 scope = max(scope, _INPUT_SCOPE[kind])
                 continue
             source = self._source(kind, offer.turn, asker=offer)
+            if source is None and optional:
+                sources.append(NOTHING)
+                continue
             if source is None:
                 who = f"{entry.name}.{finder.method}"
                 self._missing(kind, who, offer.turn, entry.path, offer)

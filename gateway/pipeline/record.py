@@ -19,7 +19,7 @@ A record is a JSON object with these keys:
 ``verdicts``    ``stage``, ``plugin``, ``policy``, ``version``, ``action``, ``shadow``; where there are: ``reply``,
                 ``reason``, ``edits``, ``recipient``. ``policy`` is ``on_error`` where a fault decided
 ``edits``       the patch list that was applied to the message
-``outcome``     one of `Outcome`
+``outcome``     one of `gateway.sdk.ending.Outcome`
 ``reply``       the reply that ended it
 ``pipeline``    name of the pipeline
 
@@ -29,32 +29,20 @@ Both lists begin with the session's own (connect, helo). A list that grew too lo
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from enum import StrEnum
 from typing import Any, Final
 
 from gateway.mail.address import NULL_SENDER, Sender
 from gateway.mail.message import Edit, edit_json
 from gateway.mail.session import Session
+from gateway.sdk.ending import Outcome
+
+__all__ = ["LIMIT", "VERSION", "Outcome", "Trace", "build"]
 
 VERSION: Final = 1
 LIMIT: Final = 500
 """Findings, and verdicts, that one trace keeps."""
 
 _TRUNCATED: Final[dict[str, Any]] = {"truncated": True}
-
-
-class Outcome(StrEnum):
-    """How a transaction ended."""
-
-    ACCEPTED = "accepted"
-    REJECTED = "rejected"
-    DEFERRED = "deferred"
-    DISCARDED = "discarded"
-    QUARANTINED = "quarantined"
-    ABORTED = "aborted"
-    """The client gave it up: RSET, a new HELO, QUIT."""
-    DISCONNECTED = "disconnected"
-    """The connection was lost, or a policy cut it."""
 
 
 class Trace:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from gateway.mail.envelope import Recipient
@@ -20,6 +20,8 @@ from gateway.ops.metrics import STAGE_SECONDS, VERDICTS
 from gateway.pipeline.lookup import Fault, FaultKind, House, Lookup, Memo, Moment, Slots
 from gateway.pipeline.plan import Entry, Node, OnError, Plan, Scope, StagePlan, Step
 from gateway.pipeline.record import Trace
+from gateway.sdk.ending import Ending
+from gateway.sdk.findings import Finding
 from gateway.sdk.stage import Message, Stage, Transaction
 from gateway.sdk.verdict import PROCEED, Action, Verdict, defer, reject
 
@@ -38,13 +40,15 @@ _log = log.get()
 class Decision:
     """What a stage came to. `entry` and `policy` say whose verdict it is, and are empty when nobody was decisive.
 
-    `edits` are those of all applied verdicts at stage `message`, in order.
+    `edits` are those of all applied verdicts at stage `message`, in order. `found` is what was found of one recipient,
+    where somebody learns from endings.
     """
 
     verdict: Verdict
     entry: str = ""
     policy: str = ""
     edits: tuple[Edit, ...] = ()
+    found: tuple[Finding, ...] = ()
 
 
 PROCEEDED: Final = Decision(PROCEED)
@@ -105,6 +109,20 @@ class PipelineSession:
     def traces(self) -> tuple[Trace, ...]:
         """What the session itself found and decided: at connect, and from HELO on. For `record.build`."""
         return self._whole.trace, self._helo.trace
+
+    @property
+    def found(self) -> tuple[Finding, ...]:
+        """What was found of the session so far."""
+        return *self._whole.found, *self._helo.found
+
+    @property
+    def learns(self) -> bool:
+        """Whether a plugin wants to be told of endings: `tell` does it."""
+        return self._house.learns
+
+    def tell(self, ending: Ending) -> None:
+        """Tell the plugins that learn from endings."""
+        self._house.tell(ending)
 
     async def connect(self, session: Session) -> Decision:
         """The client is known."""
@@ -177,6 +195,11 @@ class PipelineTransaction:
         """The session's traces and this one, for `record.build`."""
         return *self._pipeline_session.traces, self.trace
 
+    @property
+    def found(self) -> tuple[Finding, ...]:
+        """What was found of session, transaction and message so far; of recipients, see `Decision.found`."""
+        return *self._pipeline_session.found, *self._memo.found
+
     async def mail(self, txn: Transaction) -> Decision:
         """MAIL was given."""
         return await self._judge(Stage.MAIL, txn)
@@ -188,7 +211,8 @@ class PipelineTransaction:
             return PROCEEDED
         memo = Memo(self.trace)
         try:
-            return await _judge(plan, self._moment(txn, memo, recipient=recipient), self.trace, self._meters)
+            decision = await _judge(plan, self._moment(txn, memo, recipient=recipient), self.trace, self._meters)
+            return replace(decision, found=tuple(memo.found)) if self._house.learns else decision
         finally:
             memo.call_off()
 
@@ -238,8 +262,11 @@ async def _judge(plan: StagePlan, moment: Moment, trace: Trace, meters: Meters) 
     for node in plan.begin:
         moment.lookup(node)
     edits: tuple[Edit, ...] = ()
+    original, seen = moment, edits
     decision: Decision | None = None
     for step in plan.steps:
+        if seen is not edits:
+            moment, seen = original.after(edits), edits
         said = await _turn(plan, step, moment, ends)
         if said is None:
             continue
@@ -247,7 +274,8 @@ async def _judge(plan: StagePlan, moment: Moment, trace: Trace, meters: Meters) 
         meters.verdict(plan.stage, said)
         if said.shadow:
             continue
-        edits += said.verdict.edits
+        if said.verdict.edits:
+            edits += said.verdict.edits
         if said.verdict.decisive:
             decision = Decision(said.verdict, said.of.name, said.policy, edits)
             break

@@ -9,7 +9,8 @@ import asyncio
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import Final
 
-from gateway.mail.address import Address, AddressError, ascii_domain
+from gateway.mail.address import Address, AddressError, Sender, ascii_domain
+from gateway.mail.session import Session
 from gateway.sdk.services import (
     Answer,
     Callout,
@@ -17,6 +18,7 @@ from gateway.sdk.services import (
     Clock,
     DnsStatus,
     Mx,
+    OutboxError,
     RecipientRule,
     Record,
     StateError,
@@ -129,6 +131,7 @@ class FakeState:
         self._clock = clock
         self._entries: dict[str, tuple[bytes, float]] = {}
         self._buckets: dict[str, tuple[float, float]] = {}
+        self._tallies: dict[str, tuple[float, dict[str, int]]] = {}
 
     def _check(self, key: str, value: bytes = b"", ttl: float = 1.0) -> None:
         if self.broken:
@@ -177,6 +180,58 @@ class FakeState:
         tokens = max(0.0, tokens - cost) if allowed else tokens
         self._buckets[key] = (tokens, now)
         return Taken(allowed, tokens, 0.0 if allowed else (cost - tokens) / per_second)
+
+    async def count(self, key: str, member: str, ttl: float, by: int = 1) -> int:
+        """Add `by` to the count of `member` in the tally `key`; gives the new count."""
+        self._check(key, ttl=ttl)
+        if not 0 < len(member) <= 2048:
+            raise ValueError("a member has 1 to 2048 characters")
+        member.encode()
+        expires, counts = self._tallies.get(key, (0.0, {}))
+        if expires <= self._clock.now():
+            expires, counts = self._clock.now() + ttl, {}
+        counts[member] = counts.get(member, 0) + by
+        self._tallies[key] = expires, counts
+        return counts[member]
+
+    async def tally(self, key: str, limit: int = 10_000) -> dict[str, int]:
+        """The counts of a tally, at most `limit` members, the largest counts first."""
+        self._check(key)
+        expires, counts = self._tallies.get(key, (0.0, {}))
+        if expires <= self._clock.now():
+            return {}
+        return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:limit])
+
+
+class FakeLines:
+    """Connections before their greeting: a client in `talkers`, by address, talks after so many seconds."""
+
+    def __init__(self, clock: ManualClock, talkers: Mapping[str, float] | None = None) -> None:
+        self.talkers = dict(talkers or {})
+        self._clock = clock
+
+    async def early(self, session: Session, seconds: float) -> bool:
+        """Whether it talks within `seconds`; the clock goes on by as much as was waited."""
+        after = self.talkers.get(str(session.client))
+        await asyncio.sleep(0)
+        self._clock.advance(seconds if after is None else min(seconds, after))
+        return after is not None and after <= seconds
+
+
+class FakeOutbox:
+    """Keeps what was sent in `sent`. Set `broken` to see what a plugin does when nothing can be queued."""
+
+    def __init__(self) -> None:
+        self.broken = False
+        self.sent: list[tuple[Sender, tuple[Address, ...], bytes]] = []
+
+    async def send(self, sender: Sender, recipients: Sequence[Address], content: bytes) -> str:
+        """Keep the message; gives a queue id."""
+        await asyncio.sleep(0)
+        if self.broken:
+            raise OutboxError("the fake outbox is broken")
+        self.sent.append((sender, tuple(recipients), content))
+        return f"SENT{len(self.sent):010}"
 
 
 class FakeDirectory:

@@ -1,5 +1,7 @@
 """Findings: what plugins found out, as frozen typed values. Policies take them by type.
 
+Those of mail authentication are in `gateway.sdk.authentication`.
+
 An author's plugin defines its own by subclassing `Finding`; fields must be JSON-friendly (numbers, text, enums,
 booleans, None, tuples and dataclasses of those), since every finding goes into the decision record.
 """
@@ -10,7 +12,10 @@ import dataclasses
 import math
 from dataclasses import dataclass
 from enum import Enum, StrEnum
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from gateway.sdk.authentication import MethodResult
 
 _TEXT_LENGTH: Final = 4000
 _VALUES: Final = 1000
@@ -26,6 +31,10 @@ class Finding:
         """The finding as the decision record keeps it: long texts and lists cut, so that records stay small."""
         room = _Room(_VALUES)
         return {f.name: room.plain(getattr(self, f.name), _DEPTH) for f in dataclasses.fields(self)}
+
+    def authentication(self) -> tuple[MethodResult, ...]:
+        """What it says in the Authentication-Results field (RFC 8601); by default nothing."""
+        return ()
 
 
 class _Room:
@@ -83,34 +92,6 @@ class Dnsbl(Finding):
     failed: tuple[str, ...] = ()
 
 
-class SpfResult(StrEnum):
-    """RFC 7208 section 2.6."""
-
-    NONE = "none"
-    NEUTRAL = "neutral"
-    PASS = "pass"
-    FAIL = "fail"
-    SOFTFAIL = "softfail"
-    TEMPERROR = "temperror"
-    PERMERROR = "permerror"
-
-
-@dataclass(frozen=True, slots=True)
-class Spf(Finding):
-    """SPF for the MAIL FROM identity (for the null sender postmaster@HELO) and for HELO.
-
-    `domain` is the MAIL FROM domain that was judged, in A-labels; `explanation` is the sender's own text, not to
-    be trusted; `helo` is the HELO identity's result.
-    """
-
-    result: SpfResult
-    domain: str
-    helo: SpfResult
-    helo_domain: str
-    explanation: str = ""
-    problem: str = ""
-
-
 @dataclass(frozen=True, slots=True)
 class Rate(Finding):
     """A token bucket was asked. `wait` is how many seconds until the next token, 0 when `allowed`."""
@@ -144,3 +125,85 @@ class RecipientStatus(Finding):
     state: RecipientState
     source: str
     reply: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class EarlyTalk(Finding):
+    """Whether the client talked before it was greeted. `waited` in seconds; `remembered` says that a client which
+    had passed before was not made to wait."""
+
+    early: bool
+    waited: float
+    remembered: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class HeloName(Finding):
+    """The name that the client gave at HELO or EHLO, and what speaks against it: a closed list of words in
+    `problems` (see the card of `helo`); `resolves` is None when it was not asked for or DNS did not answer."""
+
+    name: str
+    problems: tuple[str, ...] = ()
+    resolves: bool | None = None
+
+
+class DomainState(StrEnum):
+    """Whether a domain can get mail."""
+
+    RESOLVES = "resolves"
+    """It has MX or address records."""
+    NULL_MX = "null-mx"
+    """It says that it takes no mail (RFC 7505)."""
+    NONE = "none"
+    """It has neither MX nor address records."""
+    MISSING = "missing"
+    """There is no such domain."""
+    BOGUS = "bogus"
+    """Its mail hosts have only addresses that no mail can come from (loopback, private, reserved)."""
+    UNKNOWN = "unknown"
+    """DNS did not answer: trouble, never evidence."""
+    NOT_ASKED = "not-asked"
+
+
+@dataclass(frozen=True, slots=True)
+class SenderDomain(Finding):
+    """Whether the MAIL FROM domain can get mail. `domain` in A-labels, empty for the null sender."""
+
+    domain: str
+    state: DomainState
+    hosts: tuple[str, ...] = ()
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Geo(Finding):
+    """Where the client's address is, as a database file says: ISO 3166 country, AS number (0 for none), its name."""
+
+    country: str = ""
+    asn: int = 0
+    organization: str = ""
+
+
+class GreylistState(StrEnum):
+    """Where a client stands with the greylist (RFC 6647)."""
+
+    NEW = "new"
+    EARLY = "early"
+    """It came again before the delay was over."""
+    PASSED = "passed"
+    """It came again in time, now for the first time."""
+    KNOWN = "known"
+    """It had passed before."""
+    EXEMPT = "exempt"
+
+
+@dataclass(frozen=True, slots=True)
+class Greylist(Finding):
+    """Greylisting of one recipient. `key` says what was counted (a proved domain or a network); `wait` in seconds
+    until a retry passes, 0 when it does; `delay` how long a client that passes now had to wait."""
+
+    state: GreylistState
+    key: str
+    wait: float = 0.0
+    delay: float = 0.0
+    reason: str = ""

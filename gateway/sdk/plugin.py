@@ -3,7 +3,8 @@
 A plugin's methods marked `finds` are look-ups: begun as soon as their inputs are known, concurrently, at most once
 per session, transaction, recipient or message. Methods marked `acts` change state or hand the message to somebody:
 they run in list order, and only when nothing before them was decisive. Both take what they need by annotated
-type (`Session`, `Transaction`, `Recipient`, `Message`, or another plugin's finding) and return a finding.
+type (`Session`, `Transaction`, `Recipient`, `Message`, or another plugin's finding) and return a finding. An input
+annotated ``F | None`` may be missing: no plugin of the pipeline gives it, or the one that does failed.
 
 Wrong signatures fail when the class is made, not when mail comes.
 """
@@ -17,9 +18,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
 from gateway.mail.envelope import Recipient
+from gateway.sdk.ending import Ending
 from gateway.sdk.findings import Finding
 from gateway.sdk.options import OptionsModel
-from gateway.sdk.policy import Policy, PolicyOptions, plain_parameters
+from gateway.sdk.policy import Policy, PolicyOptions, plain_parameters, unwrap
 from gateway.sdk.services import Services
 from gateway.sdk.stage import KNOWN_FROM, ORDER, Stage
 
@@ -51,13 +53,17 @@ def _marker(stage: Stage, *, acts: bool) -> Callable[[_F], _F]:
 
 @dataclass(frozen=True, slots=True)
 class Finder:
-    """One marked method: which finding it gives, from which inputs, at which stage. `method` is its name."""
+    """One marked method: which finding it gives, from which inputs, at which stage. `method` is its name.
+
+    `optional[i]` says that input i may be None.
+    """
 
     method: str
     stage: Stage
     acts: bool
     finding: type[Finding]
     inputs: tuple[type, ...]
+    optional: tuple[bool, ...]
 
 
 class Plugin:
@@ -96,6 +102,17 @@ class Plugin:
     async def close(self) -> None:
         """Called once after the last session of this pipeline ended."""
 
+    async def ended(self, ending: Ending) -> None:
+        """Called after the client has the reply that refused or ended something. For plugins that learn from it.
+
+        Whatever it does changes nothing about that reply; the entry's `timeout` holds, and what it raises is logged.
+        """
+
+    @classmethod
+    def learns(cls) -> bool:
+        """Whether this plugin wants to be told of endings: it has an `ended` of its own."""
+        return cls.ended is not Plugin.ended
+
 
 def _read_finder(cls: type[Plugin], name: str) -> Finder:
     method = getattr(cls, name)
@@ -108,8 +125,9 @@ def _read_finder(cls: type[Plugin], name: str) -> Finder:
     if not (isinstance(result, type) and issubclass(result, Finding)):
         raise TypeError(f"{where} must be annotated to return a Finding")
     inputs: list[type] = []
+    optional: list[bool] = []
     for parameter in plain_parameters(method, where):
-        kind = hints.get(parameter)
+        kind, may_miss = unwrap(hints.get(parameter))
         if not isinstance(kind, type):
             raise TypeError(f"{where}: parameter {parameter} has no annotated type")
         if kind in KNOWN_FROM:
@@ -119,4 +137,5 @@ def _read_finder(cls: type[Plugin], name: str) -> Finder:
         elif not issubclass(kind, Finding):
             raise TypeError(f"{where}: {kind.__name__} is neither an input nor a Finding")
         inputs.append(kind)
-    return Finder(name, stage, does, result, tuple(inputs))
+        optional.append(may_miss)
+    return Finder(name, stage, does, result, tuple(inputs), tuple(optional))

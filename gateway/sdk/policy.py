@@ -77,7 +77,7 @@ def _read_hook(cls: type[Policy], name: str) -> Hook:
     inputs: list[type] = []
     optional: list[bool] = []
     for parameter in plain_parameters(method, where):
-        kind, may_miss = _unwrap(hints.get(parameter))
+        kind, may_miss = unwrap(hints.get(parameter))
         if not isinstance(kind, type):
             raise TypeError(f"{where}: parameter {parameter} has no annotated type")
         if kind in KNOWN_FROM:
@@ -101,8 +101,8 @@ def plain_parameters(method: Any, where: str) -> list[str]:
     return [parameter.name for parameter in parameters]
 
 
-def _unwrap(hint: Any) -> tuple[Any, bool]:
-    """``F | None`` gives (F, True)."""
+def unwrap(hint: Any) -> tuple[Any, bool]:
+    """What an annotation asks for, and whether it may be missing: ``F | None`` gives (F, True)."""
     if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
         args = [a for a in typing.get_args(hint) if a is not type(None)]
         if len(args) == 1 and len(args) < len(typing.get_args(hint)):

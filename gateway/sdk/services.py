@@ -1,4 +1,4 @@
-"""What plugins may ask of Gatepost: DNS, shared state, the clock, the recipient directory.
+"""What plugins may ask of Gatepost: DNS, shared state, the clock, the recipient directory, a way to send mail.
 
 These are the only ways out. A plugin that needs a look-up uses `Dns`, so that the configured nameservers, the
 cache and the limits hold for it too.
@@ -6,11 +6,13 @@ cache and the limits hold for it too.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
-from gateway.mail.address import Address
+from gateway.mail.address import Address, Sender
+from gateway.mail.session import Session
 
 
 class DnsStatus(StrEnum):
@@ -94,6 +96,15 @@ class State(Protocol):
         A bucket holds at most `capacity` tokens, starts full and refills by `per_second`.
         """
 
+    async def count(self, key: str, member: str, ttl: float, by: int = 1) -> int:
+        """Add `by` to the count of `member` in the tally `key`, in one atomic step; gives the new count.
+
+        The whole tally is forgotten `ttl` seconds after its first count. A member is text of at most 2,048 characters.
+        """
+
+    async def tally(self, key: str, limit: int = 10_000) -> dict[str, int]:
+        """The counts of a tally, at most `limit` members, the largest counts first; empty when there is none."""
+
 
 class Clock(Protocol):
     """Time, passed in so that tests can own it."""
@@ -141,6 +152,44 @@ class Directory(Protocol):
         """Ask the domain's next hop with ``MAIL FROM:<>`` and RCPT, and no DATA. Not cached here."""
 
 
+class Lines(Protocol):
+    """Connections that were not greeted yet."""
+
+    async def early(self, session: Session, seconds: float) -> bool:
+        """Whether the client of this session talks before its greeting: True as soon as it does, False after `seconds`.
+
+        False at once for a session that is greeted, or closed.
+        """
+
+
+class OutboxError(Exception):
+    """The message could not be queued."""
+
+
+class Outbox(Protocol):
+    """Mail of Gatepost's own, such as reports: it goes through the queue as other mail does."""
+
+    async def send(self, sender: Sender, recipients: Sequence[Address], content: bytes) -> str:
+        """Queue a message, durably; gives its queue id. `content` is the whole message with CRLF line ends.
+
+        It is delivered by the configured routes. No DSN is made for it. Raises `OutboxError`.
+        """
+
+
+class NoLines:
+    """Where nobody is connected: `gatepost check`."""
+
+    async def early(self, session: Session, seconds: float) -> bool:
+        return False
+
+
+class NoOutbox:
+    """Where nothing is queued: `gatepost check`."""
+
+    async def send(self, sender: Sender, recipients: Sequence[Address], content: bytes) -> str:
+        raise OutboxError("no queue runs here")
+
+
 @dataclass(frozen=True, slots=True)
 class Services:
     """The bundle a plugin gets as `self.services`."""
@@ -151,3 +200,5 @@ class Services:
     directory: Directory
     authserv_id: str
     hostname: str
+    lines: Lines = field(default_factory=NoLines)
+    outbox: Outbox = field(default_factory=NoOutbox)

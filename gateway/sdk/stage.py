@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
 from gateway.mail.address import Sender
 from gateway.mail.envelope import MailParameters, Recipient
-from gateway.mail.message import Content, HeaderField
+from gateway.mail.message import Content, Edit, EditedContent, HeaderField, apply_edits
 from gateway.mail.session import Session
 
 
@@ -41,7 +42,9 @@ class Transaction:
 class Message:
     """The received message at stage `message`: header fields top down as received, and the content as received.
 
-    `content` and `fields` are the client's own octets, without the trace fields that Gatepost will add.
+    `content` and `fields` are the client's own octets, without the trace fields that Gatepost will add. An entry whose
+    turn comes after others' edits (`acts`, and policies) sees the message as those left it; look-ups (`finds`) see it
+    as it was received.
     """
 
     fields: tuple[HeaderField, ...]
@@ -56,6 +59,21 @@ class Message:
         """The value of the topmost field of this name, None when there is none."""
         lower = name.lower()
         return next((f.value for f in self.fields if f.name.lower() == lower), None)
+
+    def edited(self, edits: Iterable[Edit]) -> Message:
+        """The message as these edits leave it."""
+        fields = tuple(apply_edits(self.fields, edits))
+        head = b"".join(field.raw for field in fields)
+        return Message(fields, EditedContent(self.content, head, sum(len(field.raw) for field in self.fields)))
+
+    async def octets(self, limit: int) -> bytes:
+        """The whole content at once, cut off after `limit` octets."""
+        out = bytearray()
+        async for block in self.content.blocks():
+            out += block[: limit - len(out)]
+            if len(out) >= limit:
+                break
+        return bytes(out)
 
 
 # The first stage at which an input of a finder or a hook exists.

@@ -13,21 +13,23 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from importlib.metadata import entry_points
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
 from gateway.mail.address import NULL_SENDER, Sender, parse_forward_path, parse_reverse_path
 from gateway.mail.envelope import MailParameters, Recipient
 from gateway.mail.message import split_header
+from gateway.mail.reply import Reply
 from gateway.mail.session import Session, Tls
-from gateway.sdk.fakes import BytesContent, FakeDirectory, FakeDns, FakeState, ManualClock
+from gateway.sdk.ending import Ending, Outcome
+from gateway.sdk.fakes import BytesContent, FakeDirectory, FakeDns, FakeLines, FakeOutbox, FakeState, ManualClock
 from gateway.sdk.findings import Finding
 from gateway.sdk.plugin import Finder, Plugin
 from gateway.sdk.policy import Policy
-from gateway.sdk.services import Directory, Dns, Services, State
+from gateway.sdk.services import Directory, Dns, Lines, Outbox, Services, State
 from gateway.sdk.stage import Message, Stage, Transaction
 from gateway.sdk.verdict import Verdict
 
@@ -36,6 +38,8 @@ __all__ = [
     "BytesContent",
     "FakeDirectory",
     "FakeDns",
+    "FakeLines",
+    "FakeOutbox",
     "FakeState",
     "ManualClock",
     "make_message",
@@ -48,6 +52,7 @@ __all__ = [
 ]
 
 Options = Mapping[str, Any] | str | None
+_T = TypeVar("_T")
 
 _numbers = itertools.count(1)
 
@@ -118,13 +123,19 @@ class Bench:
         state: State | None = None,
         clock: ManualClock | None = None,
         directory: Directory | None = None,
+        lines: Lines | None = None,
+        outbox: Outbox | None = None,
         hostname: str = "mx.example.org",
     ) -> None:
         self.clock = clock or ManualClock()
         self.dns = dns or FakeDns()
         self.state = state or FakeState(self.clock)
         self.directory = directory or FakeDirectory()
-        self.services = Services(self.dns, self.state, self.clock, self.directory, hostname, hostname)
+        self.lines = lines or FakeLines(self.clock)
+        self.outbox = outbox or FakeOutbox()
+        self.services = Services(
+            self.dns, self.state, self.clock, self.directory, hostname, hostname, self.lines, self.outbox
+        )
 
     def find(
         self,
@@ -143,16 +154,42 @@ class Bench:
         finder = _choose(cls, stage)
         inputs = _Inputs(session, transaction, recipient, message, findings)
 
-        async def run() -> Finding:
-            made = cls(cls.Options.model_validate(parse_options(options)), self.services)
-            await made.start()
-            try:
-                found = await getattr(made, finder.method)(*inputs.take(finder.inputs))
-            finally:
-                await made.close()
+        async def run(made: Plugin) -> Finding:
+            found = await getattr(made, finder.method)(*inputs.take(finder.inputs, finder.optional))
             if not isinstance(found, finder.finding):
                 raise TypeError(f"{cls.__qualname__}.{finder.method} gave {found!r} and no {finder.finding.__name__}")
             return found
+
+        return self._with(cls, options, run)
+
+    def end(
+        self,
+        plugin: type[Plugin] | str,
+        options: Options = None,
+        *,
+        outcome: Outcome = Outcome.ACCEPTED,
+        stage: Stage | None = Stage.MESSAGE,
+        session: Session | None = None,
+        transaction: Transaction | None = None,
+        recipient: Recipient | None = None,
+        reply: Reply | None = None,
+        entry: str = "",
+        size: int = 0,
+        findings: Iterable[Finding] = (),
+    ) -> None:
+        """Start the plugin, tell it how something ended (`Plugin.ended`), close it."""
+        session = session or (transaction.session if transaction else make_session())
+        ending = Ending(outcome, stage, session, transaction, recipient, reply, entry, size, tuple(findings))
+        self._with(plugin_class(plugin), options, lambda made: made.ended(ending))
+
+    def _with(self, cls: type[Plugin], options: Options, work: Callable[[Plugin], Coroutine[Any, Any, _T]]) -> _T:
+        async def run() -> _T:
+            made = cls(cls.Options.model_validate(parse_options(options)), self.services)
+            await made.start()
+            try:
+                return await work(made)
+            finally:
+                await made.close()
 
         return asyncio.run(run())
 

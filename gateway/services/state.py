@@ -26,6 +26,7 @@ from gateway.sdk.services import Clock, StateError, Taken
 
 KEY_CHARACTERS: Final = 512
 VALUE_OCTETS: Final = 65_536
+MEMBER_CHARACTERS: Final = 2_048
 WAITING: Final = 10_000
 BATCH: Final = 256
 SWEEP_ROWS: Final = 500
@@ -41,6 +42,10 @@ CREATE TABLE IF NOT EXISTS bucket (
     key TEXT PRIMARY KEY, tokens REAL NOT NULL, updated REAL NOT NULL, expires REAL NOT NULL
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS bucket_expires ON bucket (expires);
+CREATE TABLE IF NOT EXISTS tally (
+    key TEXT, member TEXT, n INTEGER NOT NULL, expires REAL NOT NULL, PRIMARY KEY (key, member)
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS tally_expires ON tally (expires);
 """
 
 _T = TypeVar("_T")
@@ -60,6 +65,16 @@ def check_key(key: str) -> None:
     if not 0 < len(key) <= KEY_CHARACTERS:
         raise ValueError(f"a key has 1 to {KEY_CHARACTERS} characters")
     key.encode()  # A lone surrogate is refused here, by a ValueError too.
+
+
+def check_member(key: str, member: str, ttl: float) -> None:
+    """Raise ValueError for what cannot be counted."""
+    check_key(key)
+    if not 0 < len(member) <= MEMBER_CHARACTERS:
+        raise ValueError(f"a member has 1 to {MEMBER_CHARACTERS} characters")
+    member.encode()
+    if ttl <= 0:
+        raise ValueError("a time to live is over 0 seconds")
 
 
 def refill(tokens: float, updated: float, now: float, capacity: float, per_second: float) -> float:
@@ -132,6 +147,17 @@ class SqliteState:
             raise ValueError("a bucket needs a capacity and a rate over 0, and costs are not negative")
         return await self._call(lambda db, now: _take(db, key, capacity, per_second, cost, now))
 
+    async def count(self, key: str, member: str, ttl: float, by: int = 1) -> int:
+        """Add `by` to the count of `member` in the tally `key`; gives the new count."""
+        check_member(key, member, ttl)
+        return await self._call(lambda db, now: _count(db, key, member, by, now, ttl))
+
+    async def tally(self, key: str, limit: int = 10_000) -> dict[str, int]:
+        """The counts of a tally, at most `limit` members, the largest counts first."""
+        check_key(key)
+        query = "SELECT member, n FROM tally WHERE key = ? AND expires > ? ORDER BY n DESC, member LIMIT ?"
+        return await self._call(lambda db, now: dict(db.execute(query, (key, now, limit)).fetchall()), writes=False)
+
     async def _call(self, step: Callable[[sqlite3.Connection, float], _T], *, writes: bool = True) -> _T:
         if self._thread is None:
             raise StateError("the state store is closed")
@@ -189,9 +215,9 @@ class SqliteState:
         In transactions of its own, before the calls': it must succeed also when the file is full and they cannot.
         """
         removed = 0
-        for table in ("entry", "bucket"):
+        for table, key in (("entry", "key"), ("bucket", "key"), ("tally", "key, member")):
             cursor = db.execute(
-                f"DELETE FROM {table} WHERE key IN (SELECT key FROM {table} WHERE expires <= ? LIMIT ?)",
+                f"DELETE FROM {table} WHERE ({key}) IN (SELECT {key} FROM {table} WHERE expires <= ? LIMIT ?)",
                 (now, SWEEP_ROWS),
             )
             removed = max(removed, cursor.rowcount)
@@ -246,6 +272,19 @@ def _get(db: sqlite3.Connection, key: str, now: float) -> bytes | None:
 
 def _put(db: sqlite3.Connection, key: str, value: bytes, expires: float) -> None:
     db.execute("INSERT OR REPLACE INTO entry (key, value, expires) VALUES (?, ?, ?)", (key, value, expires))
+
+
+def _count(db: sqlite3.Connection, key: str, member: str, by: int, now: float, ttl: float) -> int:
+    (expires,) = db.execute("SELECT max(expires) FROM tally WHERE key = ?", (key,)).fetchone()
+    if expires is None or expires <= now:
+        db.execute("DELETE FROM tally WHERE key = ?", (key,))
+        expires = now + ttl
+    query = (
+        "INSERT INTO tally (key, member, n, expires) VALUES (?, ?, ?, ?)"
+        " ON CONFLICT (key, member) DO UPDATE SET n = n + excluded.n RETURNING n"
+    )
+    (n,) = db.execute(query, (key, member, by, expires)).fetchone()
+    return int(n)
 
 
 def _take(db: sqlite3.Connection, key: str, capacity: float, per_second: float, cost: float, now: float) -> Taken:

@@ -17,6 +17,9 @@ class Tasks:
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[Any]] = set()
 
+    def __len__(self) -> int:
+        return len(self._tasks)
+
     def start(self, coroutine: Coroutine[Any, Any, Any], *, name: str) -> asyncio.Task[Any]:
         """Run `coroutine` as a task; an exception that nobody awaits is logged as ``task.failed``."""
         task = asyncio.get_running_loop().create_task(coroutine, name=name)

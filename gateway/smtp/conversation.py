@@ -23,6 +23,7 @@ from gateway.smtp.connection import Connection
 from gateway.smtp.data import Newlines
 from gateway.smtp.inbox import Gone, LineTooLong
 from gateway.smtp.intake import Desk, Intake
+from gateway.smtp.lines import OpenLines
 from gateway.smtp.options import ListenerOptions, TlsMode
 from gateway.smtp.receive import Chunks
 
@@ -67,6 +68,7 @@ class Hall(Protocol):
     draining: bool
     counter: Counter
     servers: set[Conversation]
+    lines: OpenLines
 
 
 class End(Exception):
@@ -232,13 +234,19 @@ class Conversation(Connection):
         After XCLIENT the name the client gave may be known already, and is judged too.
         """
         self.intake = Intake(self.desk, self.session, self.listener.pipeline)
-        refusal = None if self._health_check else await self.intake.connect()
+        lines = self.hall.lines
+        lines.open(self.session, self._inbox)
+        try:
+            refusal = None if self._health_check else await self.intake.connect()
+        finally:
+            judged = lines.close(self.session)
         if refusal is None and self.session.helo:
             refusal = await self.intake.helo(self.session)
         self._refused = refusal is not None
         self._greeted = bool(self.session.helo) and refusal is None
-        if self._inbox.buffer and not self._health_check:
-            # Honest clients wait for the greeting (RFC 5321 section 4.3.1); what does not wait does not listen.
+        if self._inbox.buffer and not self._health_check and refusal is None and not judged:
+            # Honest clients wait for the greeting (RFC 5321 section 4.3.1); what does not wait does not listen. Where
+            # a plugin looks at that, its policy has decided.
             self._turn_away(EARLY, "early-data")
             return False
         if refusal is None:

@@ -28,12 +28,13 @@ class LineTooLong(Exception):
 class Inbox:
     """A buffer that one reader awaits. `feed` and `end` are called by the protocol, everything else by the reader."""
 
-    __slots__ = ("_loop", "_paused", "_skipping", "_transport", "_waiter", "buffer", "ended")
+    __slots__ = ("_listener", "_loop", "_paused", "_skipping", "_transport", "_waiter", "buffer", "ended")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._transport: Pausable | None = None
         self._waiter: asyncio.Future[None] | None = None
+        self._listener: asyncio.Future[None] | None = None
         self._paused = False
         self._skipping = False
         self.buffer = bytearray()
@@ -61,6 +62,19 @@ class Inbox:
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
+        if self._listener is not None and not self._listener.done():
+            self._listener.set_result(None)
+
+    async def talks(self, seconds: float) -> bool:
+        """Whether there is anything to read, now or within `seconds`; takes nothing. Apart from the reader's own wait.
+
+        False at once when nothing more will come.
+        """
+        if not self.buffer and not self.ended:
+            if self._listener is None or self._listener.done():
+                self._listener = self._loop.create_future()
+            await asyncio.wait((self._listener,), timeout=seconds)
+        return bool(self.buffer)
 
     def clear(self) -> None:
         """Throw away what has come."""

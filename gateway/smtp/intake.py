@@ -21,6 +21,8 @@ from gateway.ops import log, metrics
 from gateway.pipeline.loader import Pipeline
 from gateway.pipeline.record import Outcome, Trace, build
 from gateway.pipeline.runner import Decision
+from gateway.sdk.authentication import Spf, SpfResult, authentication_results
+from gateway.sdk.findings import Finding
 from gateway.sdk.services import Clock
 from gateway.sdk.stage import Message, Transaction
 from gateway.sdk.verdict import Action, Edit
@@ -249,7 +251,7 @@ class Intake:
         top = trace.received(
             txn.session, options.hostname, txn.id, txn.recipients, now, smtputf8=txn.parameters.smtputf8
         )
-        results = trace.authentication_results(options.authserv_id, self._findings(opened.pipeline))
+        results = authentication_results(options.authserv_id, self._found(opened.pipeline))
         if results:
             top = render_field("Authentication-Results", results) + top
         quarantined = bool(judges.quarantine)
@@ -286,11 +288,8 @@ class Intake:
             return True
         sender = opened.txn.sender
         return isinstance(sender, Address) and any(
-            f.get("finding") == "Spf"
-            and isinstance(value := f.get("value"), dict)
-            and value.get("result") == "pass"
-            and value.get("domain") == sender.ascii_domain
-            for f in self._findings(opened.pipeline)
+            isinstance(f, Spf) and f.result is SpfResult.PASS and f.domain == sender.ascii_domain
+            for f in self._found(opened.pipeline)
         )
 
     async def abort(self) -> None:
@@ -418,8 +417,9 @@ class Intake:
             reason=reason,
         )
 
-    def _findings(self, pipeline: str) -> list[dict[str, Any]]:
-        return [finding for t in self._traces(pipeline) for finding in t.findings]
+    def _found(self, pipeline: str) -> tuple[Finding, ...]:
+        judges = self._judge(pipeline)
+        return judges.transaction.found if judges.transaction is not None else judges.session.found
 
     def _traces(self, pipeline: str) -> tuple[Trace, ...]:
         judges = self._judge(pipeline)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from gateway.ops import log
 from gateway.smtp.conversation import Conversation, Counter
 from gateway.smtp.intake import Desk
+from gateway.smtp.lines import OpenLines
 from gateway.smtp.options import ListenerOptions
 from gateway.smtp.server import Server
 
@@ -22,8 +23,9 @@ _CUT_OFF_SECONDS = 2.0
 class Front:
     """The worker's front door: implements `gateway.smtp.conversation.Hall`."""
 
-    def __init__(self, desk: Desk, counter: Counter) -> None:
+    def __init__(self, desk: Desk, counter: Counter, lines: OpenLines | None = None) -> None:
         self.desk = desk
+        self.lines = lines or OpenLines()
         self.draining = False
         self.counter = counter
         self.servers: set[Conversation] = set()

@@ -6,9 +6,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from email.utils import formatdate
-from typing import Any, Final
+from typing import Final
 
 from gateway.mail.envelope import Recipient
 from gateway.mail.message import Edit, HeaderField, apply_edits, split_header
@@ -25,7 +25,6 @@ _RESULTS_FIELD: Final = re.compile(
 )
 _QUOTED: Final = re.compile(r'"((?:[^"\\]|\\.)*)"')
 _WORD: Final = re.compile(r"[^\s;(\"]+")
-_TOKEN: Final = re.compile(r"[A-Za-z0-9.\-_+@:/=]+\Z")
 _date: tuple[int, str] = (-1, "")
 
 
@@ -147,28 +146,3 @@ def _first_word(value: str) -> str:
         return re.sub(r"\\(.)", r"\1", match[1]).strip()
     match = _WORD.match(value, at)
     return match[0] if match else ""
-
-
-def authentication_results(authserv_id: str, findings: Iterable[Mapping[str, Any]]) -> str:
-    """Value of our Authentication-Results field from recorded findings; empty when none of them authenticates."""
-    results: list[str] = []
-    for finding in findings:
-        if finding.get("finding") == "Spf" and isinstance(value := finding.get("value"), dict):
-            results += _spf(value)
-    return f"{authserv_id};\n\t" + ";\n\t".join(results) if results else ""
-
-
-def _spf(value: Mapping[str, Any]) -> list[str]:
-    out = []
-    for result, domain, prop in (("result", "domain", "smtp.mailfrom"), ("helo", "helo_domain", "smtp.helo")):
-        if value.get(result) and value.get(domain):
-            out.append(f"spf={value[result]} {prop}={quote(str(value[domain]))}")
-    return out
-
-
-def quote(text: str) -> str:
-    """`text` as an RFC 8601 value: a token, or a quoted string with nothing in it that ends it."""
-    if _TOKEN.match(text):
-        return text
-    safe = "".join(c if c.isprintable() else "?" for c in text[:255])
-    return '"' + safe.replace("\\", "\\\\").replace('"', '\\"') + '"'

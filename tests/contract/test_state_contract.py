@@ -196,3 +196,31 @@ def test_a_time_or_a_rate_of_nothing_is_the_callers_bug(on_state):
             await state.take("b", capacity=1, per_second=0)
 
     on_state(check)
+
+
+def test_a_tally_counts_its_members_until_its_time_is_over(on_state):
+    async def check(state: State, clock: ManualClock) -> None:
+        assert await state.tally("day") == {}
+        assert await state.count("day", "a", 60) == 1
+        clock.advance(30)
+        assert await state.count("day", "b", 60, by=5) == 5
+        assert await state.count("day", "a", 60) == 2
+        assert await state.count("other", "a", 60) == 1
+        assert list((await state.tally("day")).items()) == [("b", 5), ("a", 2)]
+        assert await state.tally("day", limit=1) == {"b": 5}
+        clock.advance(30)
+        assert await state.tally("day") == {}, "its time runs from the first count"
+        assert await state.count("day", "a", 60) == 1
+
+    on_state(check)
+
+
+def test_members_that_cannot_be_counted_are_refused(on_state):
+    async def check(state: State, clock: ManualClock) -> None:
+        for member in ("", "x" * 2049, "\ud800"):
+            with pytest.raises(ValueError, match=r"."):
+                await state.count("day", member, 60)
+        with pytest.raises(ValueError, match="time to live"):
+            await state.count("day", "a", 0)
+
+    on_state(check)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import json
 import re
 import subprocess
+import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -95,18 +98,35 @@ def test_the_reference_page_is_the_models_table() -> None:
     assert page.endswith("\n\n" + table(Config)), "write gateway.config.reference.table(Config) at its end"
 
 
-def test_every_metric_is_documented_and_every_documented_one_exists() -> None:
+def metrics_of(values: Iterable[object]) -> dict[str, tuple[str, tuple[str, ...]]]:
     found = {}
-    for value in vars(metrics).values():
+    for value in values:
         if isinstance(value, MetricWrapperBase):
             (description,) = value.describe()
             name = description.name + ("_total" if isinstance(value, PrometheusCounter) else "")
             kind = {PrometheusCounter: "counter", Gauge: "gauge", Histogram: "histogram"}[type(value)]
             found[name] = (kind, tuple(value._labelnames))
-    page = (ROOT / "docs/metrics.md").read_text()
-    rows = re.findall(r"(?m)^\| `(gatepost_[a-z_]+)` \| (\w+) \| ([^|]*)\|", page)
-    documented = {name: (kind, tuple(re.findall(r"`(\w+)`", labels))) for name, kind, labels in rows}
-    assert documented == found
+    return found
+
+
+def test_every_metric_is_documented_and_every_documented_one_exists() -> None:
+    found = metrics_of(vars(metrics).values())
+    assert documented_metrics(ROOT / "docs/metrics.md") == found
+
+
+def documented_metrics(page: Path) -> dict[str, tuple[str, tuple[str, ...]]]:
+    rows = re.findall(r"(?m)^\| `(gatepost_[a-z_]+)` \| (\w+) \| ([^|]*)\|", page.read_text())
+    return {name: (kind, tuple(re.findall(r"`(\w+)`", labels))) for name, kind, labels in rows}
+
+
+def test_every_metric_of_a_plugin_stands_on_its_card() -> None:
+    for point in entry_points(group="gatepost.plugins"):
+        if point.module.split(".")[0] == "plugins":
+            package = point.module.split(".")[1]
+            modules = [m for name, m in sys.modules.items() if (name + ".").startswith(f"plugins.{package}.")]
+            modules.append(importlib.import_module(point.module))
+            found = metrics_of(value for module in modules for value in vars(module).values())
+            assert documented_metrics(ROOT / f"docs/plugins/{point.name}.md") == found, point.name
 
 
 def commands(group: click.Group, path: str) -> Iterator[tuple[str, click.Command]]:
@@ -173,7 +193,8 @@ def names(argument: ast.expr, tables: dict[str, ast.Dict]) -> Iterator[str]:
 
 
 def test_every_log_event_is_documented_and_every_documented_one_exists() -> None:
-    page = (ROOT / "docs/logging.md").read_text()
+    # A plugin's own events stand on its card.
+    page = "".join(path.read_text() for path in [ROOT / "docs/logging.md", *sorted((ROOT / "docs/plugins").iterdir())])
     documented = set(re.findall(r"(?m)^\| `([a-z]+\.[a-z_]+)` \|", page))
     found = logged()
     computed = [re.compile(re.escape(name).replace(r"\*", "[a-z_]+") + r"\Z") for name in found if "*" in name]

@@ -39,8 +39,8 @@ def test_finders_are_read_from_annotations_in_stage_order() -> None:
         async def own_method(self, anything: list[int]) -> None: ...
 
     assert Everything.finders == (
-        Finder("look", Stage.CONNECT, False, Spf, (Session,)),
-        Finder("scan", Stage.MESSAGE, True, Rate, (Message, Spf)),
+        Finder("look", Stage.CONNECT, False, Spf, (Session,), (False,)),
+        Finder("scan", Stage.MESSAGE, True, Rate, (Message, Spf), (False, False)),
     )
 
 

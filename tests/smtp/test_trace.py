@@ -168,27 +168,3 @@ def test_other_fields_with_a_similar_name_are_kept():
 )
 def test_the_header_ends_at_the_empty_line(head, end):
     assert trace.header_end(head) == end
-
-
-@pytest.mark.parametrize(
-    ("text", "quoted"),
-    [
-        ("example.org", "example.org"),
-        ('a"b\\c', '"a\\"b\\\\c"'),
-        ("a; dkim=pass", '"a; dkim=pass"'),
-        ("a\r\nb", '"a??b"'),
-    ],
-)
-def test_values_of_results_cannot_break_out(text, quoted):
-    assert trace.quote(text) == quoted
-
-
-def test_our_results_name_what_was_checked():
-    finding = {
-        "finding": "Spf",
-        "value": {"result": "pass", "domain": "sender.test", "helo": "none", "helo_domain": "client.test"},
-    }
-    assert trace.authentication_results(OURS, [finding]) == (
-        "mx.example.org;\n\tspf=pass smtp.mailfrom=sender.test;\n\tspf=none smtp.helo=client.test"
-    )
-    assert trace.authentication_results(OURS, [{"finding": "Dnsbl", "value": {}}]) == ""

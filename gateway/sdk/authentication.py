@@ -1,0 +1,225 @@
+"""Findings of mail authentication, and how they stand in an Authentication-Results field.
+
+A finding that has something to say there gives it as `MethodResult` values; whoever lists a plugin of their own gets
+their results into the field in the same way.
+
+*RFCs*: 8601 (Authentication-Results), 7208 section 2.6 and 6376 section 3.9 (results), 9989 (DMARC), 8617 (ARC).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+from gateway.sdk.findings import Finding
+
+_TOKEN: Final = re.compile(r"[A-Za-z0-9.\-_+@:/=]+\Z")
+_VALUE_LENGTH: Final = 255
+
+
+@dataclass(frozen=True, slots=True)
+class MethodResult:
+    """One ``method=result`` with its properties (RFC 8601 section 2.2).
+
+    `properties` are pairs such as ``("header.d", "example.org")``; values may come from a stranger, they are quoted
+    where needed. `reason` is free text, for ``reason=``.
+    """
+
+    method: str
+    result: str
+    properties: tuple[tuple[str, str], ...] = ()
+    reason: str = ""
+
+    def render(self) -> str:
+        """The result as it stands in the field."""
+        out = f"{self.method}={self.result}"
+        if self.reason:
+            out += f" reason={quote(self.reason)}"
+        return out + "".join(f" {name}={quote(value)}" for name, value in self.properties if value)
+
+
+def authentication_results(authserv_id: str, findings: Iterable[Finding]) -> str:
+    """Value of our Authentication-Results field, folded; empty when no finding has anything to say there."""
+    results = [result.render() for finding in findings for result in finding.authentication()]
+    return f"{authserv_id};\n\t" + ";\n\t".join(results) if results else ""
+
+
+def quote(text: str) -> str:
+    """`text` as an RFC 8601 value: a token, or a quoted string with nothing in it that ends it."""
+    if _TOKEN.match(text):
+        return text
+    safe = "".join(c if c.isprintable() else "?" for c in text[:_VALUE_LENGTH])
+    return '"' + safe.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+class SpfResult(StrEnum):
+    """RFC 7208 section 2.6."""
+
+    NONE = "none"
+    NEUTRAL = "neutral"
+    PASS = "pass"
+    FAIL = "fail"
+    SOFTFAIL = "softfail"
+    TEMPERROR = "temperror"
+    PERMERROR = "permerror"
+
+
+@dataclass(frozen=True, slots=True)
+class Spf(Finding):
+    """SPF for the MAIL FROM identity (for the null sender postmaster@HELO) and for HELO.
+
+    `domain` is the MAIL FROM domain that was judged, in A-labels; `explanation` is the sender's own text, not to
+    be trusted; `helo` is the HELO identity's result.
+    """
+
+    result: SpfResult
+    domain: str
+    helo: SpfResult
+    helo_domain: str
+    explanation: str = ""
+    problem: str = ""
+
+    def authentication(self) -> tuple[MethodResult, ...]:
+        both = ((self.result, "smtp.mailfrom", self.domain), (self.helo, "smtp.helo", self.helo_domain))
+        return tuple(MethodResult("spf", result, ((name, domain),)) for result, name, domain in both if domain)
+
+
+class AuthResult(StrEnum):
+    """Results of DKIM, DMARC, ARC and iprev (RFC 8601 section 2.7). Not every method has each of them."""
+
+    NONE = "none"
+    PASS = "pass"
+    FAIL = "fail"
+    POLICY = "policy"
+    """It would pass, and local policy does not let it count (a key that is too short, ``l=``)."""
+    NEUTRAL = "neutral"
+    TEMPERROR = "temperror"
+    PERMERROR = "permerror"
+
+
+@dataclass(frozen=True, slots=True)
+class DkimSignature:
+    """One DKIM-Signature and what came of it (RFC 6376 section 6).
+
+    `domain` is d= in A-labels and lower case, `identity` i=, `selector` s=, `algorithm` a=; `short` is the beginning
+    of b=, by which readers tell signatures apart (RFC 6008). `testing` is the key's t=y. `key_bits` is 0 when there
+    is no key.
+    """
+
+    result: AuthResult
+    domain: str
+    selector: str = ""
+    identity: str = ""
+    algorithm: str = ""
+    key_bits: int = 0
+    testing: bool = False
+    short: str = ""
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Dkim(Finding):
+    """The message's DKIM signatures, top down; `unchecked` says how many more there were than are looked at."""
+
+    signatures: tuple[DkimSignature, ...] = ()
+    unchecked: int = 0
+
+    @property
+    def passed(self) -> tuple[str, ...]:
+        """Domains (d=) whose signature holds, in order, each once."""
+        return tuple(dict.fromkeys(s.domain for s in self.signatures if s.result is AuthResult.PASS))
+
+    def authentication(self) -> tuple[MethodResult, ...]:
+        if not self.signatures:
+            return (MethodResult("dkim", AuthResult.NONE),)
+        return tuple(
+            MethodResult(
+                "dkim",
+                s.result,
+                (
+                    ("header.d", s.domain),
+                    ("header.i", s.identity),
+                    ("header.s", s.selector),
+                    ("header.a", s.algorithm),
+                    ("header.b", s.short),
+                ),
+                s.problem,
+            )
+            for s in self.signatures
+        )
+
+
+class DmarcPolicy(StrEnum):
+    """What a domain asks for mail that fails (RFC 9989: p=, sp=, np=)."""
+
+    NONE = "none"
+    QUARANTINE = "quarantine"
+    REJECT = "reject"
+
+
+@dataclass(frozen=True, slots=True)
+class Dmarc(Finding):
+    """DMARC for the author's domain (RFC 9989, or RFC 7489 where so configured).
+
+    `domain` is the author domain (RFC5322.From) in A-labels, empty when there is not exactly one; `organizational`
+    its organisational domain; `record_domain` where the record was found; `policy` what applies, None without a
+    record; `published` the record's text. `spf` and `dkim` say whether an aligned identifier passed, `aligned` names
+    them. `testing` is t=y (or, by RFC 7489, that pct sampling spared the message): the policy is one step milder
+    already.
+    """
+
+    result: AuthResult
+    domain: str
+    organizational: str = ""
+    record_domain: str = ""
+    policy: DmarcPolicy | None = None
+    spf: bool = False
+    dkim: bool = False
+    aligned: tuple[str, ...] = ()
+    testing: bool = False
+    published: str = ""
+    problem: str = ""
+
+    def authentication(self) -> tuple[MethodResult, ...]:
+        properties = (("header.from", self.domain), ("policy.dmarc", self.policy or ""))
+        return (MethodResult("dmarc", self.result, properties, self.problem),)
+
+
+@dataclass(frozen=True, slots=True)
+class Arc(Finding):
+    """The message's ARC chain (RFC 8617 section 5.2).
+
+    `result` is none, pass, fail, or temperror when a key could not be had; `sealers` are the d= of the seals, oldest
+    first; `trusted` says that every sealer from the newest down to the one whose results count is one that the
+    operator trusts; `results` are the authentication results that this one reported (method, result, domain).
+    """
+
+    result: AuthResult
+    sealers: tuple[str, ...] = ()
+    trusted: bool = False
+    results: tuple[tuple[str, str, str], ...] = ()
+    problem: str = ""
+
+    def authentication(self) -> tuple[MethodResult, ...]:
+        chain = (("header.oldest-pass", "0" if self.result is AuthResult.PASS and self.sealers else ""),)
+        return (MethodResult("arc", self.result, chain, self.problem),)
+
+
+@dataclass(frozen=True, slots=True)
+class ReverseName(Finding):
+    """The client's name in the DNS, confirmed by its address (iprev, RFC 8601 section 3).
+
+    `name` is the confirmed name, empty unless `result` is pass; `names` are all that PTR gave.
+    """
+
+    result: AuthResult
+    client: str
+    name: str = ""
+    names: tuple[str, ...] = ()
+    problem: str = ""
+
+    def authentication(self) -> tuple[MethodResult, ...]:
+        return (MethodResult("iprev", self.result, (("policy.iprev", self.client),), self.problem),)

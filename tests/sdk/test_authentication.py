@@ -1,0 +1,53 @@
+"""Findings as they stand in an Authentication-Results field."""
+
+from __future__ import annotations
+
+import pytest
+
+from gateway.sdk import (
+    AuthResult,
+    Dkim,
+    DkimSignature,
+    Dmarc,
+    DmarcPolicy,
+    Dnsbl,
+    ReverseName,
+    Spf,
+    SpfResult,
+    authentication_results,
+)
+from gateway.sdk.authentication import quote
+
+
+@pytest.mark.parametrize(
+    ("text", "quoted"),
+    [
+        ("example.org", "example.org"),
+        ('a"b\\c', '"a\\"b\\\\c"'),
+        ("a; dkim=pass", '"a; dkim=pass"'),
+        ("a\r\nb", '"a??b"'),
+    ],
+)
+def test_values_of_results_cannot_break_out(text, quoted):
+    assert quote(text) == quoted
+
+
+def test_our_results_name_what_was_checked():
+    spf = Spf(SpfResult.PASS, "sender.test", SpfResult.NONE, "client.test")
+    dkim = Dkim((DkimSignature(AuthResult.FAIL, "a.test", "s1", algorithm="rsa-sha256", problem="body has changed"),))
+    dmarc = Dmarc(AuthResult.FAIL, "a.test", policy=DmarcPolicy.REJECT)
+    iprev = ReverseName(AuthResult.PASS, "192.0.2.1", "mail.sender.test")
+    assert authentication_results("mx.example.org", [Dnsbl(3.0), iprev, spf, dkim, dmarc]) == (
+        "mx.example.org;\n\tiprev=pass policy.iprev=192.0.2.1;\n\tspf=pass smtp.mailfrom=sender.test;"
+        "\n\tspf=none smtp.helo=client.test;"
+        '\n\tdkim=fail reason="body has changed" header.d=a.test header.s=s1 header.a=rsa-sha256;'
+        "\n\tdmarc=fail header.from=a.test policy.dmarc=reject"
+    )
+
+
+def test_findings_that_authenticate_nothing_make_no_field():
+    assert authentication_results("mx.example.org", [Dnsbl(0.0)]) == ""
+
+
+def test_a_message_without_signatures_is_said_to_have_none():
+    assert authentication_results("mx", [Dkim()]) == "mx;\n\tdkim=none"
