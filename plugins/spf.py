@@ -71,20 +71,28 @@ class SpfPolicy(Policy):
     """Refuse by SPF alone, as far as the options ask for it; by default nothing."""
 
     name = "spf"
+    version = "2"
     Options = SpfOptions
     options: SpfOptions
 
     def on_rcpt(self, spf: Spf) -> Verdict:
         options = self.options
         if options.reject_fail and spf.result is SpfResult.FAIL:
-            return reject("7.23", "client is not allowed to send for the sender's domain", reason=spf.problem)
+            return _fail("client is not allowed to send for the sender's domain", spf.problem)
         if options.reject_helo_fail and spf.helo is SpfResult.FAIL:
-            return reject("7.23", "client is not allowed to use this host name", reason=spf.problem)
+            return _fail("client is not allowed to use this host name", spf.helo_problem)
         if options.reject_permerror and spf.result is SpfResult.PERMERROR:
             return reject("7.24", "the sender domain's SPF records are broken", reason=spf.problem)
         if options.defer_temperror and spf.result is SpfResult.TEMPERROR:
             return defer("7.24", "the sender domain cannot be checked now, try again later", reason=spf.problem)
         return PROCEED
+
+
+def _fail(text: str, problem: str) -> Verdict:
+    """Refuse, for now only where DNS trouble had a part in the result."""
+    if problem:
+        return defer("7.24", "the client cannot be checked now, try again later", reason=problem)
+    return reject("7.23", text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +159,7 @@ class _Query(spf.query):  # type: ignore[misc] # pyspf has no types
         self._void: list[str] = []
         self._explained_at: tuple[str, str] | None = None
         self._level = 0
+        self.trouble = ""
 
     def check1(self, record: str, domain: str, recursion: int) -> Any:
         """A record of its own, an included one (of a deeper level), or one that redirect leads to."""
@@ -192,14 +201,16 @@ class _Query(spf.query):  # type: ignore[misc] # pyspf has no types
         """The client's names that lead back to it. DNS trouble here is no match, not temperror (section 5.5)."""
         try:
             names = self.dns_ptr(self.i)[: spf.MAX_PTR]
-        except spf.TempError:
+        except spf.TempError as error:
+            self.trouble = f"no reverse names: {error}"
             return []
         return [name for name in names if self._leads_back(name)]
 
     def _leads_back(self, name: str) -> bool:
         try:
             return bool(self.cidrmatch(self.dns_a(name, self.A), self.cidrmax))
-        except spf.TempError:
+        except spf.TempError as error:
+            self.trouble = f"reverse name {name[:_SHOWN]} not verified: {error}"
             return False
 
 
@@ -220,7 +231,8 @@ def _evaluate(query: _Query) -> _Outcome:
     result, used = SpfResult(word), (query.lookups, query.void_lookups)
     if result in (SpfResult.TEMPERROR, SpfResult.PERMERROR):
         return _Outcome(result, "", _clean(text), *used)
-    return _Outcome(result, _clean(query.explain()) if result is SpfResult.FAIL else "", "", *used)
+    problem = _clean(query.trouble)
+    return _Outcome(result, _clean(query.explain()) if result is SpfResult.FAIL else "", problem, *used)
 
 
 def _clean(text: str) -> str:
@@ -245,6 +257,7 @@ def _finding(domain: str, mail: _Outcome, helo: str, own: _Outcome) -> Spf:
         mail.void_lookups,
         own.lookups,
         own.void_lookups,
+        own.problem,
     )
 
 

@@ -76,6 +76,9 @@ class Spf(Finding):
 
     `lookups` counts the terms that looked something up and `void_lookups` the look-ups that found nothing, as RFC 7208
     section 4.6.4 limits them, for MAIL FROM; `helo_lookups` and `helo_void_lookups` are those for HELO.
+
+    `problem` and `helo_problem` say what went wrong. Beside a result that is no error they mean that it rests on a
+    reverse name that could not be looked up, which counts as none (section 5.5): no ground to refuse for good.
     """
 
     result: SpfResult
@@ -88,6 +91,7 @@ class Spf(Finding):
     void_lookups: int = 0
     helo_lookups: int = 0
     helo_void_lookups: int = 0
+    helo_problem: str = ""
 
     def authentication(self) -> tuple[MethodResult, ...]:
         both = ((self.result, "smtp.mailfrom", self.domain), (self.helo, "smtp.helo", self.helo_domain))

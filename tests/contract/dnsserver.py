@@ -37,7 +37,7 @@ class Fault(Enum):
     ONLY_WRONG_QUESTION = "a forged answer to another question, and never a true one"
     CUT = "the first half of the true answer"
     NO_EDNS = "FORMERR to questions with EDNS"
-    LOST_ONCE = "the first question is lost"
+    LOST_ONCE = "the first question of each name and type is lost"
 
 
 class DnsServer:
@@ -141,7 +141,7 @@ class DnsServer:
         match fault:
             case Fault.SILENT:
                 return []
-            case Fault.LOST_ONCE if len(self.asked) == 1:
+            case Fault.LOST_ONCE if self.asked.count(self.asked[-1]) == 1:
                 return []
             case Fault.CUT:
                 return [true[: len(true) // 2]]

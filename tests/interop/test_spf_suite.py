@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -152,8 +153,15 @@ def seen() -> Iterator[dict[str, Seen]]:
             out[case.id] = Seen("", finding, stored[word])
         yield out
     finally:
-        gate.stop()
-        server.stop()
+        try:
+            gate.stop()
+        except BaseException:
+            gate.kill()
+            raise
+        finally:
+            server.stop()
+            shutil.rmtree(directory, ignore_errors=True)
+            shutil.rmtree(gate.directory, ignore_errors=True)
 
 
 def spf_findings(explained: Any) -> Iterator[dict[str, Any]]:

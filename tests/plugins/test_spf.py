@@ -377,6 +377,24 @@ def test_with_the_real_resolver_the_whole_way_works():
     asyncio.run(check())
 
 
+def test_a_fail_that_trouble_with_reverse_names_had_a_part_in_is_not_refused_for_good():
+    fake = FakeDns(txt={"sender.test": ["v=spf1 ptr -all"]}, fails={"7.2.0.192.in-addr.arpa"})
+    finding = found(fake, helo="sender.test")
+    assert (finding.result, finding.helo) == (SpfResult.FAIL, SpfResult.FAIL)
+    assert finding.problem == finding.helo_problem == "no reverse names: DNS: SERVFAIL"
+    for option in ("reject_fail", "reject_helo_fail"):
+        verdict = Bench().judge("spf", {option: True}, findings=[finding])
+        assert (verdict.reply.code, verdict.reply.status, verdict.reason) == (451, "4.7.24", finding.problem)
+    unverified = FakeDns(
+        txt={"sender.test": ["v=spf1 ptr -all"]},
+        ptr={"7.2.0.192.in-addr.arpa": ["bad.sender.test"]},
+        fails={"bad.sender.test"},
+    )
+    assert found(unverified).problem == "reverse name bad.sender.test not verified: DNS: SERVFAIL"
+    nameless = found(FakeDns(txt={"sender.test": ["v=spf1 ptr -all"]}))
+    assert (nameless.result, nameless.problem) == (SpfResult.FAIL, "")
+
+
 def judge(result: str, helo: str = "none", **options):
     return Bench().judge("spf", options, findings=[Spf(SpfResult(result), "d.test", SpfResult(helo), "h.test")])
 
