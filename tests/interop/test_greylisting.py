@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import json
 import smtplib
 import sqlite3
 import time
@@ -73,7 +74,7 @@ def test_postfix_is_deferred_once_comes_again_and_is_known_from_then_on(gatepost
     dovecot.wait_mails(box, 2)
     wait_until(lambda: postfix.queue_length() == 0, "Postfix's queue is empty")
     assert postfix.log.count("status=deferred") == 1, "the second message passed at once"
-    assert states(gate) == {"new": 1, "early": 0, "passed": 1, "known": 1, "exempt": 3}
+    assert states(gate) == {"new": 1, "early": 0, "passed": 1, "known": 1, "exempt": 0}
     delay = gate.metric("gatepost_greylist_delay_seconds_sum")
     assert 2 <= delay < 60
     assert gate.log.count("greylist.passed") == 1
@@ -95,8 +96,8 @@ def test_of_many_attempts_at_once_on_two_workers_one_is_the_first(gatepost, dire
         assert states(gate) == {"new": 1, "early": 19, "passed": 0, "known": 0, "exempt": 0}
         wait_until(lambda: time.monotonic() > began + 2.5 and attempt(0) == 250, "a retry passes")
         assert set(threads.map(attempt, range(20))) == {250}
-    served = {line.split('"worker": ')[1][:2] for line in gate.log.splitlines() if '"worker": ' in line}
-    assert len(served) == 2
+    refusals = [json.loads(line) for line in gate.log.splitlines() if '"recipient.refused"' in line]
+    assert {refusal["worker"] for refusal in refusals} == {"0", "1"}
 
 
 def test_a_pool_of_addresses_passes_as_one_when_spf_proves_the_domain(gatepost, running, directory):
