@@ -40,6 +40,8 @@ class DmarcPlugin(Plugin):
     name = "dmarc"
     Options = DmarcOptions
     policy = DmarcDefault
+    # Two rounds of questions, each as long as the resolver's own time limit.
+    timeout = 15.0
     options: DmarcOptions
 
     async def start(self) -> None:
