@@ -175,11 +175,12 @@ class DmarcPolicy(StrEnum):
 class Dmarc(Finding):
     """DMARC for the author's domain (RFC 9989, or RFC 7489 where so configured).
 
-    `domain` is the author domain (RFC5322.From) in A-labels, empty when there is not exactly one; `organizational`
+    `domain` is the author domain (RFC5322.From) in A-labels, empty when there is none that can be judged (of several,
+    it is the one with the worst result); `organizational`
     its organisational domain; `record_domain` where the record was found; `policy` what applies, None without a
     record; `published` the record's text. `spf` and `dkim` say whether an aligned identifier passed, `aligned` names
     them. `testing` is t=y (or, by RFC 7489, that pct sampling spared the message): the policy is one step milder
-    already.
+    already. `list_id` is the message's List-Id, empty when it has none: evidence of a mailing list, and no proof.
     """
 
     result: AuthResult
@@ -193,6 +194,7 @@ class Dmarc(Finding):
     testing: bool = False
     published: str = ""
     problem: str = ""
+    list_id: str = ""
 
     def authentication(self) -> tuple[MethodResult, ...]:
         properties = (("header.from", self.domain), ("policy.dmarc", self.policy or ""))
