@@ -162,6 +162,12 @@ class Memo:
         lookups = sorted(self.lookups.items())
         return [found.value for _, found in lookups if found.value is not None]
 
+    @property
+    def applied(self) -> list[Finding]:
+        """As `found`, without what shadow entries found."""
+        lookups = sorted(self.lookups.items())
+        return [found.value for _, found in lookups if found.value is not None and not found.node.entry.shadow]
+
     def call_off(self) -> list[asyncio.Task[Any]]:
         """Call off what is not settled and forget all; gives the tasks, which may need a moment to end."""
         tasks = [found.call_off() for found in self.lookups.values() if not found.settled]

@@ -12,8 +12,8 @@ import structlog
 
 from gateway.mail.address import Address
 from gateway.mail.session import Session
+from gateway.pipeline.decision import PROCEEDED
 from gateway.pipeline.loader import StageDeadlines
-from gateway.pipeline.runner import PROCEEDED
 from gateway.sdk import (
     PROCEED,
     Action,
