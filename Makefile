@@ -5,7 +5,7 @@ DEMO := gatepost.demo.yaml
 # More for pytest: make test ARGS="-k queue -x"
 ARGS :=
 
-.PHONY: help run test test-fast lint bench lock clean setup-run setup-test
+.PHONY: help run test test-fast lint bench bench-filtered lock clean setup-run setup-test
 
 help:
 	@echo "make run        set up, then start Gatepost on 127.0.0.1:2525 (foreground, Ctrl-C drains and ends it)"
@@ -13,6 +13,7 @@ help:
 	@echo "make test-fast  unit tests only"
 	@echo "make lint       ruff, mypy, import layers"
 	@echo "make bench      Gatepost and Postfix side by side (ARGS=\"--messages 2000 --rounds 3\")"
+	@echo "make bench-filtered   the same with filters: DNS lists, greylist, SPF, DKIM, DMARC"
 	@echo "make lock       write the lock files anew from pyproject.toml"
 	@echo "make clean      remove what was made here, the demo's mail included"
 
@@ -40,6 +41,9 @@ lint: setup-test
 
 bench: setup-test
 	$(PY) -m tests.bench.bench $(ARGS)
+
+bench-filtered: setup-test
+	$(PY) -m tests.bench.filtered $(ARGS)
 
 UV := $(shell command -v uv 2>/dev/null || echo .venv/bin/uv)
 COMPILE = $(UV) pip compile pyproject.toml --extra geoip --extra ldap --extra milter --extra setup --universal --python-version 3.11 \

@@ -20,7 +20,7 @@ import shutil
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -128,12 +128,22 @@ def _stop_sink(gateway: Gateway) -> None:
     gateway.sink.stop()
 
 
-def measure(gateway: Gateway, messages: int, size: int, reuse: bool) -> Round:
+def measure(
+    gateway: Gateway,
+    messages: int,
+    size: int,
+    reuse: bool,
+    *,
+    address: str = "127.0.0.1",
+    flags: Sequence[str] | None = None,
+) -> Round:
+    """One round; `flags` tell smtp-source what to send, by default its own text of `size` octets."""
     before = gateway.sink.count
     cpu = gateway.meter.seconds()
     start = time.monotonic()
-    flags = ["-s", "20", "-m", str(messages), "-l", str(size), "-t", _TO] + (["-d"] if reuse else [])
-    smtp_source(gateway.port, *flags, timeout=600)
+    what = ["-l", str(size)] if flags is None else list(flags)
+    load = ["-s", "20", "-m", str(messages), *what, "-t", _TO] + (["-d"] if reuse else [])
+    smtp_source(gateway.port, *load, timeout=600, address=address)
     accepted = time.monotonic() - start
     gateway.sink.wait_count(before + messages, deadline=600)
     seconds = time.monotonic() - start

@@ -74,7 +74,9 @@ class GatepostProcess:
     def _ready(self) -> bool:
         """All workers have read their spool, and every listener greets (ready is when the first worker is)."""
         return all(self.http("GET", path)[0] == 200 for path in ("/startupz", "/readyz")) and all(
-            banner(self._port(listener)) for listener in self.options["listeners"] if self._speaks_first(listener)
+            banner(self._port(listener), address=listener["address"].rpartition(":")[0])
+            for listener in self.options["listeners"]
+            if self._speaks_first(listener)
         )
 
     @staticmethod

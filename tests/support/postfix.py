@@ -16,7 +16,7 @@ from tests.support.process import Process, alive, banner, binary, free_port, new
 
 # Debian's own master.cf without chroot, on a port of our own and without the services nobody uses here.
 _MASTER = """\
-127.0.0.1:{port} inet n - n - {processes} smtpd
+{address}:{port} inet n - n - {processes} smtpd
 pickup unix n - n 60 1 pickup
 cleanup unix n - n - 0 cleanup
 qmgr unix n - n 300 1 qmgr
@@ -68,19 +68,29 @@ class Postfix:
     """One Postfix with a configuration and a queue directory of its own; needs root, as Postfix does."""
 
     def __init__(
-        self, settings: Mapping[str, str], *, home: Path | None = None, processes: str = "-", prefix: str = ""
+        self,
+        settings: Mapping[str, str],
+        *,
+        home: Path | None = None,
+        processes: str = "-",
+        prefix: str = "",
+        address: str = "127.0.0.1",
+        services: str = "",
     ) -> None:
+        """`services` are more lines for master.cf; `prefix` is a shell command before each start."""
         if os.getuid() != 0:
             pytest.fail("Postfix can be started by root only: run the tests as root")
         self._postfix = binary("postfix")
         self._prefix = prefix
-        self.port = free_port()
+        self.port = free_port(address)
         self.home = home or new_directory("postfix")
+        self.home.mkdir(exist_ok=True)
         for name in ("etc", "queue", "data"):
             (self.home / name).mkdir()
         shutil.chown(self.home / "data", "postfix")
         self.etc = self.home / "etc"
-        (self.etc / "master.cf").write_text(_MASTER.format(port=self.port, processes=processes))
+        master = _MASTER.format(address=address, port=self.port, processes=processes)
+        (self.etc / "master.cf").write_text(master + services)
         main = _MAIN.format(home=self.home)
         main += "".join(f"{name} = {value}\n" for name, value in settings.items())
         # Postfix takes the last of two lines for one name, with a warning; leave no warning behind.
@@ -88,7 +98,7 @@ class Postfix:
         (self.etc / "main.cf").write_text("\n".join(kept.values()) + "\n")
         self._control("start")
         self.pid = wait_until(self._read_pid, "Postfix wrote its pid file")
-        wait_until(lambda: banner(self.port), "Postfix greets")
+        wait_until(lambda: banner(self.port, address=address), "Postfix greets")
 
     @classmethod
     def store(cls, domain: str, users: list[str]) -> Postfix:
@@ -198,8 +208,8 @@ class SmtpSink:
         shutil.rmtree(self.directory, ignore_errors=True)
 
 
-def smtp_source(port: int, *flags: str, timeout: float = 120.0) -> None:
+def smtp_source(port: int, *flags: str, timeout: float = 120.0, address: str = "127.0.0.1") -> None:
     """Send mail with Postfix's smtp-source; any refusal of the server makes it fail, and this too."""
-    argv = [binary("smtp-source"), *flags, f"127.0.0.1:{port}"]
+    argv = [binary("smtp-source"), *flags, f"{address}:{port}"]
     result = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout)
     assert result.returncode == 0, f"{' '.join(argv)}: {result.stdout[-2000:]}{result.stderr[-2000:]}"
