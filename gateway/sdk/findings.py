@@ -94,12 +94,18 @@ class Dnsbl(Finding):
 
 @dataclass(frozen=True, slots=True)
 class Rate(Finding):
-    """A token bucket was asked. `wait` is how many seconds until the next token, 0 when `allowed`."""
+    """A token bucket was asked. `wait` is how many seconds until there are enough tokens, 0 when `allowed`.
+
+    `key` says whose bucket it is, `counted` what takes tokens (messages, connections, ...), `limit` how many there are
+    in how much time.
+    """
 
     allowed: bool
     key: str
     remaining: float
     wait: float
+    counted: str = ""
+    limit: str = ""
 
 
 class RecipientState(StrEnum):
