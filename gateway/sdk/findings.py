@@ -113,7 +113,8 @@ class AccessAction(StrEnum):
 class Access(Finding):
     """The line of an access list that decided: `where` it stands (``file:line``), what it is about, its pattern.
 
-    `code`, `detail` and `text` are of the reply that it wants, 0 and empty where it leaves that open.
+    `code`, `detail` and `text` are of the reply that it wants, 0 and empty where it leaves that open; of an action that
+    is no refusal, `text` is a note for the record.
     """
 
     action: AccessAction

@@ -66,9 +66,9 @@ def parse_result(text: str) -> Result:
             raise ValueError(_no_action(word))
         action = known
     if action not in _CLASSES:
-        if rest:
-            raise ValueError(f"{action} is said to nobody, so it has no text: {rest[:40]!r}")
-        return Result(action)
+        if len(rest) > _TEXT_CHARACTERS or not rest.isprintable():
+            raise ValueError(f"the text goes into the record: at most {_TEXT_CHARACTERS} printable characters")
+        return Result(action, text=rest)
     detail = ""
     if status := _STATUS.match(rest):
         if status[1] != _CLASSES[action]:

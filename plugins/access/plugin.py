@@ -52,7 +52,7 @@ from plugins.access.tables import (
     parse_network,
 )
 
-MATCHES = Counter("gatepost_access_matches", "Lines of access lists that matched and decided.", ["match", "action"])
+MATCHES = Counter("gatepost_access_matches", "Lines of access lists that matched first.", ["match", "action"])
 
 FILE_OCTETS: Final = 64 << 20
 _T = TypeVar("_T")
@@ -201,6 +201,8 @@ class AccessPolicy(Policy):
 
 def _verdict(access: Access, *, refuse: int = 550, postpone: int = 450) -> Verdict:
     reason = f"{access.where}: {access.match} {access.pattern}"
+    if access.text:
+        reason += f" ({access.text})"
     match access.action:
         case AccessAction.NONE:
             return PROCEED

@@ -136,7 +136,7 @@ class LimitOptions(OptionsModel):
 def _is_about_the_recipient(ending: Ending) -> bool:
     """Whether a refusal at RCPT says that the recipient is wrong. One for another cause says so by its status.
 
-    What refuses without being an entry is relay control, and then the recipient is not ours.
+    Where no entry refused, relay control did: the recipient is not ours.
     """
     detail = ending.reply.detail if ending.reply else ""
     return not ending.entry or not detail or detail.startswith(_ABOUT_RECIPIENTS)

@@ -296,7 +296,13 @@ def test_an_action_becomes_a_verdict(action, stage, verdict, reply):
     made = judged(action, stage)
     assert made.action is verdict
     assert (str(made.reply) if made.reply else None) == reply
-    assert made.reason == "list 1, entry 1: client 192.0.2.1"
+    assert made.reason.startswith("list 1, entry 1: client 192.0.2.1")
+
+
+def test_a_text_is_for_the_client_where_it_is_refused_and_a_note_for_the_record_always():
+    assert judged("quarantine seen in ticket 7").reason == "list 1, entry 1: client 192.0.2.1 (seen in ticket 7)"
+    assert judged("OK gr\u00fcn").reason == "list 1, entry 1: client 192.0.2.1 (gr\u00fcn)"
+    assert judged("reject go away").reason == "list 1, entry 1: client 192.0.2.1 (go away)"
 
 
 def test_where_nothing_matched_the_policy_says_nothing():
@@ -330,7 +336,7 @@ def test_lines_without_an_action_have_the_lists_own():
         ({"lists": [entries("client", "::1 ok", "::2")]}, "entry 2: names no action"),
         ({"lists": [entries("client", "::1 permit")]}, "entry 1: 'permit' is no action.*write ok"),
         ({"lists": [entries("client", "::1 PREPEND X: y")]}, "'PREPEND' is no action: ok, accept, reject"),
-        ({"lists": [entries("client", "::1 ok sure")]}, "ok is said to nobody"),
+        ({"lists": [entries("client", "::1 ok " + "x" * 201)]}, "goes into the record"),
         ({"lists": [entries("client", "::1 250 fine")]}, "'250' is no action"),
         ({"lists": [entries("client", "::1 reject 4.7.1 x")]}, "4.7.1 does not go with reject: it must begin with 5"),
         ({"lists": [entries("client", "::1 450 5.7.1 x")]}, "5.7.1 does not go with 450"),

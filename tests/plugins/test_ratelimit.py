@@ -2,22 +2,39 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 from pydantic import ValidationError
 
+from gateway.pipeline.loader import load
 from gateway.sdk import (
     PROCEED,
     Action,
     Geo,
     MailParameters,
     Outcome,
+    Plugin,
     Rate,
     Reply,
+    Session,
     Stage,
     StateError,
+    finds,
 )
-from gateway.sdk.testing import Bench, make_message, make_recipient, make_session, make_transaction
+from gateway.sdk.testing import (
+    Bench,
+    FakeState,
+    ManualClock,
+    make_message,
+    make_recipient,
+    make_session,
+    make_transaction,
+)
 from plugins.ratelimit import RateLimitOptions, RateLimitPlugin, parse_rate
+from tests.pipeline.quick import run
+from tests.pipeline.setting import catalog, services
 
 
 def at_connect(bench: Bench, options, client: str = "192.0.2.1", geo: Geo | None = None) -> Rate:
@@ -433,3 +450,93 @@ def test_what_was_limited_is_counted_by_what_and_for_whom():
     assert count() == before
     assert not at_mail(bench, options).allowed
     assert count() == before + 1
+
+
+TAKER = """
+import asyncio, sys
+from pathlib import Path
+from gateway.sdk import Stage
+from gateway.sdk.testing import Bench, ManualClock, make_message, make_recipient, make_session, make_transaction
+from gateway.services.state import SqliteState
+from plugins.ratelimit import RateLimitOptions, RateLimitPlugin
+
+async def work():
+    state = SqliteState(Path(sys.argv[1]), ManualClock())
+    await state.start()
+    services = Bench(state=state).services
+    by_number = RateLimitPlugin(RateLimitOptions.model_validate({"rate": "150/1h"}), services)
+    by_octets = RateLimitPlugin(RateLimitOptions.model_validate({"rate": "1000B/1h", "count": "bytes"}), services)
+    transaction = make_transaction(make_session("192.0.2.1"))
+    print("ready", flush=True)
+    sys.stdin.readline()
+    mails = await asyncio.gather(*(by_number.at_mail(transaction, None) for _ in range(200)))
+    message = make_message(b"X: " + b"x" * 15 + b"\\r\\n")
+    octets = await asyncio.gather(*(by_octets.at_message(transaction, message, None) for _ in range(100)))
+    await state.close()
+    print(sum(rate.allowed for rate in mails), sum(rate.allowed for rate in octets))
+
+asyncio.run(work())
+"""
+
+
+def test_many_takers_in_two_processes_get_no_more_than_a_bucket_holds(tmp_path):
+    command = [sys.executable, "-c", TAKER, str(tmp_path / "state")]
+    takers = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    assert [taker.stdout.readline() for taker in takers] == ["ready\n"] * 2
+    for taker in takers:
+        taker.stdin.write("go\n")
+        taker.stdin.flush()
+    counts = [[int(n) for n in taker.communicate(timeout=60)[0].split()] for taker in takers]
+    assert sum(mails for mails, _ in counts) == 150
+    assert sum(octets for _, octets in counts) == 50, "messages of 20 octets, of 1000"
+
+
+class Map(Plugin):
+    """Knows where clients are, or cannot say."""
+
+    name = "map"
+    broken = False
+
+    @finds(Stage.CONNECT)
+    async def place(self, session: Session) -> Geo:
+        if self.broken:
+            raise RuntimeError("no map")
+        return Geo("NL", 64500)
+
+
+class TornMap(Map):
+    name = "torn-map"
+    broken = True
+
+
+@pytest.mark.parametrize(
+    ("entries", "reply", "key"),
+    [
+        (["map", {"ratelimit": {"key": "asn", "count": "errors"}}], "", "asn AS64500"),
+        ([{"ratelimit": {"key": "asn", "count": "errors"}}, "map"], "", "asn AS64500"),
+        ([{"ratelimit": {"key": "asn", "count": "errors"}}], "", "asn 192.0.2.0/24"),
+        (["torn-map", {"ratelimit": {"key": "asn", "count": "errors"}}], "451 4.3.0 try again later", None),
+        (
+            [{"torn-map": {}, "on_error": "proceed"}, {"ratelimit": {"key": "asn", "count": "errors"}}],
+            "",
+            "asn 192.0.2",
+        ),
+        (["torn-map", {"ratelimit": {"key": "network", "count": "errors"}}], "", "network 192.0.2.0/24"),
+    ],
+)
+def test_in_a_pipeline_only_limits_by_autonomous_system_wait_for_who_finds_it(entries, reply, key):
+    async def connected() -> tuple[str, list[str]]:
+        clock = ManualClock()
+        known = catalog(RateLimitPlugin, Map, TornMap)
+        pipeline = load("default", entries, services(state=FakeState(clock)), known=known)
+        await pipeline.start()
+        session = pipeline.open()
+        decision = await session.connect(make_session("192.0.2.1"))
+        keys = [finding.key for finding in session.found if isinstance(finding, Rate)]
+        await session.close()
+        await pipeline.close()
+        return str(decision.verdict.reply or ""), keys
+
+    said, keys = run(connected())
+    assert said == reply
+    assert [found[: len(key)] for found in keys] == [key] if key else keys == []
