@@ -237,7 +237,7 @@ class RateLimitPlugin(Plugin):
             case "asn":
                 # Networks of which nobody knows whose they are must not share one bucket.
                 known = event.geo is not None and event.geo.asn > 0
-                return f"AS{event.geo.asn}" if known and event.geo else self._network(event.session, 24)
+                return f"AS{event.geo.asn}" if known and event.geo else self._value("network", event)
             case "helo":
                 return event.session.helo.lower()
             case "sender" | "sender_domain":

@@ -6,6 +6,8 @@ import subprocess
 import sys
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from gateway.pipeline.loader import load
@@ -181,6 +183,31 @@ def test_trouble_with_the_store_is_the_entrys_on_error_to_decide():
     bench.state.broken = True
     with pytest.raises(StateError):
         at_mail(bench, {})
+
+
+def test_trouble_with_the_store_is_raised_wherever_it_is_asked():
+    bench = Bench()
+    bench.state.broken = True
+    options = {"limits": [{"count": "errors"}, {"count": "bytes"}]}
+    for ask in (
+        lambda: at_connect(bench, options),
+        lambda: at_rcpt(bench, options, "anna@example.org"),
+        lambda: at_message(bench, options, 100),
+        lambda: refuse(bench, options),
+    ):
+        with pytest.raises(StateError):
+            ask()
+
+
+@given(st.text(max_size=20) | st.from_regex(r"[0-9]{0,10} ?([kMG]i?B)?/[0-9.]{0,5}[smhdx]?", fullmatch=True))
+def test_any_text_is_a_rate_or_says_what_one_looks_like(text):
+    for sized in (False, True):
+        try:
+            count, per_second = parse_rate(text, sized=sized)
+        except ValueError as error:
+            assert "expected a" in str(error)
+        else:
+            assert count > 0 and 0 < per_second < float("inf")
 
 
 def test_too_much_is_deferred_and_never_refused():
