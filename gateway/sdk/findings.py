@@ -36,6 +36,13 @@ class Finding:
         """What it says in the Authentication-Results field (RFC 8601); by default nothing."""
         return ()
 
+    def idle(self) -> bool:
+        """Whether nothing was asked or done for it, so that it says nothing of its plugin's health; by default not.
+
+        A breaker counts such a finding neither as a success nor as a fault.
+        """
+        return False
+
 
 class _Room:
     """Makes values plain as long as there is room; what comes after is left out, and a mark stands for it."""
@@ -131,7 +138,7 @@ class Rate(Finding):
     """A token bucket was asked. `wait` is how many seconds until there are enough tokens, 0 when `allowed`.
 
     `key` says whose bucket it is, `counted` what takes tokens (messages, connections, ...), `limit` how many there are
-    in how much time.
+    in how much time. Without a `key` none was asked.
     """
 
     allowed: bool
@@ -140,6 +147,9 @@ class Rate(Finding):
     wait: float
     counted: str = ""
     limit: str = ""
+
+    def idle(self) -> bool:
+        return not self.key
 
 
 class RecipientState(StrEnum):
@@ -247,3 +257,6 @@ class Greylist(Finding):
     wait: float = 0.0
     delay: float = 0.0
     reason: str = ""
+
+    def idle(self) -> bool:
+        return self.state is GreylistState.EXEMPT

@@ -50,7 +50,8 @@ def parse_rate(text: str, *, sized: bool = False) -> tuple[int, float]:
         if count and seconds:
             return count, count / seconds
     forms = "50MiB/1h or 500kB/m" if sized else "100/1h, 20/10m or 5/s"
-    raise ValueError(f"expected a rate such as {forms}, over 0")
+    hint = "; a size has its place with count: bytes" if match and match[2] and not sized else ""
+    raise ValueError(f"expected a rate such as {forms}, over 0{hint}")
 
 
 class LimitOptions(OptionsModel):
