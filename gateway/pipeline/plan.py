@@ -85,13 +85,14 @@ class Entry:
 
 
 # A source that is a number is a place in the tuple that the runner holds ready at each stage.
-INPUTS: Final[dict[type, int]] = {Session: 0, Transaction: 1, Recipient: 2, Message: 3}
 NOTHING: Final = 4
+INPUTS: Final[dict[type, int]] = {Session: 0, Transaction: 1, Recipient: 2, Message: 3, type(None): NOTHING}
 _INPUT_SCOPE: Final = {
     Session: Scope.SESSION,
     Transaction: Scope.TRANSACTION,
     Recipient: Scope.RECIPIENT,
     Message: Scope.TRANSACTION,
+    type(None): Scope.SESSION,
 }
 _STAGE_SCOPE: Final = {
     Stage.CONNECT: Scope.SESSION,

@@ -24,6 +24,8 @@ from gateway.sdk.authentication import (
 from gateway.sdk.ending import Ending, Outcome
 from gateway.sdk.files import WatchedFile
 from gateway.sdk.findings import (
+    Access,
+    AccessAction,
     Dnsbl,
     DomainState,
     EarlyTalk,
@@ -81,6 +83,8 @@ from gateway.sdk.verdict import (
 __all__ = [
     "NULL_SENDER",
     "PROCEED",
+    "Access",
+    "AccessAction",
     "Action",
     "AddHeader",
     "Address",

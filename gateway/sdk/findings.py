@@ -99,17 +99,54 @@ class Dnsbl(Finding):
     failed: tuple[str, ...] = ()
 
 
+class AccessAction(StrEnum):
+    """What a line of an access list says."""
+
+    NONE = "none"
+    """No line matched."""
+    OK = "ok"
+    """Nothing against it; the entry's other lists are not asked."""
+    ACCEPT = "accept"
+    """Nor are the entries after it, at this stage."""
+    REJECT = "reject"
+    DEFER = "defer"
+    DISCARD = "discard"
+    QUARANTINE = "quarantine"
+    DUNNO = "dunno"
+    """As if the list had no such line: the next one is asked."""
+
+
+@dataclass(frozen=True, slots=True)
+class Access(Finding):
+    """The line of an access list that decided: `where` it stands (``file:line``), what it is about, its pattern.
+
+    `code`, `detail` and `text` are of the reply that it wants, 0 and empty where it leaves that open; of an action that
+    is no refusal, `text` is a note for the record.
+    """
+
+    action: AccessAction
+    where: str = ""
+    match: str = ""
+    pattern: str = ""
+    code: int = 0
+    detail: str = ""
+    text: str = ""
+
+
 @dataclass(frozen=True, slots=True)
 class Rate(Finding):
-    """A token bucket was asked. `wait` is how many seconds until the next token, 0 when `allowed`.
+    """A token bucket was asked. `wait` is how many seconds until there are enough tokens, 0 when `allowed`.
 
-    Without a `key` none was asked.
+    `key` says whose bucket it is, `counted` what takes tokens (messages, connections, ...), `limit` how many there are
+    in how much time. Without a `key` none was asked.
     """
 
     allowed: bool
     key: str
     remaining: float
     wait: float
+    counted: str = ""
+    limit: str = ""
 
     def idle(self) -> bool:
         return not self.key

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import inspect
 import typing
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Collection
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, TypeVar
 
 from gateway.mail.envelope import Recipient
@@ -65,6 +65,14 @@ class Finder:
     inputs: tuple[type, ...]
     optional: tuple[bool, ...]
 
+    def without(self, unwanted: Collection[type[Finding]]) -> Finder:
+        """The same with None for those of its optional inputs that are among `unwanted`."""
+        inputs = (
+            type(None) if may_miss and kind in unwanted else kind
+            for kind, may_miss in zip(self.inputs, self.optional, strict=True)
+        )
+        return replace(self, inputs=tuple(inputs))
+
 
 class Plugin:
     """Base of all plugins.
@@ -79,7 +87,7 @@ class Plugin:
     Options: ClassVar[type[PluginOptions]] = PluginOptions
     policy: ClassVar[type[Policy] | None] = None
     timeout: ClassVar[float] = 10.0
-    finders: ClassVar[tuple[Finder, ...]] = ()
+    finders: tuple[Finder, ...] = ()
 
     options: Any
     services: Services
@@ -95,6 +103,14 @@ class Plugin:
         if cls.policy and cls.policy.Options is not PolicyOptions and not issubclass(cls.Options, cls.policy.Options):
             where = f"{cls.__module__}.{cls.__qualname__}"
             raise TypeError(f"{where}: its policy takes other options than {cls.Options.__name__}")
+
+    def narrow(self, stages: Collection[Stage], *, without: Collection[type[Finding]] = ()) -> None:
+        """To be called in `__init__`: with these options only the finders of these stages are of use.
+
+        The others are never run, and their findings are not there. Inputs of the kinds in `without`, where they are
+        optional, are given as None: this instance then does not depend on who finds them.
+        """
+        self.finders = tuple(f.without(without) for f in type(self).finders if f.stage in stages)
 
     async def start(self) -> None:
         """Called once before the first session; raise to refuse to start."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 import inspect
 import types
 import typing
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -46,7 +47,7 @@ class Policy:
     name: ClassVar[str]
     version: ClassVar[str] = "1"
     Options: ClassVar[type[OptionsModel]] = PolicyOptions
-    hooks: ClassVar[dict[Stage, Hook]] = {}
+    hooks: dict[Stage, Hook] = {}
 
     options: Any
 
@@ -63,6 +64,10 @@ class Policy:
                 raise TypeError(f"{cls.__qualname__}.{name} is no hook; hooks are {', '.join(HOOKS)}")
             hooks[HOOKS[name]] = _read_hook(cls, name)
         cls.hooks = hooks
+
+    def narrow(self, stages: Collection[Stage]) -> None:
+        """To be called in `__init__`: with these options only the hooks of these stages are of use."""
+        self.hooks = {stage: hook for stage, hook in type(self).hooks.items() if stage in stages}
 
 
 def _read_hook(cls: type[Policy], name: str) -> Hook:

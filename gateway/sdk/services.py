@@ -93,7 +93,8 @@ class State(Protocol):
     async def take(self, key: str, *, capacity: float, per_second: float, cost: float = 1.0) -> Taken:
         """Take `cost` tokens from the bucket `key`, all or none, in one atomic step.
 
-        A bucket holds at most `capacity` tokens, starts full and refills by `per_second`.
+        A bucket holds at most `capacity` tokens, starts full and refills by `per_second`. A cost of 0 only looks:
+        it says what `remaining` is, is always allowed, and is cheaper than to take.
         """
 
     async def count(self, key: str, member: str, ttl: float, by: int = 1) -> int:

@@ -149,12 +149,15 @@ class Bench:
         message: Message | None = None,
         findings: Iterable[Finding] = (),
     ) -> Finding:
-        """Start the plugin, run its finder (that of `stage`, where it has several), close it, give the finding."""
+        """Start the plugin, run its finder (that of `stage`, where it has several), close it, give the finding.
+
+        Raises LookupError when with these options it has none there: the pipeline would not run it.
+        """
         cls = plugin_class(plugin)
-        finder = _choose(cls, stage)
         inputs = _Inputs(session, transaction, recipient, message, findings)
 
         async def run(made: Plugin) -> Finding:
+            finder = _choose(made, stage)
             found = await getattr(made, finder.method)(*inputs.take(finder.inputs, finder.optional))
             if not isinstance(found, finder.finding):
                 raise TypeError(f"{cls.__qualname__}.{finder.method} gave {found!r} and no {finder.finding.__name__}")
@@ -210,11 +213,13 @@ class Bench:
         Raises LookupError when a finding that the hook must have is not among `findings`: the pipeline would not ask.
         """
         cls = policy_class(policy)
-        if stage is None and len(cls.hooks) != 1:
-            raise ValueError(f"{cls.__qualname__} has {len(cls.hooks)} hooks; say which stage")
-        hook = cls.hooks[stage or next(iter(cls.hooks))]
-        inputs = _Inputs(session, transaction, recipient, message, findings)
         made = cls(cls.Options.model_validate(parse_options(options)))
+        if stage is None and len(made.hooks) != 1:
+            raise ValueError(f"{cls.__qualname__} has {len(made.hooks)} hooks; say which stage")
+        hook = made.hooks.get(stage or next(iter(made.hooks)))
+        if hook is None:
+            raise LookupError(f"{cls.__qualname__} has no hook at {stage}")
+        inputs = _Inputs(session, transaction, recipient, message, findings)
         verdict = getattr(made, hook.name)(*inputs.take(hook.inputs, hook.optional))
         if not isinstance(verdict, Verdict):
             raise TypeError(f"{cls.__qualname__}.{hook.name} gave {verdict!r} and no verdict")
@@ -289,9 +294,11 @@ def _load(group: str, name: str) -> Any:
     return next(iter(found)).load() if found else None
 
 
-def _choose(cls: type[Plugin], stage: Stage | None) -> Finder:
-    finders = [f for f in cls.finders if stage is None or f.stage is stage]
+def _choose(made: Plugin, stage: Stage | None) -> Finder:
+    finders = [f for f in made.finders if stage is None or f.stage is stage]
+    if not finders and any(f.stage is stage for f in type(made).finders):
+        raise LookupError(f"{type(made).__qualname__} runs nothing at {stage} with these options")
     if len(finders) != 1:
         where = f" at {stage}" if stage else ""
-        raise ValueError(f"{cls.__qualname__} has {len(finders)} finders{where}; say which stage")
+        raise ValueError(f"{type(made).__qualname__} has {len(finders)} finders{where}; say which stage")
     return finders[0]

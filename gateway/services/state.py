@@ -145,7 +145,7 @@ class SqliteState:
         check_key(key)
         if capacity <= 0 or per_second <= 0 or cost < 0:
             raise ValueError("a bucket needs a capacity and a rate over 0, and costs are not negative")
-        return await self._call(lambda db, now: _take(db, key, capacity, per_second, cost, now))
+        return await self._call(lambda db, now: _take(db, key, capacity, per_second, cost, now), writes=cost > 0)
 
     async def count(self, key: str, member: str, ttl: float, by: int = 1) -> int:
         """Add `by` to the count of `member` in the tally `key`; gives the new count."""
@@ -290,6 +290,8 @@ def _count(db: sqlite3.Connection, key: str, member: str, by: int, now: float, t
 def _take(db: sqlite3.Connection, key: str, capacity: float, per_second: float, cost: float, now: float) -> Taken:
     row = db.execute("SELECT tokens, updated FROM bucket WHERE key = ?", (key,)).fetchone()
     tokens = refill(row[0], row[1], now, capacity, per_second) if row else capacity
+    if not cost:
+        return Taken(True, tokens, 0.0)
     # Refilled tokens are sums of fractions; a hair less than `cost` is enough.
     allowed = tokens + 1e-9 >= cost
     if allowed:

@@ -129,6 +129,25 @@ def test_a_cost_is_taken_whole_or_not_at_all(on_state):
     on_state(check)
 
 
+def test_a_cost_of_nothing_only_looks(on_state):
+    async def check(state: State, clock: ManualClock) -> None:
+        async def look():
+            return await state.take("b", capacity=3, per_second=0.5, cost=0)
+
+        looked = await look()
+        assert (looked.allowed, looked.remaining, looked.wait) == (True, 3, 0)
+        await state.take("b", capacity=3, per_second=0.5, cost=3)
+        assert [(await look()).remaining for _ in range(3)] == [0, 0, 0]
+        clock.advance(1)
+        assert (await look()).remaining == 0.5
+        assert not (await state.take("b", capacity=3, per_second=0.5)).allowed
+        clock.advance(1)
+        assert (await state.take("b", capacity=3, per_second=0.5)).allowed
+        assert (await look()).allowed, "also of an empty bucket"
+
+    on_state(check)
+
+
 def test_asking_while_empty_does_not_put_the_next_token_off(on_state):
     async def check(state: State, clock: ManualClock) -> None:
         await state.take("b", capacity=1, per_second=0.1)

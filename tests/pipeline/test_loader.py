@@ -12,7 +12,7 @@ from gateway.mail.session import Session
 from gateway.pipeline.catalog import PLUGINS, POLICIES
 from gateway.pipeline.loader import Catalog, Pipeline, PipelineError, load
 from gateway.pipeline.plan import OnError
-from gateway.sdk import PROCEED, Message, Recipient, Stage, Transaction
+from gateway.sdk import PROCEED, Message, Plugin, Recipient, Stage, Transaction, finds, quarantine
 from tests.pipeline.offered import ColourPlugin
 from tests.pipeline.quick import run
 from tests.pipeline.setting import A, B, C, Flow, finder, hook, make, plugin, policy, proceeding, services
@@ -198,6 +198,37 @@ def test_a_finding_comes_from_the_own_entry_else_the_nearest_before_else_the_fir
     assert _served(make(["p0", "p1", "own", "p2"], *gives, own), "own") == ("A from own",)
     assert _served(make(["p0", "p1", "q", "p2"], *gives, asks), "q") == ("A from p1",)
     assert _served(make(["q", "p2", "p3"], *gives, asks), "q") == ("A from p2",)
+
+
+def test_an_instance_that_needs_less_is_planned_with_less() -> None:
+    class Narrow(Plugin):
+        name = "narrow"
+
+        def __init__(self, options: Any, services: Any) -> None:
+            super().__init__(options, services)
+            self.narrow({Stage.MAIL}, without={B})
+
+        @finds(Stage.CONNECT)
+        async def early(self, session: Session) -> A:
+            return A()
+
+        @finds(Stage.MAIL)
+        async def late(self, transaction: Transaction, b: B | None) -> C:
+            return C(0 if b is None else b.value)
+
+    judge = policy("judge", hook(Stage.MAIL, [C], lambda c: quarantine(str(c.value))))
+    giver = plugin("giver", finder(Stage.CONNECT, B, [Session]))
+
+    async def mailed() -> str:
+        flow = Flow(["giver", "narrow", "judge"], Narrow, giver, judge)
+        rows = [(row.stage, row.entry, row.needs) for row in flow.pipeline.table()]
+        assert rows == [("connect", "giver", ()), ("mail", "narrow", ()), ("mail", "judge", ("C from narrow",))]
+        await flow.connect()
+        decision = await flow.mail()
+        await flow.close()
+        return decision.verdict.reason
+
+    assert run(mailed()) == "0", "it got None where B stands ready"
 
 
 def test_of_one_plugins_finders_the_latest_that_has_come_serves() -> None:

@@ -9,6 +9,7 @@ import pytest
 from gateway.sdk import (
     PROCEED,
     Finding,
+    Geo,
     Message,
     Plugin,
     PluginOptions,
@@ -17,6 +18,7 @@ from gateway.sdk import (
     Recipient,
     Session,
     Spf,
+    SpfResult,
     Stage,
     Transaction,
     Verdict,
@@ -24,6 +26,7 @@ from gateway.sdk import (
     finds,
 )
 from gateway.sdk.plugin import Finder
+from gateway.sdk.testing import Bench
 
 
 def test_finders_are_read_from_annotations_in_stage_order() -> None:
@@ -113,3 +116,34 @@ def test_a_finding_that_is_not_frozen_cannot_be_defined() -> None:
         @dataclasses.dataclass
         class Loose(Finding):
             value: int
+
+
+class Choosy(Plugin):
+    """Does what its option says."""
+
+    name = "choosy"
+
+    def __init__(self, options: PluginOptions, services: Any) -> None:
+        super().__init__(options, services)
+        self.narrow({Stage.MAIL}, without={Geo})
+
+    @finds(Stage.CONNECT)
+    async def early(self, session: Session) -> Rate:
+        return Rate(True, "", 0, 0)
+
+    @finds(Stage.MAIL)
+    async def late(self, session: Session, geo: Geo | None, spf: Spf) -> Rate:
+        return Rate(True, "none" if geo is None else geo.country, 0, 0)
+
+
+def test_an_instance_may_need_fewer_of_its_finders_and_of_its_optional_inputs() -> None:
+    made = Choosy(PluginOptions(), None)
+    assert made.finders == (Finder("late", Stage.MAIL, False, Rate, (Session, type(None), Spf), (False, True, False)),)
+    assert [f.method for f in Choosy.finders] == ["early", "late"], "others are not concerned"
+
+
+def test_the_bench_runs_what_the_instance_needs() -> None:
+    findings = [Geo("NL"), Spf(SpfResult.NONE, "", SpfResult.NONE, "")]
+    assert Bench().find(Choosy, findings=findings) == Rate(True, "none", 0, 0)
+    with pytest.raises(LookupError, match="nothing at connect with these options"):
+        Bench().find(Choosy, stage=Stage.CONNECT)

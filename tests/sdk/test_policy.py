@@ -6,8 +6,21 @@ from typing import Any, Optional, Union
 
 import pytest
 
-from gateway.sdk import PROCEED, Message, Policy, Rate, Recipient, Session, Spf, Stage, Transaction, Verdict
+from gateway.sdk import (
+    PROCEED,
+    Message,
+    Policy,
+    PolicyOptions,
+    Rate,
+    Recipient,
+    Session,
+    Spf,
+    Stage,
+    Transaction,
+    Verdict,
+)
 from gateway.sdk.policy import Hook
+from gateway.sdk.testing import Bench
 
 
 def test_hooks_are_read_from_annotations() -> None:
@@ -81,3 +94,27 @@ async def _async(self: Any, session: Session) -> Verdict: ...
 def test_a_wrong_hook_fails_when_the_class_is_made(name: str, method: Any, message: str) -> None:
     with pytest.raises(TypeError, match=message):
         type("Wrong", (Policy,), {name: method})
+
+
+class Narrow(Policy):
+    """Asked at one of its stages."""
+
+    name = "narrow"
+
+    def __init__(self, options: PolicyOptions) -> None:
+        super().__init__(options)
+        self.narrow({Stage.RCPT})
+
+    def on_mail(self) -> Verdict:
+        return PROCEED
+
+    def on_rcpt(self) -> Verdict:
+        return PROCEED
+
+
+def test_an_instance_may_need_fewer_of_its_hooks() -> None:
+    assert list(Narrow(PolicyOptions()).hooks) == [Stage.RCPT]
+    assert list(Narrow.hooks) == [Stage.MAIL, Stage.RCPT]
+    assert Bench().judge(Narrow) == PROCEED
+    with pytest.raises(LookupError, match="no hook at mail"):
+        Bench().judge(Narrow, stage=Stage.MAIL)
