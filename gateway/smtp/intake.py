@@ -386,6 +386,8 @@ class Intake:
     ) -> Reply:
         opened = self._opened()
         opened.judged.append((str(recipient.address), str(refusal)))
+        # Relay control is nobody's verdict; the listener's pipeline is told of it.
+        group = group or opened.groups[self._default]
         self._ledger.recipient_refused(opened.txn, recipient, refusal, decision, group)
         self._note(opened, outcome_of(refusal), refusal)
         return refusal.referring(opened.txn.id)

@@ -78,9 +78,9 @@ class Ledger:
                 judge.session.tell(Ending(outcome_of(reply), None, session, reply=reply, findings=judge.session.found))
 
     def recipient_refused(
-        self, txn: Transaction, recipient: Recipient, reply: Reply, decision: Decision | None, group: Group | None
+        self, txn: Transaction, recipient: Recipient, reply: Reply, decision: Decision | None, group: Group
     ) -> None:
-        """One recipient was not taken. `group` is that of the pipeline which judged it; none did, for relay control."""
+        """One recipient was not taken. `group` is that of the pipeline which hears of it."""
         entry = decision.entry if decision else ""
         _log.info(
             "recipient.refused",
@@ -93,7 +93,7 @@ class Ledger:
             reply=str(reply),
             reason=decision.verdict.reason if decision else "",
         )
-        if group is not None and group.judges.session.learns:
+        if group.judges.session.learns:
             found = (*group.found, *(decision.found if decision else ()))
             group.judges.session.tell(
                 Ending(outcome_of(reply), Stage.RCPT, txn.session, txn, recipient, reply, entry, findings=found)

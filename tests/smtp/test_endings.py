@@ -82,11 +82,12 @@ def test_a_refused_recipient_is_told_with_the_entry_that_refused_it():
             assert ending.recipient is not None and str(ending.recipient.address) == "ben@example.org"
             assert ending.reply is not None and ending.reply.status == "5.1.1"
             assert ending.finding(B) == B()
-            # Relay control is no plugin's, and nobody's pipeline was asked.
+            # Relay control is no entry's verdict, and is told all the same.
             await client.expect("RCPT TO:<x@elsewhere.test>", "550 5.7.1")
             await client.expect("RSET", "250")
-            told = await until(2)
-            assert [e.outcome for e in told] == [Outcome.REJECTED, Outcome.ABORTED]
+            told = await until(3)
+            assert [e.outcome for e in told] == [Outcome.REJECTED, Outcome.REJECTED, Outcome.ABORTED]
+            assert told[1].entry == "" and told[1].reply is not None and "relaying" in told[1].reply.text
 
     run(test)
 
