@@ -18,8 +18,9 @@ import contextlib
 import hashlib
 import ipaddress
 import json
+import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from prometheus_client import Gauge
@@ -51,6 +52,15 @@ _CLEAN: Final[dict[int, IPAddress]] = {
 }
 
 
+# How many pipelines of this process bypass a list; one that was reloaded away must not hide what the next one does.
+_bypassing: dict[tuple[str, str], int] = {}
+
+
+def _count(labels: tuple[str, str], by: int) -> None:
+    _bypassing[labels] = _bypassing.get(labels, 0) + by
+    BYPASSED.labels(*labels).set(_bypassing[labels] > 0)
+
+
 @dataclass(frozen=True, slots=True)
 class Health:
     """What the last probe found: `problem` is empty when it passed. The next one is due at `again`, epoch seconds."""
@@ -68,9 +78,10 @@ class Health:
         """None for what another version has left behind: then it is probed anew."""
         try:
             problem, failures, bypassed, again = json.loads(value)
-            return cls(str(problem)[:200], int(failures), bool(bypassed), float(again))
+            health = cls(str(problem)[:200], int(failures), bool(bypassed), float(again))
         except (ValueError, TypeError, OverflowError):
             return None
+        return health if math.isfinite(health.again) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +127,10 @@ class _Subject:
     def labels(self) -> tuple[str, str]:
         return self.zone.shown, FAMILIES[self.version]
 
+    @property
+    def bypassed(self) -> bool:
+        return self.health is not None and self.health.bypassed
+
 
 class Prober:
     """Probes lists every `interval` seconds; `wait` is the time for one answer."""
@@ -130,7 +145,7 @@ class Prober:
     async def start(self) -> None:
         """Take over what is known already, and go on in the background."""
         for subject in self._subjects.values():
-            BYPASSED.labels(*subject.labels).set(0)
+            _count(subject.labels, 0)
             with contextlib.suppress(StateError):
                 self._adopt(subject, await self._shared(subject), found=True)
         if self._subjects:
@@ -142,12 +157,14 @@ class Prober:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
         for subject in self._subjects.values():
-            BYPASSED.labels(*subject.labels).set(0)
+            if subject.bypassed:
+                _count(subject.labels, -1)
+            subject.health = None
 
     def bypasses(self, zone: Zone, version: int) -> bool:
         """Whether the list is not to be asked for clients of this IP version."""
         subject = self._subjects.get((zone, version))
-        return subject is not None and subject.health is not None and subject.health.bypassed
+        return subject is not None and subject.bypassed
 
     async def _run(self) -> None:
         pause = min(_LONGEST_TURN, self._interval / _AGAIN / 2)
@@ -216,9 +233,12 @@ class Prober:
         """Act on it from now on. `found` says that it is news and nobody has logged it."""
         if health is None:
             return
-        was, subject.health = bool(subject.health and subject.health.bypassed), health
+        was = subject.bypassed
+        # A machine whose clock is ahead must not keep the others from probing.
+        latest = self._services.clock.now() + self._interval
+        subject.health = replace(health, again=min(health.again, latest))
+        _count(subject.labels, health.bypassed - was)
         name, family = subject.labels
-        BYPASSED.labels(name, family).set(health.bypassed)
         if found and health.bypassed and not was:
             _log.warning("dnsbl.bypassed", list=name, family=family, reason=health.problem)
         elif found and was and not health.bypassed:

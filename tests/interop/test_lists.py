@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import time
+from ipaddress import ip_address
 from typing import Any
 
 import pytest
@@ -12,13 +12,13 @@ from tests.interop.test_judging import found
 from tests.support.clients import ProxiedClient, queue_id, reference, transact
 from tests.support.gatepost import GatepostProcess, refused_start
 from tests.support.process import free_port, wait_until
-from tests.support.rbldnsd import TESTABLE4, TESTABLE6, Rbldnsd
+from tests.support.rbldnsd import TEST_ENTRY, Rbldnsd
 from tests.support.servers import Unbound
 
 pytestmark = pytest.mark.slow
 
 LISTED, CLEAN = "192.0.2.7", "192.0.2.8"
-HEALTHY = (*TESTABLE4, *TESTABLE6, LISTED)
+HEALTHY = (TEST_ENTRY, LISTED)
 KEY = "abcd1234efgh5678ijkl9012mn"
 
 UNBOUND = [
@@ -59,6 +59,11 @@ def send(
         return transact(smtp, sender, [recipient])
 
 
+def reverse(address: str) -> str:
+    """The address as lists are asked for it."""
+    return ip_address(address).reverse_pointer.removesuffix(".in-addr.arpa").removesuffix(".ip6.arpa")
+
+
 def record(gate: GatepostProcess, reply: tuple[int, str]) -> Any:
     """What `gatepost explain` says of the mail that got this reply."""
     return gate.cli("explain", queue_id(reply) if reply[0] == 250 else reference(reply[1]))
@@ -68,7 +73,7 @@ def test_a_known_lists_codes_are_read_by_its_table_and_explained(gatepost, runni
     lists = running(
         Rbldnsd(
             {
-                "zen.test": [*HEALTHY[:2], f"{LISTED}:127.0.0.4:exploited"],
+                "zen.test": [TEST_ENTRY, f"{LISTED}:127.0.0.4:exploited"],
                 "wl.test": ["127.0.0.2:127.0.10.0:test", f"{CLEAN}:127.0.5.2:medium"],
             }
         )
@@ -97,13 +102,20 @@ def test_a_list_of_ipv6_networks_refuses_every_address_of_a_64(gatepost, running
     zones = {"bl.test": {"weight": 3, "ipv6": True}}
     options = {"zones": zones, "reject_at": 3, "probe": "1s"}
     gate = gatepost(**settings(directory, lists.address, {"dnsbl": options}))
-    time.sleep(1.5)  # noqa: TID251 - until the probes were there: the test entries hold, so nothing is to be seen of it
+    probed = "each of the four test entries was asked for twice, and so a second failure in a row would have been seen"
+    wait_until(lambda: gate.metric("gatepost_dns_lookups_total", rdtype="A") >= 8, probed)
     for client in ("2001:db8:7:7::1", "2001:db8:7:7:ffff:ffff:ffff:ffff"):
         assert send(gate, client)[0] == 550, client
     for client in ("2001:db8:7:8::1", "2001:db8:7:6:ffff:ffff:ffff:ffff"):
         assert send(gate, client)[0] == 250, client
     assert gate.metric("gatepost_dnsbl_bypassed", list="bl.test") == 0
     assert gate.metric("gatepost_dnsbl_failures_total", list="bl.test") == 0
+
+    # rbldnsd answers for ::FFFF:7F00:1 as for 127.0.0.1.
+    lists.change("bl.test", [*HEALTHY, "0/0", "2001:db8:7:7::/64"], probe=reverse("::ffff:7f00:1"), listed=True)
+    bypassed = {"list": "bl.test", "family": "ipv6"}
+    wait_until(lambda: gate.metric("gatepost_dnsbl_bypassed", **bypassed) == 1, "it is bypassed for IPv6, too")
+    assert send(gate, "2001:db8:7:7::1")[0] == 250
 
 
 def test_a_list_that_begins_to_list_everybody_is_bypassed_and_comes_back_by_itself(gatepost, running, directory):
@@ -149,7 +161,7 @@ def test_a_list_that_dies_costs_its_time_only_until_it_is_bypassed(gatepost, run
 @pytest.mark.parametrize("in_file", [True, False])
 def test_the_key_of_a_paid_list_is_seen_nowhere(gatepost, running, directory, in_file):
     zone = "zen.dq.spamhaus.net"
-    lists = running(Rbldnsd({f"{KEY}.{zone}": [*TESTABLE4, f"{LISTED}:127.0.0.2:sbl"]}))
+    lists = running(Rbldnsd({f"{KEY}.{zone}": [TEST_ENTRY, f"{LISTED}:127.0.0.2:sbl"]}))
     file = directory / "dqs"
     file.write_text(f"{KEY.upper()}\n")
     zones: dict[str, Any] = {zone: {"weight": 3, "key_file": str(file)}} if in_file else {f"{KEY}.{zone}": 3}

@@ -218,7 +218,8 @@ def test_without_the_state_store_each_worker_probes_for_itself():
 
 
 @pytest.mark.parametrize(
-    "garbage", [b"", b"[]", b"{}", b"null", b"\xff", b'["x", 1e999, true, 0]', b'["x", 1, true, "x"]']
+    "garbage",
+    [b"", b"[]", b"{}", b"null", b"\xff", b'["x", 1e999, true, 0]', b'["x", 1, true, "x"]', b'["", 0, false, NaN]'],
 )
 def test_garbage_in_the_state_is_probed_over(garbage):
     assert Health.load(garbage) is None
@@ -233,6 +234,38 @@ def test_garbage_in_the_state_is_probed_over(garbage):
         again = await rig.worker()
         await again.prober.turn()
         assert (await ask(again)).failed == ("bl.test",)
+        await worker.close()
+        await again.close()
+
+    run(check)
+
+
+def test_a_pipeline_that_is_reloaded_away_does_not_hide_what_the_next_one_bypasses():
+    async def check() -> None:
+        rig = Rig(ChangingDns(EVERYBODY))
+        old = await rig.worker()
+        await old.prober.turn()
+        new = await rig.worker()
+        await old.close()
+        assert bypassed() == 1
+        await new.close()
+        assert bypassed() == 0
+
+    run(check)
+
+
+def test_a_clock_that_is_ahead_elsewhere_does_not_keep_a_list_from_being_probed():
+    async def check() -> None:
+        rig = Rig(ChangingDns(GOOD))
+        worker = await rig.worker()
+        await worker.prober.turn()
+        (key,) = rig.state._entries
+        await rig.state.put(key, Health("", 0, False, rig.clock.now() + 1e6).dump(), 1e7)
+        again = await rig.worker()
+        rig.clock.advance(600)
+        await rig.state.delete(key)
+        await again.prober.turn()
+        assert rig.dns.probes == 2
         await worker.close()
         await again.close()
 

@@ -10,14 +10,14 @@ from collections.abc import Mapping, Sequence
 
 from tests.support.process import Process, binary, free_port, new_directory, wait_until
 
-TESTABLE4 = ("127.0.0.2",)
-TESTABLE6 = ("::ffff:7f00:2",)
+TEST_ENTRY = "127.0.0.2"
+"""rbldnsd answers for ::FFFF:7F00:2 by it, too."""
 
 
 class Rbldnsd:
     """Zones of lines as in its data files: an address or network, and perhaps ``:127.0.0.4:text``.
 
-    Networks with a colon before their prefix length are IPv6. Answers are good for one second.
+    Lines with ``::`` are IPv6. Answers are good for one second.
     """
 
     def __init__(self, zones: Mapping[str, Sequence[str]]) -> None:
