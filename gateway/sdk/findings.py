@@ -94,6 +94,11 @@ class Dnsbl(Finding):
     meanings: tuple[str, ...] = ()
     tables: str = ""
 
+    def to_json(self) -> dict[str, Any]:
+        """As every finding, without the words where there are none: most clients are on no list."""
+        words = ("meanings", "tables")
+        return {name: value for name, value in Finding.to_json(self).items() if value or name not in words}
+
 
 @dataclass(frozen=True, slots=True)
 class Rate(Finding):

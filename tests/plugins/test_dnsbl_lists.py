@@ -149,6 +149,29 @@ def test_the_probes_of_lists_are_not_a_load_on_them():
         DnsblOptions.model_validate({"zones": {"bl.test": 1}, "probe": "100ms"})
 
 
+@settings(max_examples=50)
+@given(
+    zone=st.sampled_from([zone for zone in TABLES if "dq" not in zone] + ["bl.test"]),
+    codes=st.lists(
+        st.ip_addresses(v=4, network="127.0.0.0/8")
+        | st.ip_addresses(v=4, network="127.255.255.0/24")
+        | st.ip_addresses(v=4),
+        min_size=1,
+        max_size=5,
+        unique=True,
+    ),
+)
+def test_whatever_a_list_answers_it_counts_once_by_codes_that_can_be_listings(zone, codes):
+    weight = -3 if zone in TABLES and TABLES[zone].kind is Kind.ALLOW else 3
+    finding = found(zone, weight, *map(str, codes))
+    assert len(finding.hits) + len(finding.failed) <= 1
+    assert abs(finding.score) <= 3
+    for hit in finding.hits:
+        assert all(code.startswith("127.") and not code.startswith("127.255.255.") for code in hit.codes)
+    if all(not str(code).startswith("127.") or str(code).startswith("127.255.255.") for code in codes):
+        assert finding.failed == (zone,)
+
+
 # --- allow lists that overrule ---------------------------------------------------------------------------------------
 
 
