@@ -33,7 +33,7 @@ install_packages() {
         die "installing $* would remove the packages above (one mail server per system); nothing was changed"
     fi
     fresh=""
-    for service in postfix dovecot-core unbound haproxy opendkim opendmarc postgrey slapd; do
+    for service in postfix dovecot-core unbound haproxy opendkim opendmarc postgrey slapd rbldnsd; do
         case " $* " in *" $service "*) fresh="$fresh ${service%-core}" ;; esac
     done
     # Package scripts ask policy-rc.d before they start a service; 101 means "not allowed".
@@ -92,7 +92,7 @@ compiles() { # the flags of a program that includes and links what is wanted
 
 missing_servers() {
     for pair in postfix:postfix smtp-source:postfix swaks:swaks dovecot:dovecot-core doveconf:dovecot-core \
-        unbound:unbound haproxy:haproxy openssl:openssl strace:strace curl:curl \
+        unbound:unbound rbldnsd:rbldnsd haproxy:haproxy openssl:openssl strace:strace curl:curl \
         nbdkit:nbdkit nbdfuse:libnbd-bin mkfs.ext4:e2fsprogs mount:mount unshare:util-linux ip:iproute2 \
         opendkim:opendkim opendkim-genkey:opendkim-tools opendmarc:opendmarc postgrey:postgrey \
         policyd-spf:postfix-policyd-spf-python slapd:slapd ldapsearch:ldap-utils xmllint:libxml2-utils; do

@@ -90,13 +90,21 @@ class ListHit:
 class Dnsbl(Finding):
     """Client address against DNS block lists (RFC 5782). `score` is the sum of the hits' weights.
 
-    `failed` names lists that gave no usable answer (timeout, SERVFAIL, error codes 127.255.255.x); they never
-    count.
+    `failed` names lists that gave no usable answer (timeout, SERVFAIL, error codes 127.255.255.x) or are bypassed since
+    their probe failed; they never count. `meanings` says in words what the hits' codes mean, where that is known from
+    the tables that Gatepost brings, and `tables` is those tables' version (a date; empty when none was used).
     """
 
     score: float
     hits: tuple[ListHit, ...] = ()
     failed: tuple[str, ...] = ()
+    meanings: tuple[str, ...] = ()
+    tables: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """As every finding, without the words where there are none: most clients are on no list."""
+        words = ("meanings", "tables")
+        return {name: value for name, value in Finding.to_json(self).items() if value or name not in words}
 
 
 class AccessAction(StrEnum):

@@ -235,6 +235,34 @@ def test_with_a_real_nameserver_a_list_that_fails_does_not_count():
     asyncio.run(check())
 
 
+def test_with_a_real_nameserver_long_ways_to_an_answer_count_and_lies_do_not():
+    faults = {
+        f"{KEY}.l0.test.": Fault.TRUNCATED,
+        f"{KEY}.l1.test.": Fault.TRUNCATED_TCP_GARBAGE,
+        f"{KEY}.l2.test.": Fault.WRONG_ID,
+        f"{KEY}.l3.test.": Fault.ONLY_FORGED,
+    }
+    records = [f"{KEY}.l{i}.test. 60 IN A 127.0.0.2" for i in range(4)]
+    records += [f"{KEY}.l4.test. 60 IN CNAME c1.test.", "c1.test. 60 IN CNAME c2.test.", "c2.test. 60 IN A 127.0.0.2"]
+    records += [f"{KEY}.l5.test. 60 IN CNAME {KEY}.l6.test.", f"{KEY}.l6.test. 60 IN CNAME {KEY}.l5.test."]
+
+    async def check() -> None:
+        clock = ManualClock()
+        async with DnsServer(records, faults=faults) as server:
+            dns = Resolver(DnsOptions((server.address,), 0.3), clock)
+            services = Services(dns, FakeState(clock), clock, FakeDirectory(), "mx.test", "mx.test")
+            zones = {f"l{i}.test": 2**i for i in range(6)}
+            plugin = DnsblPlugin(DnsblOptions.model_validate({"zones": zones}), services)
+            await plugin.start()
+            finding = await plugin.listed(CLIENT)
+            await plugin.close()
+            assert [hit.zone for hit in finding.hits] == ["l0.test", "l2.test", "l4.test"]
+            assert finding.failed == ("l1.test", "l3.test", "l5.test")
+            await dns.close()
+
+    asyncio.run(check())
+
+
 def test_a_thousand_repetitions_give_the_same_finding():
     async def check() -> None:
         clock = ManualClock()

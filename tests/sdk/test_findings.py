@@ -35,6 +35,8 @@ def test_ours_are_plain_json() -> None:
         "hits": [{"zone": "zen.test", "codes": ["127.0.0.2"], "weight": 3.0}],
         "failed": ["dead.test"],
     }
+    known = Dnsbl(0.0, (), (), ("zen.test 127.0.0.4: exploited host",), "2026-11-26").to_json()
+    assert (known["meanings"], known["tables"]) == (["zen.test 127.0.0.4: exploited host"], "2026-11-26")
     assert Spf(SpfResult.PASS, "example.org", SpfResult.NONE, "mx.example.org").to_json()["result"] == "pass"
     assert RecipientStatus(RecipientState.NOT_OURS, "list").to_json()["state"] == "not-ours"
 

@@ -42,7 +42,8 @@ class ProxiedClient(smtplib.SMTP):
     """smtplib behind a load balancer that says, with PROXY version 1, that the client is `client`."""
 
     def __init__(self, port: int, client: str) -> None:
-        self._header = f"PROXY TCP4 {client} 127.0.0.1 40000 25\r\n".encode()
+        family, server = ("TCP6", "::1") if ":" in client else ("TCP4", "127.0.0.1")
+        self._header = f"PROXY {family} {client} {server} 40000 25\r\n".encode()
         super().__init__("127.0.0.1", port, local_hostname="client.test", timeout=30)
 
     def _get_socket(self, host: str, port: int, timeout: float) -> socket.socket:
