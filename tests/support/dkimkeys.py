@@ -31,6 +31,11 @@ class KeyPair:
         """The key record for the DNS."""
         return f"v=DKIM1; k={self.kind}; p={self.public}"
 
+    @property
+    def traditional(self) -> bytes:
+        """An RSA key in PKCS #1, as older OpenSSL wrote it."""
+        return _openssl("rsa", "-traditional", data=self.pem)
+
     def sign(self, data: bytes, digest: str = "sha256") -> bytes:
         """RSASSA-PKCS1-v1_5 over `data`, or Ed25519 over its SHA-256 (RFC 8463 section 3)."""
         with tempfile.TemporaryDirectory() as home:
