@@ -23,7 +23,10 @@ class HeaderSectionError(ValueError):
 
 async def body_hashes(message: Message, forms: Iterable[Form], threads: Executor) -> dict[Form, tuple[bytes, int]]:
     """Hash and size of each canonical form of the body. Raises `HeaderSectionError`."""
-    hashes = {form: BodyHash(relaxed=form[0], length=form[1]) for form in forms}
+    lengths: dict[bool, list[int | None]] = {}
+    for relaxed, length in forms:
+        lengths.setdefault(relaxed, []).append(length)
+    hashes = {relaxed: BodyHash(relaxed=relaxed, lengths=wanted) for relaxed, wanted in lengths.items()}
     skip = sum(len(field.raw) for field in message.fields)
     loop = asyncio.get_running_loop()
     large = message.content.size - skip > INLINE_OCTETS
@@ -48,7 +51,11 @@ async def body_hashes(message: Message, forms: Iterable[Form], threads: Executor
             _update(hashes.values(), block)
     if start and not begun:
         raise HeaderSectionError("header section does not end in an empty line")
-    return {form: (made.digest(), made.size) for form, made in hashes.items()}
+    out: dict[Form, tuple[bytes, int]] = {}
+    for relaxed, made in hashes.items():
+        digests = made.digests()
+        out |= {(relaxed, length): (digest, made.size) for length, digest in digests.items()}
+    return out
 
 
 def _update(hashes: Iterable[BodyHash], block: bytes) -> None:

@@ -9,14 +9,18 @@ empty lines at the end are counted, never scanned again. (Regular expressions ar
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Collection
 from typing import Final
 
 _NEWLINES: Final = b"\r\n" * 4096
+_RUN: Final = b" " * 16
 
 
 def collapse(octets: bytes) -> bytes:
-    """Every run of spaces and tabs as one space. A run halves with each pass, so the passes are few."""
+    """Every run of spaces and tabs as one space. Each pass makes runs much shorter, so the passes are few."""
     octets = octets.replace(b"\t", b" ")
+    while _RUN in octets:
+        octets = octets.replace(_RUN, b" ")
     while b"  " in octets:
         octets = octets.replace(b"  ", b" ")
     return octets
@@ -36,15 +40,15 @@ def simple_field(raw: bytes) -> bytes:
 class BodyHash:
     """SHA-256 of a body's canonical form (sections 3.4.3 and 3.4.4), fed with the body in blocks.
 
-    `length` cuts the form off after so many octets (l=).
+    `lengths` are after how many octets the form is cut off (l=), None for all of it; there is a hash for each, and the
+    form is made once.
     """
 
-    __slots__ = ("_hash", "_held", "_left", "_lines", "_relaxed", "_size")
+    __slots__ = ("_hashes", "_held", "_lines", "_relaxed", "_size")
 
-    def __init__(self, *, relaxed: bool, length: int | None = None) -> None:
+    def __init__(self, *, relaxed: bool, lengths: Collection[int | None] = (None,)) -> None:
         self._relaxed = relaxed
-        self._left = length
-        self._hash = hashlib.sha256()
+        self._hashes = {length: hashlib.sha256() for length in lengths}
         # Kept back until it is known what follows: white space and half a line end, and line ends.
         self._held = b""
         self._lines = 0
@@ -73,8 +77,8 @@ class BodyHash:
             self._write(text)
         self._lines += lines
 
-    def digest(self) -> bytes:
-        """The hash of the whole. To be called once, at the end."""
+    def digests(self) -> dict[int | None, bytes]:
+        """The hash for each length. To be called once, at the end."""
         rest = self._held.rstrip(b" ") if self._relaxed else self._held
         if rest:
             self._flush()
@@ -83,7 +87,7 @@ class BodyHash:
         # nothing when relaxed, and one line end when simple.
         if self._size or not self._relaxed:
             self._write(b"\r\n")
-        return self._hash.digest()
+        return {length: made.digest() for length, made in self._hashes.items()}
 
     def _flush(self) -> None:
         while self._lines:
@@ -92,13 +96,12 @@ class BodyHash:
             self._lines -= some
 
     def _write(self, octets: bytes) -> None:
+        for length, made in self._hashes.items():
+            if length is None:
+                made.update(octets)
+            elif length > self._size:
+                made.update(octets[: length - self._size])
         self._size += len(octets)
-        if self._left is None:
-            self._hash.update(octets)
-        elif self._left:
-            taken = octets[: self._left]
-            self._left -= len(taken)
-            self._hash.update(taken)
 
 
 def _split_lines(octets: bytes) -> tuple[bytes, int]:
