@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Final
 
 from gateway.mail.envelope import Recipient
@@ -17,6 +17,7 @@ from gateway.mail.message import AddHeader, ChangeHeader, DeleteHeader, Edit
 from gateway.mail.session import Session
 from gateway.ops import log
 from gateway.ops.metrics import STAGE_SECONDS, VERDICTS
+from gateway.pipeline.decision import PROCEEDED, Decision, Named, Said
 from gateway.pipeline.lookup import Fault, FaultKind, House, Lookup, Memo, Moment, Slots
 from gateway.pipeline.plan import Entry, Node, OnError, Plan, Scope, StagePlan, Step
 from gateway.pipeline.record import Trace
@@ -36,35 +37,6 @@ _EDITS: Final = (AddHeader, ChangeHeader, DeleteHeader)
 _log = log.get()
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
-    """What a stage came to. `entry` and `policy` say whose verdict it is, and are empty when nobody was decisive.
-
-    `edits` are those of all applied verdicts at stage `message`, in order. `found` is what was found of one recipient,
-    where somebody learns from endings.
-    """
-
-    verdict: Verdict
-    entry: str = ""
-    policy: str = ""
-    edits: tuple[Edit, ...] = ()
-    found: tuple[Finding, ...] = ()
-
-
-PROCEEDED: Final = Decision(PROCEED)
-
-
-@dataclass(frozen=True, slots=True)
-class _Said:
-    """An entry's answer at a stage. `of` is the entry that the record names, which may be another's that failed."""
-
-    verdict: Verdict
-    of: Entry
-    policy: str
-    version: str
-    shadow: bool
-
-
 class Meters:
     """Bound metrics of stages and verdicts."""
 
@@ -79,7 +51,7 @@ class Meters:
             histogram = self._stages[stage] = STAGE_SECONDS.labels(stage.value)
         histogram.observe(seconds)
 
-    def verdict(self, stage: Stage, said: _Said) -> None:
+    def verdict(self, stage: Stage, said: Said) -> None:
         key = (stage, said.of.name, said.verdict.action, said.shadow)
         if (counter := self._verdicts.get(key)) is None:
             shadow = "true" if said.shadow else "false"
@@ -200,6 +172,12 @@ class PipelineTransaction:
         """What was found of session, transaction and message so far; of recipients, see `Decision.found`."""
         return *self._pipeline_session.found, *self._memo.found
 
+    @property
+    def applied(self) -> tuple[Finding, ...]:
+        """As `found`, without what shadow entries found: they leave no mark on a message."""
+        session = self._pipeline_session
+        return *session._whole.applied, *session._helo.applied, *self._memo.applied
+
     async def mail(self, txn: Transaction) -> Decision:
         """MAIL was given."""
         return await self._judge(Stage.MAIL, txn)
@@ -263,6 +241,7 @@ async def _judge(plan: StagePlan, moment: Moment, trace: Trace, meters: Meters) 
         moment.lookup(node)
     edits: tuple[Edit, ...] = ()
     original, seen = moment, edits
+    named: Named | None = None
     decision: Decision | None = None
     for step in plan.steps:
         if seen is not edits:
@@ -274,21 +253,29 @@ async def _judge(plan: StagePlan, moment: Moment, trace: Trace, meters: Meters) 
         meters.verdict(plan.stage, said)
         if said.shadow:
             continue
+        if said.verdict.recipients:
+            named = named or Named(moment.given[1])
+            named.take(said, edits)
+            if named.nobody_left:
+                break
+            continue
         if said.verdict.edits:
             edits += said.verdict.edits
+            if named:
+                named.edit(said.verdict.edits)
         if said.verdict.decisive:
             decision = Decision(said.verdict, said.of.name, said.policy, edits)
             break
     meters.stage(plan.stage, house.clock.monotonic() - began)
     if decision is None:
         decision = Decision(PROCEED, edits=edits) if edits else PROCEEDED
-    return decision
+    return named.split(decision) if named else decision
 
 
-async def _turn(plan: StagePlan, step: Step, moment: Moment, ends: float) -> _Said | None:
+async def _turn(plan: StagePlan, step: Step, moment: Moment, ends: float) -> Said | None:
     """One entry's turn: its actions in order, then its policy. None when there is nothing to say."""
     loop = asyncio.get_running_loop()
-    passed_over: _Said | None = None
+    passed_over: Said | None = None
     for node in step.acts:
         lookup = moment.begin(node)
         if not lookup.settled and not await lookup.wait(ends - loop.time()):
@@ -326,7 +313,7 @@ def _fault(found: Lookup, plan: StagePlan) -> Fault | None:
     return Fault(found.awaited().node.entry, FaultKind.DEADLINE, f"not done within {plan.deadline:g}s")
 
 
-def _on_error(fault: Fault, asker: Entry) -> _Said:
+def _on_error(fault: Fault, asker: Entry) -> Said:
     """What the owner of the entry at fault wants. A shadow entry cannot make others defer or reject."""
     owner = fault.entry
     wanted = OnError.PROCEED if owner.shadow and not asker.shadow else owner.on_error
@@ -338,10 +325,10 @@ def _on_error(fault: Fault, asker: Entry) -> _Said:
             verdict = defer("3.0", "try again later", reason=reason)
         case OnError.REJECT:
             verdict = reject("3.0", "cannot be taken", code=554, reason=reason)
-    return _Said(verdict, owner, ON_ERROR, "", asker.shadow)
+    return Said(verdict, owner, ON_ERROR, "", asker.shadow)
 
 
-def _ask(stage: Stage, entry: Entry, method: Any, arguments: list[Any]) -> _Said:
+def _ask(stage: Stage, entry: Entry, method: Any, arguments: list[Any]) -> Said:
     """Ask the policy. A policy that raises, or answers what it must not, is our bug: defer."""
     policy = entry.policy
     version = policy.version if policy else ""
@@ -352,7 +339,7 @@ def _ask(stage: Stage, entry: Entry, method: Any, arguments: list[Any]) -> _Said
         _log.error("policy.failed", plugin=entry.name, stage=stage.value, exc_info=error)
         reason = f"policy {entry.policy_name} failed: {type(error).__name__}: {error}"
         verdict = defer("3.0", "try again later", reason=reason[:300])
-    return _Said(verdict, entry, entry.policy_name, version, entry.shadow)
+    return Said(verdict, entry, entry.policy_name, version, entry.shadow)
 
 
 def _check(verdict: object, stage: Stage) -> None:
@@ -364,9 +351,11 @@ def _check(verdict: object, stage: Stage) -> None:
         for edit in verdict.edits:
             if not isinstance(edit, _EDITS):
                 raise TypeError(f"{type(edit).__name__} is no edit")
+    if verdict.recipients and stage is not Stage.MESSAGE:
+        raise ValueError(f"names recipients at stage {stage}, where there is no copy for each")
 
 
-def _write(stage: Stage, said: _Said, moment: Moment, trace: Trace) -> None:
+def _write(stage: Stage, said: Said, moment: Moment, trace: Trace) -> None:
     note: dict[str, Any] = {
         "stage": stage.value,
         "plugin": said.of.name,

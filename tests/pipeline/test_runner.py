@@ -8,22 +8,26 @@ import time
 from typing import Any
 
 import pytest
+import structlog
 
 from gateway.mail.address import Address
 from gateway.mail.session import Session
+from gateway.pipeline.decision import PROCEEDED
 from gateway.pipeline.loader import StageDeadlines
-from gateway.pipeline.runner import PROCEEDED
 from gateway.sdk import (
     PROCEED,
     Action,
     AddHeader,
     Answer,
     DnsStatus,
+    Ending,
     Message,
+    Outcome,
     Plugin,
     Policy,
     Recipient,
     Stage,
+    StateError,
     Transaction,
     Verdict,
     accept,
@@ -428,6 +432,22 @@ def test_raise_timeout_and_garbage_take_the_road_of_on_error(
     run(scenario())
 
 
+@pytest.mark.parametrize(("error", "shown"), [(StateError("locked"), False), (OSError("bug"), True)])
+def test_only_what_may_be_a_bug_is_logged_with_where_it_was_raised(error: Exception, shown: bool) -> None:
+    thing = plugin("p", finder(MAIL, A, [Transaction], Counter(error)), policy=rejecting("p", MAIL, A))
+
+    async def scenario() -> None:
+        flow = Flow(["p"], thing)
+        decision = (await flow.whole())[2]
+        assert decision.verdict.reason == f"p: error: {type(error).__name__}: {error}"
+        await flow.close()
+
+    with structlog.testing.capture_logs() as logs:
+        run(scenario())
+    (fault,) = [log for log in logs if log["event"] == "plugin.fault"]
+    assert (fault["exc_info"] is error) == shown
+
+
 def test_a_missing_finding_is_none_where_the_policy_says_it_may_be() -> None:
     seen: list[Any] = []
     last = policy("last", hook(MAIL, [A | None, B | None], lambda a, b: seen.append((a, b)) or PROCEED))
@@ -774,3 +794,73 @@ def test_verdicts_are_recorded_with_recipient_policy_and_version() -> None:
         await flow.close()
 
     run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("on_error", "expected"), [("proceed", "550 5.7.1 without A"), ("defer", "451 4.3.0 try again later")]
+)
+def test_a_look_up_goes_on_without_an_optional_finding_whose_plugin_failed(on_error, expected) -> None:
+    broken = plugin("broken", finder(CONNECT, A, [Session], Counter(RuntimeError("no"))))
+
+    async def with_or_without(a: A | None) -> B:
+        return B(7 if a is None else a.value)
+
+    needs = finder(CONNECT, B, [A | None], with_or_without)
+    asks = plugin("asks", needs, policy=policy("asks", hook(CONNECT, [B], lambda b: reject("7.1", "without A"))))
+
+    async def scenario() -> list[str]:
+        out = []
+        for entries in (["asks"], [{"broken": None, "on_error": on_error}, "asks"]):
+            flow = Flow(entries, broken, asks)
+            out.append(str((await flow.connect()).verdict.reply))
+            await flow.close()
+        return out
+
+    assert run(scenario()) == ["550 5.7.1 without A", expected]
+
+
+def test_an_action_sees_the_message_with_the_edits_before_it_and_a_look_up_the_original() -> None:
+    async def size(message: Message) -> A:
+        return A(message.content.size)
+
+    async def size_later(message: Message) -> B:
+        octets = await message.octets(1000)
+        assert len(octets) == message.content.size
+        return B(message.content.size)
+
+    looks = plugin("looks", finder(MESSAGE, A, [Message], size))
+    marks = policy("marks", hook(MESSAGE, [], lambda: annotate(AddHeader("X", "y"))))
+    acts_ = plugin("acts", finder(MESSAGE, B, [Message], size_later, does=True))
+
+    async def scenario() -> list[int]:
+        flow = Flow(["looks", "marks", "acts"], looks, marks, acts_)
+        await flow.whole()
+        assert flow.txn
+        found = [f.value for f in flow.txn.found]
+        await flow.close()
+        return found
+
+    assert run(scenario()) == [14, 14 + len("X: y\r\n")]
+
+
+def test_somebody_who_is_told_too_much_is_left_out() -> None:
+    from gateway.pipeline.lookup import TELLING
+
+    class Slow(Plugin):
+        name = "slow"
+        begun = 0
+
+        async def ended(self, ending: Any) -> None:
+            Slow.begun += 1
+            await asyncio.sleep(3600)
+
+    async def scenario() -> int:
+        flow = Flow(["slow"], Slow)
+        for _ in range(TELLING + 10):
+            flow.session.tell(Ending(Outcome.ACCEPTED, MESSAGE, SESSION))
+        await asyncio.sleep(0)
+        begun = Slow.begun
+        await flow.close()
+        return begun
+
+    assert run(scenario()) == TELLING
