@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from tests.interop.settings import delivered, maildir
+from tests.plugins.test_arc import hop
 from tests.support.clients import connect, queue_id, swaks, transact
 from tests.support.dkimkeys import KeyPair, ed25519, rsa
 from tests.support.gatepost import GatepostProcess, refused_start
@@ -33,6 +34,7 @@ MAIL = (
     b"Hello  there. \r\n.a dot\r\n\r\nBye.\r\n\r\n\r\n"
 )
 KEYS = {"r._domainkey.sender.test": rsa(2048), "e._domainkey.sender.test": ed25519()}
+LIST = {"sel._domainkey.lists.test": rsa()}
 OURS = {"r._domainkey.example.org": rsa(2048), "e._domainkey.example.org": ed25519()}
 
 
@@ -44,7 +46,9 @@ def txt(name: str, record: str) -> str:
 @pytest.fixture(scope="module")
 def unbound() -> Iterator[Unbound]:
     # On port 53, since the programs below read it from resolv.conf, where no port can be said.
-    server = Unbound([txt(name, key.record) for name, key in (KEYS | OURS).items()], interface="127.77.0.54", port=53)
+    records = [txt(name, key.record) for name, key in (KEYS | LIST | OURS).items()]
+    records.append(txt("_dmarc.sender.test", "v=DMARC1; p=reject"))
+    server = Unbound(records, interface="127.77.0.54", port=53)
     yield server
     server.stop()
 
@@ -269,3 +273,20 @@ def test_what_arc_seal_sealed_verifies_with_dkimpy_and_is_carried_on(gatepost, u
     content = stored(directory, 4)
     assert "arc=fail" in results(content)
     assert b"ARC-Seal: i=4; a=rsa-sha256; cv=fail; d=example.org" in content
+
+
+def test_a_list_that_broke_the_signature_gets_through_dmarc_by_its_seal_only_where_it_is_trusted(
+    gatepost, unbound, directory
+):
+    changed = dkimsign(MAIL, "r", rsa(2048), directory).replace(b"Subject: A", b"Subject: [list] A")
+    aar = "i={i}; {d}; dkim=pass header.d=sender.test; dmarc=pass header.from=sender.test"
+    content = hop(changed, 1, "lists.test", aar=aar)
+    for trusted, code in (([], 550), (["lists.test"], 250)):
+        pipeline = [{"spf": {}}, {"dkim": {}}, {"arc": {"trusted": trusted}}, {"dmarc": {}}]
+        gate = gatepost(**options(directory, unbound.address, *pipeline))
+        assert send(gate, content, "list@lists.test")[0] == code
+        gate.stop()
+    found = results(stored(directory))
+    assert "dkim=fail" in found
+    assert "arc=pass" in found
+    assert "dmarc=fail" in found
