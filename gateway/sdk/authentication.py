@@ -205,9 +205,11 @@ class Dmarc(Finding):
 class Arc(Finding):
     """The message's ARC chain (RFC 8617 section 5.2).
 
-    `result` is none, pass, fail, or temperror when a key could not be had; `sealers` are the d= of the seals, oldest
-    first; `trusted` says that every sealer from the newest down to the one whose results count is one that the
-    operator trusts; `results` are the authentication results that this one reported (method, result, domain).
+    `result` is none, pass, fail, temperror when a key could not be had, or neutral when it was not looked at;
+    `sealers` are the d= of the seals, oldest first; `trusted` says that every sealer from the newest down to the one
+    whose results count is one that the operator trusts; `results` are the authentication results that this one
+    reported (method, result, domain). `oldest_pass` is the lowest instance from which on all message signatures hold,
+    0 when all of them do.
     """
 
     result: AuthResult
@@ -215,9 +217,11 @@ class Arc(Finding):
     trusted: bool = False
     results: tuple[tuple[str, str, str], ...] = ()
     problem: str = ""
+    oldest_pass: int = 0
 
     def authentication(self) -> tuple[MethodResult, ...]:
-        chain = (("header.oldest-pass", "0" if self.result is AuthResult.PASS and self.sealers else ""),)
+        holds = self.result is AuthResult.PASS and self.sealers
+        chain = (("header.oldest-pass", str(self.oldest_pass) if holds else ""),)
         return (MethodResult("arc", self.result, chain, self.problem),)
 
 

@@ -101,7 +101,7 @@ class Postfix:
         wait_until(lambda: banner(self.port, address=address), "Postfix greets")
 
     @classmethod
-    def store(cls, domain: str, users: list[str]) -> Postfix:
+    def store(cls, domain: str, users: list[str], **more: str) -> Postfix:
         """A mail store for `users` at `domain` with one Maildir each; others get 550 5.1.1 at RCPT."""
         home = new_directory("store")
         (home / "mail").mkdir()
@@ -115,7 +115,8 @@ class Postfix:
                 "virtual_mailbox_maps": f"texthash:{home / 'boxes'}",
                 "virtual_uid_maps": f"static:{nobody.pw_uid}",
                 "virtual_gid_maps": f"static:{nobody.pw_gid}",
-            },
+            }
+            | more,
             home=home,
         )
 
