@@ -7,17 +7,22 @@ the client's address and that address as lists have it in their names.
 
 from __future__ import annotations
 
+import base64
 import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tests.support.clients import MESSAGE
+from tests.support.dkimkeys import rsa
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """The reply that the client gets, and what the finding says; `reply` is code and enhanced status."""
+    """The reply that the client gets, and what the finding says; `reply` is code and enhanced status.
+
+    Values of the finding are by path: ``signatures.0.result``.
+    """
 
     reply: str
     finding: Mapping[str, Any]
@@ -43,6 +48,8 @@ class Asking:
     helo: str = "[{client}]"
     sender: str = "ann@s{n}.test"
     content: bytes = field(default=MESSAGE, repr=False)
+    before: tuple[Mapping[str, Any], ...] = ()
+    """Entries that are listed before it."""
 
     def number(self, n: int) -> Asking:
         """The row for one transaction."""
@@ -58,6 +65,7 @@ class Asking:
             records=tuple(map(fill, self.records)),
             helo=fill(self.helo),
             sender=fill(self.sender),
+            content=self.content.replace(b"{n}", str(n).encode()),
             client=str(client),
         )
 
@@ -75,6 +83,15 @@ def _spf(id: str, asked: str, record: str, *records: str, ill: Outcome, options:
 
 
 _TEMPERROR = Outcome("451 4.7.24", {"result": "temperror"})
+
+_FROM = MESSAGE.replace(b"ann@sender.test>\r\nTo", b"ann@s{n}.test>\r\nTo")
+_KEY = (f'k._domainkey.s{{n}}.test. 0 IN TXT "{rsa().record}"',)
+# A signature that is well-formed and does not hold.
+_NOTHING = base64.b64encode(bytes(128))
+_SIGNATURE = b"a=rsa-sha256; c=relaxed/relaxed; d=s{n}.test; s=k; h=from; bh=%s; b=%s\r\n" % (
+    base64.b64encode(bytes(32)),
+    _NOTHING,
+)
 
 ASKING: tuple[Asking, ...] = (
     Asking(
@@ -143,5 +160,45 @@ ASKING: tuple[Asking, ...] = (
         _REVERSE + ". 0 IN PTR other{n}.test.",
         ill=Outcome("451 4.7.24", {"result": "fail"}),
         options=_REJECT_FAIL,
+    ),
+    Asking(
+        id="dmarc",
+        plugin="dmarc",
+        stage="message",
+        finding="Dmarc",
+        options={"temperror": "defer"},
+        # A top-level domain of its own, since parents are asked for too.
+        asked="_dmarc.s{n}.t{n}",
+        records=('s{n}.t{n}. 0 IN TXT "v=spf1 -all"', '_dmarc.s{n}.t{n}. 0 IN TXT "v=DMARC1; p=reject"'),
+        well=Outcome("550 5.7.26", {"result": "fail"}),
+        ill=Outcome("451 4.7.0", {"result": "temperror"}),
+        sender="ann@s{n}.t{n}",
+        content=_FROM.replace(b"s{n}.test", b"s{n}.t{n}"),
+        before=({"spf": {}},),
+    ),
+    Asking(
+        id="dkim",
+        plugin="dkim",
+        stage="message",
+        finding="Dkim",
+        options={"reject_fail": True, "defer_temperror": True},
+        asked="k._domainkey.s{n}.test",
+        records=_KEY,
+        well=Outcome("550 5.7.20", {"signatures.0.result": "fail"}),
+        ill=Outcome("451 4.7.20", {"signatures.0.result": "temperror"}),
+        content=b"DKIM-Signature: v=1; " + _SIGNATURE + _FROM,
+    ),
+    Asking(
+        id="arc",
+        plugin="arc",
+        stage="message",
+        finding="Arc",
+        options={"reject_fail": True},
+        asked="k._domainkey.s{n}.test",
+        records=_KEY,
+        well=Outcome("550 5.7.29", {"result": "fail"}),
+        ill=Outcome("250 2.0.0", {"result": "temperror"}),
+        content=b"ARC-Seal: i=1; a=rsa-sha256; t=1700000000; cv=none; d=s{n}.test; s=k; b=" + _NOTHING + b"\r\n"
+        b"ARC-Message-Signature: i=1; " + _SIGNATURE + b"ARC-Authentication-Results: i=1; s{n}.test; none\r\n" + _FROM,
     ),
 )
