@@ -142,6 +142,9 @@ class HeloPlugin(Plugin):
 
     def _look(self, name: str, session: Session) -> HeloProblem | None:
         """What can be seen without the DNS: the first problem decides, there cannot be two."""
+        if "%" in name:
+            # Python takes a zone after an IPv6 address, of any characters; RFC 5321 section 4.1.3 knows none.
+            return HeloProblem.NOT_A_NAME
         if name.startswith("["):
             return _literal_problem(name, session)
         try:

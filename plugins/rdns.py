@@ -45,6 +45,7 @@ _DOMAIN_LABELS: Final = 2
 """The last labels of a name are its owner's and say nothing about the host."""
 _WORD: Final = re.compile(r"[a-z]+")
 _NUMBER: Final = re.compile(r"\d+")
+_DASHED: Final = re.compile(r"(?<![0-9a-f-])[0-9a-f]{0,4}(?:-[0-9a-f]{0,4}){2,7}(?![0-9a-f-])")
 _INTERFACE_NIBBLES: Final = 16
 
 WORDS: Final = (
@@ -86,12 +87,11 @@ def _holds_address(host: str, client: IPAddress) -> bool:
     if isinstance(client, ipaddress.IPv6Address):
         nibbles = client.exploded.replace(":", "")
         squeezed = re.sub(r"[^0-9a-z]", "", host)
-        written = str(client).replace(":", "-")
         forms = (nibbles, nibbles[::-1], nibbles[-_INTERFACE_NIBBLES:])
-        # An interface part that is nearly all zeros says nothing, and neither does a short written form.
-        return any(len(form.strip("0")) > 8 and form in squeezed for form in forms) or (
-            len(written) > 8 and written in host
-        )
+        # An interface part that is nearly all zeros says nothing.
+        if any(len(form.strip("0")) > 8 and form in squeezed for form in forms):
+            return True
+        return any(_reads_as(text.replace("-", ":"), client) for text in _DASHED.findall(host))
     octets = list(client.packed)
     numbers = [int(text) for text in _NUMBER.findall(host) if len(text) <= 3]
     for at in range(len(numbers) - 3):
@@ -99,6 +99,13 @@ def _holds_address(host: str, client: IPAddress) -> bool:
             return True
     packed = ("".join(f"{octet:03}" for octet in octets), "".join(f"{octet:03}" for octet in reversed(octets)))
     return any(form in host for form in (*packed, client.packed.hex()))
+
+
+def _reads_as(text: str, client: IPAddress) -> bool:
+    try:
+        return ipaddress.ip_address(text) == client
+    except ValueError:
+        return False
 
 
 class RdnsOptions(PluginOptions):

@@ -90,7 +90,7 @@ class DnsServer:
         if fault is Fault.TRUNCATED_TCP_GARBAGE:
             writer.write(b"\x00\x05hello")
         elif fault is not Fault.TRUNCATED_TCP_CLOSED:
-            wire = self.answer(query).to_wire()
+            wire = self.answer(query).to_wire(max_size=65_535)
             writer.write(struct.pack("!H", len(wire)) + wire)
         await writer.drain()
         writer.close()
@@ -106,7 +106,7 @@ class DnsServer:
         """What goes back over UDP, in order."""
         fault = self._note(query, "udp")
         answer = self.answer(query)
-        true = answer.to_wire()
+        true = answer.to_wire(max_size=65_535)
         match fault:
             case Fault.SILENT:
                 return []
