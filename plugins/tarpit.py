@@ -89,7 +89,7 @@ class TarpitPlugin(Plugin):
         finally:
             HELD.dec()
             self._held -= 1
-        return Tarpit(self.options.delay, reason)
+        return Tarpit(round(self.options.delay, 3), reason)
 
     def _suspicion(self, dnsbl: Dnsbl | None, helo: HeloName | None, talk: EarlyTalk | None) -> str:
         options = self.options
