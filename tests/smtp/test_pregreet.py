@@ -16,6 +16,7 @@ from gateway.sdk import Services
 from gateway.sdk.testing import FakeDirectory, FakeDns, FakeState
 from gateway.services.clock import SystemClock
 from gateway.smtp.lines import OpenLines
+from gateway.smtp.listener import tls_context
 from plugins.pregreet import PregreetPlugin
 from tests.smtp.door import HOSTNAME, Client, Door, door, networks, run
 
@@ -203,6 +204,22 @@ def test_an_early_talker_that_is_not_to_be_refused_goes_on_and_its_mail_says_so(
             shadowed = [v["action"] for v in record["verdicts"] if v["shadow"]]
             assert shadowed == (["disconnect"] if entry else [])
             assert not await at.remembers("192.0.2.7")
+
+    run(test)
+
+
+def test_with_implicit_tls_the_wait_comes_after_the_handshake(certificate):
+    context = tls_context(str(certificate.certificate), str(certificate.key))
+
+    async def test() -> None:
+        async with guarded({"wait": "1s"}, tls=context, implicit=True) as at:
+            patient = await at.door.connect_tls()
+            await patient.hello()
+            assert await at.remembers("127.0.0.1")
+            await at.state.delete("pregreet 127.0.0.1")
+            hasty = await at.door.connect_tls()
+            hasty.send(b"EHLO client.test\r\n")
+            assert talk(await at.refused(hasty))["early"] is True
 
     run(test)
 
