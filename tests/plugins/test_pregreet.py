@@ -13,6 +13,8 @@ from gateway.sdk.testing import Bench, FakeDirectory, FakeDns, FakeLines, FakeSt
 from plugins.pregreet import CLIENTS, PregreetOptions, PregreetPlugin
 
 DAY = 86_400.0
+PATIENCE = 10.0
+"""Seconds after which a test that waits has failed."""
 
 
 def found(at: Bench, client: str = "192.0.2.1", options: object = None, trusted: bool = False) -> EarlyTalk:
@@ -183,7 +185,7 @@ def test_only_so_many_clients_wait_at_once_and_a_client_beyond_is_not_remembered
         assert await state.get("pregreet 192.0.2.9") == b"1"
         assert await state.get("pregreet 192.0.2.0") is None
 
-    asyncio.run(check())
+    asyncio.run(asyncio.wait_for(check(), PATIENCE))
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,8 @@ from gateway.sdk.testing import Bench, FakeDirectory, FakeDns, FakeState, Manual
 from plugins.tarpit import ANSWERS, HELD, Tarpit, TarpitOptions, TarpitPlugin
 
 QUICK = {"delay": "1ms"}
+PATIENCE = 10.0
+"""Seconds after which a test that waits has failed."""
 
 
 def found(*findings, options=None, trusted=False) -> Tarpit:
@@ -59,7 +61,7 @@ def test_it_holds_for_as_long_as_it_says():
         assert await plugin.hold(make_session(), Dnsbl(1.0), None, None) == Tarpit(0.05, "score 1")
         assert asyncio.get_running_loop().time() - began >= 0.05
 
-    asyncio.run(check())
+    asyncio.run(asyncio.wait_for(check(), PATIENCE))
 
 
 async def started(**options) -> TarpitPlugin:
@@ -94,7 +96,7 @@ def test_only_so_many_are_held_at_once_and_who_is_cancelled_makes_room():
         await asyncio.wait([held[1], third])
         assert HELD._value.get() == 0
 
-    asyncio.run(check())
+    asyncio.run(asyncio.wait_for(check(), PATIENCE))
 
 
 def test_it_has_no_policy_and_its_timeout_is_longer_than_any_delay():
