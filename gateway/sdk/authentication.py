@@ -229,7 +229,9 @@ class Arc(Finding):
 class ReverseName(Finding):
     """The client's name in the DNS, confirmed by its address (iprev, RFC 8601 section 3).
 
-    `name` is the confirmed name, empty unless `result` is pass; `names` are all that PTR gave.
+    `name` is the confirmed name, empty unless `result` is pass; `names` are all that PTR gave and that were looked at.
+    `generic` says that the name looks like one that a provider gives to its customers' lines in bulk: of several, all
+    that were confirmed, or all there are.
     """
 
     result: AuthResult
@@ -237,6 +239,7 @@ class ReverseName(Finding):
     name: str = ""
     names: tuple[str, ...] = ()
     problem: str = ""
+    generic: bool = False
 
     def authentication(self) -> tuple[MethodResult, ...]:
         return (MethodResult("iprev", self.result, (("policy.iprev", self.client),), self.problem),)

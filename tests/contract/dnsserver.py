@@ -207,8 +207,8 @@ class DnsServer:
 
 
 def _wire(message: dns.message.Message) -> bytes:
-    """With the records in the order in which they were given: tests may depend on it."""
-    return message.to_wire(want_shuffle=False)
+    """With the records in the order in which they were given: tests may depend on it. However large it is."""
+    return message.to_wire(max_size=65_535, want_shuffle=False)
 
 
 def _read(line: str) -> dns.rrset.RRset:

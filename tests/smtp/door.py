@@ -23,6 +23,7 @@ from gateway.services.clock import SystemClock
 from gateway.smtp.conversation import Conversation
 from gateway.smtp.domains import Domain, Domains
 from gateway.smtp.intake import Desk
+from gateway.smtp.lines import OpenLines
 from gateway.smtp.listener import Front
 from gateway.smtp.options import Limits, ListenerOptions, Networks, SmtpOptions, Timeouts, TlsMode
 from gateway.spool.spool import Claimed, Spool, SpoolOptions, Step
@@ -257,6 +258,7 @@ async def door(
     xclient: Networks | None = None,
     domains: Mapping[str, Domain] | None = None,
     pipelines: Mapping[str, Pipeline] | None = None,
+    lines: OpenLines | None = None,
     spool: Callable[[Spool], Spool] = lambda spool: spool,
     on_step: Callable[[Step], None] = lambda step: None,
     **options: Any,
@@ -286,7 +288,7 @@ async def door(
     def ring() -> None:
         opened.rung += 1
 
-    front = Front(Desk(smtp, given, used, spool(real), SystemClock(), ring), Count())
+    front = Front(Desk(smtp, given, used, spool(real), SystemClock(), ring), Count(), lines)
     opened = Door(front, real, port, directory)
     await front.listen([(listener, sock)])
     try:
