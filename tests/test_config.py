@@ -192,12 +192,12 @@ def test_a_bad_line_in_a_list_file_is_named(tmp_path: Path) -> None:
         ),
         (
             "domains: {a.example: {next_hop: discard, recipients: {}}}\n",
-            "gatepost.yaml:2: domains.a.example.recipients: give one of list, list_file and verify",
+            "gatepost.yaml:2: domains.a.example.recipients: give one of list, list_file, verify and ldap",
         ),
         (
             "domains: {a.example: {next_hop: discard, recipients: all}}\n",
             "gatepost.yaml:2: domains.a.example.recipients: "
-            "expected any, or a mapping with one of list, list_file and verify",
+            "expected any, or a mapping with one of list, list_file, verify and ldap",
         ),
         (
             "domains:\n  a.example: {next_hop: discard}\n  A.Example: {next_hop: discard}\n",

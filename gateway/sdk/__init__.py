@@ -22,7 +22,7 @@ from gateway.sdk.authentication import (
     authentication_results,
 )
 from gateway.sdk.ending import Ending, Outcome
-from gateway.sdk.files import WatchedFile
+from gateway.sdk.files import FileContent, WatchedFile, read_file
 from gateway.sdk.findings import (
     Dnsbl,
     DomainState,
@@ -37,6 +37,7 @@ from gateway.sdk.findings import (
     RecipientState,
     RecipientStatus,
     SenderDomain,
+    WhenDown,
 )
 from gateway.sdk.log import get_logger
 from gateway.sdk.options import Duration, OptionsModel, Size
@@ -45,6 +46,7 @@ from gateway.sdk.policy import Policy, PolicyOptions
 from gateway.sdk.services import (
     Answer,
     Callout,
+    Callouts,
     CalloutState,
     Clock,
     Directory,
@@ -58,9 +60,11 @@ from gateway.sdk.services import (
     Services,
     State,
     StateError,
+    Store,
     Taken,
 )
 from gateway.sdk.stage import Message, Stage, Transaction
+from gateway.sdk.turns import Turns
 from gateway.sdk.verdict import (
     PROCEED,
     Action,
@@ -89,6 +93,7 @@ __all__ = [
     "AuthResult",
     "Callout",
     "CalloutState",
+    "Callouts",
     "ChangeHeader",
     "Clock",
     "Content",
@@ -106,6 +111,7 @@ __all__ = [
     "EarlyTalk",
     "Edit",
     "Ending",
+    "FileContent",
     "Finding",
     "Geo",
     "Greylist",
@@ -143,11 +149,14 @@ __all__ = [
     "Stage",
     "State",
     "StateError",
+    "Store",
     "Taken",
     "Tls",
     "Transaction",
+    "Turns",
     "Verdict",
     "WatchedFile",
+    "WhenDown",
     "accept",
     "acts",
     "annotate",
@@ -158,5 +167,6 @@ __all__ = [
     "finds",
     "get_logger",
     "quarantine",
+    "read_file",
     "reject",
 ]
