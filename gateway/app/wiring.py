@@ -29,7 +29,7 @@ from gateway.smtp.data import Newlines
 from gateway.smtp.domains import Domain, Domains
 from gateway.smtp.intake import Desk
 from gateway.smtp.listener import tls_context
-from gateway.smtp.options import Limits, ListenerOptions, Networks, SmtpOptions, Timeouts, TlsMode
+from gateway.smtp.options import Limits, ListenerOptions, Networks, SmtpOptions, Split, SplitRefused, Timeouts, TlsMode
 from gateway.spool.spool import Spool
 from gateway.transport.factory import Transports
 from gateway.transport.hosts import Unreachable, addresses
@@ -218,6 +218,8 @@ def smtp_options(config: Config) -> SmtpOptions:
         Newlines(config.bare_newline),
         Networks(config.relay_from),
         bounces=config.bounces == "proven",
+        split=Split(config.split),
+        split_refused=SplitRefused(config.split_refused),
     )
 
 

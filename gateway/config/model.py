@@ -286,6 +286,11 @@ class Config(Section):
     """Bounds on what one client, and all of them, may use."""
     timeouts: Timeouts = section()
     """How long the front door waits."""
+    split: Literal["defer", "copies"] = "defer"
+    """Recipients of one message whose pipelines differ: the later ones come back by themselves (452), or one copy is
+    queued for each pipeline."""
+    split_refused: Literal["quarantine", "discard"] = "quarantine"
+    """What becomes of a recipient's copy that is refused after DATA while others of the same message are taken."""
     bare_newline: Literal["normalize", "reject"] = "normalize"
     """Bare CR and bare LF in a message: made CRLF, or the message refused."""
     pipeline: Entries = ()

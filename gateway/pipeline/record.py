@@ -21,7 +21,8 @@ A record is a JSON object with these keys:
 ``edits``       the patch list that was applied to the message
 ``outcome``     one of `gateway.sdk.ending.Outcome`
 ``reply``       the reply that ended it
-``pipeline``    name of the pipeline
+``pipeline``    name of the pipeline, or of several
+``copies``      ids of all copies of the message, where it was queued in several
 
 Both lists begin with the session's own (connect, helo). A list that grew too long ends in ``{"truncated": true}``.
 """
@@ -88,6 +89,7 @@ def build(
     recipients: Sequence[tuple[str, str]] = (),
     size: int = 0,
     edits: Sequence[Edit] = (),
+    copies: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The record of a transaction, or of a session that had none. See the module's docstring for the format.
 
@@ -95,7 +97,7 @@ def build(
     (`traces` of a pipeline's session or transaction). The record is a copy: what ends later does not change it.
     """
     traces = tuple(traces)
-    return {
+    out = {
         "v": VERSION,
         "id": id,
         "session": session.id,
@@ -114,6 +116,9 @@ def build(
         "reply": reply,
         "pipeline": pipeline,
     }
+    if copies:
+        out["copies"] = list(copies)
+    return out
 
 
 def _client(session: Session) -> dict[str, Any]:

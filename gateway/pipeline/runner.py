@@ -37,17 +37,29 @@ _log = log.get()
 
 
 @dataclass(frozen=True, slots=True)
+class Part:
+    """What stage `message` came to for some of the recipients only."""
+
+    recipients: tuple[Recipient, ...]
+    verdict: Verdict
+    entry: str = ""
+    edits: tuple[Edit, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Decision:
     """What a stage came to. `entry` and `policy` say whose verdict it is, and are empty when nobody was decisive.
 
-    `edits` are those of all applied verdicts at stage `message`, in order. `found` is what was found of one recipient,
-    where somebody learns from endings.
+    `edits` are those of all applied verdicts at stage `message`, in order. `parts` are recipients of whom verdicts said
+    something of their own; the decision is about the others. `found` is what was found of one recipient, where
+    somebody learns from endings.
     """
 
     verdict: Verdict
     entry: str = ""
     policy: str = ""
     edits: tuple[Edit, ...] = ()
+    parts: tuple[Part, ...] = ()
     found: tuple[Finding, ...] = ()
 
 
@@ -263,6 +275,7 @@ async def _judge(plan: StagePlan, moment: Moment, trace: Trace, meters: Meters) 
         moment.lookup(node)
     edits: tuple[Edit, ...] = ()
     original, seen = moment, edits
+    named: _Named | None = None
     decision: Decision | None = None
     for step in plan.steps:
         if seen is not edits:
@@ -274,15 +287,66 @@ async def _judge(plan: StagePlan, moment: Moment, trace: Trace, meters: Meters) 
         meters.verdict(plan.stage, said)
         if said.shadow:
             continue
+        if said.verdict.recipients:
+            named = named or _Named(moment.given[1])
+            named.take(said, edits)
+            if named.nobody_left:
+                break
+            continue
         if said.verdict.edits:
             edits += said.verdict.edits
+            if named:
+                named.edit(said.verdict.edits)
         if said.verdict.decisive:
             decision = Decision(said.verdict, said.of.name, said.policy, edits)
             break
     meters.stage(plan.stage, house.clock.monotonic() - began)
     if decision is None:
         decision = Decision(PROCEED, edits=edits) if edits else PROCEEDED
-    return decision
+    return named.split(decision) if named else decision
+
+
+class _Named:
+    """Recipients of whom verdicts at `message` said something of their own."""
+
+    def __init__(self, txn: Transaction | None) -> None:
+        self._left = list(txn.recipients) if txn else []
+        self._edits: dict[Recipient, tuple[Edit, ...]] = {}
+        self._parts: list[Part] = []
+
+    @property
+    def nobody_left(self) -> bool:
+        return not self._left
+
+    def take(self, said: _Said, edits: tuple[Edit, ...]) -> None:
+        """A verdict that names recipients; `edits` are those of the others so far. Who is decided stays decided."""
+        verdict = said.verdict
+        whom = [r for r in verdict.recipients if r in self._left]
+        for recipient in whom:
+            self._edits[recipient] = self._edits.get(recipient, edits) + verdict.edits
+        if not verdict.decisive:
+            return
+        self._left = [r for r in self._left if r not in whom]
+        self._add(whom, edits, verdict, said.of.name)
+
+    def edit(self, edits: tuple[Edit, ...]) -> None:
+        """Edits that are for everybody who is left."""
+        for recipient in self._edits:
+            if recipient in self._left:
+                self._edits[recipient] += edits
+
+    def split(self, decision: Decision) -> Decision:
+        """The decision about the others, and beside it what was said of single ones."""
+        own = [r for r in self._left if r in self._edits]
+        self._add(own, decision.edits, decision.verdict, decision.entry)
+        return replace(decision, parts=tuple(self._parts))
+
+    def _add(self, whom: list[Recipient], edits: tuple[Edit, ...], verdict: Verdict, entry: str) -> None:
+        """Recipients whose edits are the same share a part, and so a copy."""
+        groups: dict[tuple[Edit, ...], list[Recipient]] = {}
+        for recipient in whom:
+            groups.setdefault(self._edits.get(recipient, edits), []).append(recipient)
+        self._parts += [Part(tuple(group), verdict, entry, edits) for edits, group in groups.items()]
 
 
 async def _turn(plan: StagePlan, step: Step, moment: Moment, ends: float) -> _Said | None:
@@ -364,6 +428,8 @@ def _check(verdict: object, stage: Stage) -> None:
         for edit in verdict.edits:
             if not isinstance(edit, _EDITS):
                 raise TypeError(f"{type(edit).__name__} is no edit")
+    if verdict.recipients and stage is not Stage.MESSAGE:
+        raise ValueError(f"names recipients at stage {stage}, where there is no copy for each")
 
 
 def _write(stage: Stage, said: _Said, moment: Moment, trace: Trace) -> None:

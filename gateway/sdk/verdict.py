@@ -5,10 +5,12 @@ Wire text is what the client sees: keep it bland. `reason` is for the decision r
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Final
 
+from gateway.mail.envelope import Recipient
 from gateway.mail.message import AddHeader, ChangeHeader, DeleteHeader, Edit, edit_json
 from gateway.mail.reply import Reply
 
@@ -53,13 +55,15 @@ _CODES: Final = {
 class Verdict:
     """A policy's answer. `reply` is set for reject, defer and disconnect only; `edits` only at stage `message`.
 
-    Raises ValueError for a reply that contradicts the action, or is missing.
+    `recipients`, at stage `message` only, are those that it is for; none means all that are left (see `only`). Raises
+    ValueError for a reply that contradicts the action, or is missing.
     """
 
     action: Action
     reply: Reply | None = None
     reason: str = ""
     edits: tuple[Edit, ...] = field(default=())
+    recipients: tuple[Recipient, ...] = field(default=())
 
     def __post_init__(self) -> None:
         codes = _CODES.get(self.action)
@@ -73,6 +77,17 @@ class Verdict:
     def decisive(self) -> bool:
         return self.action is not Action.PROCEED
 
+    def only(self, recipients: Iterable[Recipient]) -> Verdict:
+        """The same for these recipients of the message, each of whom gets a copy of its own kind; the others go on.
+
+        Since the client hears one reply for the whole message, a reject that names recipients while others are taken
+        becomes quarantine or discard (`split_refused`), and a defer defers the message. Raises ValueError for nobody.
+        """
+        named = tuple(dict.fromkeys(recipients))
+        if not named:
+            raise ValueError("a verdict for nobody")
+        return replace(self, recipients=named)
+
     def to_json(self) -> dict[str, Any]:
         out: dict[str, Any] = {"action": self.action.value}
         if self.reply:
@@ -81,6 +96,8 @@ class Verdict:
             out["reason"] = self.reason
         if self.edits:
             out["edits"] = [edit_json(e) for e in self.edits]
+        if self.recipients:
+            out["recipients"] = [str(r.address) for r in self.recipients]
         return out
 
 

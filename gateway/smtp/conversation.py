@@ -45,6 +45,8 @@ _IDLE_TALK_MAX: Final = 100
 """So many commands that lead nowhere are free between two messages; each one after that counts as an error."""
 _OVERSHOOT: Final = 1000
 """So many 452 are free in a session: they tell a client of our limits, and are no fault of its own."""
+_CLIENT_ERRORS: Final = frozenset({500, 501, 502, 503, 504, 555})
+"""Codes of what the protocol refuses, and no policy."""
 _REPLIES_AT_ONCE: Final = 100
 """Replies are sent after so many, even within a pipelined group; and others get their turn."""
 
@@ -339,6 +341,8 @@ class Conversation(Connection):
         if reply.code == 452 and self._overshoot < _OVERSHOOT:
             self._overshoot += 1
         elif reply.code >= 400:
+            if reply.code in _CLIENT_ERRORS:
+                self.intake.client_error(reply)
             self._err()
         elif verb in _IDLE_TALK:
             self._idle_talk += 1

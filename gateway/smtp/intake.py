@@ -8,30 +8,31 @@ policy can override it. Our own trouble is always 4xx.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import Final
 
-from gateway.mail.address import NULL_SENDER, Address
-from gateway.mail.envelope import Envelope, Recipient
-from gateway.mail.message import render_field, split_header
+from gateway.mail.envelope import Recipient
+from gateway.mail.message import split_header
 from gateway.mail.reply import Reply
 from gateway.mail.session import Session, transaction_id
 from gateway.ops import log, metrics
 from gateway.pipeline.loader import Pipeline
-from gateway.pipeline.record import Outcome, Trace, build
-from gateway.pipeline.runner import Decision
-from gateway.sdk.authentication import Spf, SpfResult, authentication_results
-from gateway.sdk.findings import Finding
+from gateway.pipeline.runner import PROCEEDED, Decision, PipelineTransaction
+from gateway.sdk.ending import Outcome
 from gateway.sdk.services import Clock
-from gateway.sdk.stage import Message, Transaction
-from gateway.sdk.verdict import Action, Edit
+from gateway.sdk.stage import Message, Stage, Transaction
+from gateway.sdk.verdict import Action
 from gateway.smtp import trace
 from gateway.smtp.command import Mail
+from gateway.smtp.copies import Copy, Refusal, make, sort
 from gateway.smtp.domains import Domains
+from gateway.smtp.group import Group
 from gateway.smtp.judges import REFUSALS, Judges
-from gateway.smtp.options import SmtpOptions
-from gateway.spool.spool import Draft, NewMessage, Spool, SpoolError, SpoolFull, State
+from gateway.smtp.ledger import Ledger, outcome_of, told
+from gateway.smtp.options import SmtpOptions, Split
+from gateway.spool.spool import Draft, Spool, SpoolError, SpoolFull
 
 _log = log.get()
 
@@ -41,6 +42,8 @@ TOO_BIG: Final = Reply(552, "3.4", "message is too big")
 SENDER_OK: Final = Reply(250, "1.0", "sender ok")
 RECIPIENT_OK: Final = Reply(250, "1.5", "recipient ok")
 NO_RECIPIENTS: Final = Reply(503, "5.1", "no valid recipients")
+OF_ITS_OWN: Final = Reply(452, "5.3", "recipient needs a transaction of its own, send it again")
+TOO_MANY: Final = Reply(452, "5.3", "too many recipients, send the rest in another transaction")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,15 +60,24 @@ class Desk:
 
 @dataclass(slots=True)
 class _Open:
-    """The transaction that is open."""
+    """The transaction that is open. `groups` are its recipients by pipeline; the listener's is always among them."""
 
     txn: Transaction
     started: float
-    pipeline: str
+    groups: dict[str, Group]
     judged: list[tuple[str, str]] = field(default_factory=list)
     taken: int = 0
     draft: Draft | None = None
     storing: bool = False
+
+    @property
+    def active(self) -> list[Group]:
+        """Groups that have recipients; as long as there are none, all that have judged anything."""
+        return [g for g in self.groups.values() if g.txn.recipients] or list(self.groups.values())
+
+    @property
+    def size(self) -> int:
+        return self.draft.size if self.draft else 0
 
 
 class Intake:
@@ -77,6 +89,7 @@ class Intake:
         self.hang_up = False
         self._default = pipeline
         self._judges: dict[str, Judges] = {}
+        self._ledger = Ledger(desk.spool, desk.clock)
         self._open: _Open | None = None
         self._count = 0
 
@@ -91,13 +104,18 @@ class Intake:
             raise RuntimeError("no draft is open")
         return self._open.draft
 
+    @property
+    def smtputf8(self) -> bool:
+        """Whether the open transaction asked for SMTPUTF8."""
+        return self._open is not None and self._open.txn.parameters.smtputf8
+
     # Stages
 
     async def connect(self) -> Reply | None:
         """Judge the connection; a reply refuses it."""
         judges = self._judge(self._default)
         judges.connected = await judges.session.connect(self.session)
-        return self._refused(judges.connected)
+        return self._refused(judges.connected, Stage.CONNECT)
 
     async def renew(self, session: Session) -> None:
         """The session goes on as `session`: another name, or TLS. Ends the open transaction."""
@@ -111,7 +129,7 @@ class Intake:
         await self.renew(session)
         judges = self._judge(self._default)
         judges.helo = await judges.session.helo(session)
-        return self._refused(judges.helo)
+        return self._refused(judges.helo, Stage.HELO)
 
     async def mail(self, mail: Mail) -> Reply:
         """Begin a transaction."""
@@ -125,10 +143,9 @@ class Intake:
             self.desk.spool.check_room(mail.parameters.size)
         except SpoolError as error:
             return self._trouble(error)
-        self._count += 1
-        txn = Transaction(transaction_id(self.session.id, self._count), self.session, mail.sender, mail.parameters)
-        self._open = _Open(txn, self.desk.clock.now(), self._default)
+        txn = Transaction(self._next_id(), self.session, mail.sender, mail.parameters)
         judges = self._judge(self._default)
+        self._open = _Open(txn, self.desk.clock.now(), {self._default: Group(self._default, judges, txn)})
         decision = await judges.begin(txn).mail(txn)
         if refusal := self._stopped(decision, judges):
             await self._refuse(refusal, decision)
@@ -145,45 +162,56 @@ class Intake:
                 return self._no_recipient(recipient, Reply(550, "1.1", "no such recipient here"))
             recipient = replace(recipient, address=postmaster)
         if opened.taken >= options.limits.recipients:
-            return Reply(452, "5.3", "too many recipients, send the rest in another transaction")
+            return TOO_MANY
         domain = self.desk.domains.find(recipient.address)
         if domain is None and not self.session.trusted:
             return self._no_recipient(recipient, Reply(550, "7.1", "relaying denied"))
         pipeline = (domain.pipeline if domain else "") or self._default
-        if opened.txn.recipients and pipeline != opened.pipeline:
-            return Reply(452, "5.3", "recipient needs a transaction of its own, send it again")
-        opened.pipeline = pipeline
-        judges = self._judge(pipeline)
-        transaction = judges.transaction or await judges.join(opened.txn)
-        decision = judges.refusal or await transaction.rcpt(opened.txn, recipient)
-        if refusal := self._stopped(decision, judges):
-            return self._no_recipient(recipient, refusal, decision)
+        others = any(g.txn.recipients for name, g in opened.groups.items() if name != pipeline)
+        if others and options.split is Split.DEFER:
+            return OF_ITS_OWN
+        group = await self._group(opened, pipeline)
+        transaction = group.judges.transaction
+        if transaction is None:
+            raise RuntimeError("a group without a transaction")
+        decision = group.judges.refusal or await transaction.rcpt(group.txn, recipient)
+        if refusal := self._stopped(decision, group.judges):
+            return self._no_recipient(recipient, refusal, decision, group)
         # A recipient named twice gets one copy, and both commands count.
         opened.taken += 1
-        if recipient not in opened.txn.recipients:
+        if recipient not in group.txn.recipients:
+            group.txn = replace(group.txn, recipients=(*group.txn.recipients, recipient))
             opened.txn = replace(opened.txn, recipients=(*opened.txn.recipients, recipient))
-        opened.judged.append((str(recipient.address), str(RECIPIENT_OK)))
+        for judged in (opened.judged, group.judged):
+            judged.append((str(recipient.address), str(RECIPIENT_OK)))
         return RECIPIENT_OK
+
+    async def _group(self, opened: _Open, pipeline: str) -> Group:
+        """The group of this pipeline; a new one catches up with what the session said before."""
+        group = opened.groups.get(pipeline)
+        if group is None:
+            judges = self._judge(pipeline)
+            txn = replace(opened.txn, recipients=())
+            await judges.join(txn)
+            group = opened.groups[pipeline] = Group(pipeline, judges, txn)
+        return group
 
     async def data(self) -> Reply | None:
         """Open the draft. A reply refuses it; a refusal ends the transaction only when a verdict gave it."""
         opened = self._opened()
         if not opened.txn.recipients:
             return NO_RECIPIENTS
-        judges = self._judge(opened.pipeline)
-        if judges.transaction is None:
-            raise RuntimeError("recipients that nobody judged")
-        decision = await judges.transaction.data(opened.txn)
-        if refusal := self._stopped(decision, judges):
-            await self._refuse(refusal, decision)
-            return refusal.referring(opened.txn.id)
+        groups = opened.active
+        for group in groups:
+            group.decision = await self._transaction(group).data(group.txn)
+            group.judges.note(group.decision)
+        found = sort(groups, self.desk.options.split_refused)
+        if isinstance(found, Refusal):
+            self._heed(found.decision)
+            await self._refuse(found.reply, found.decision)
+            return found.reply.referring(opened.txn.id)
         opened.draft = self.desk.spool.draft(opened.txn.id)
         return None
-
-    @property
-    def smtputf8(self) -> bool:
-        """Whether the open transaction asked for SMTPUTF8."""
-        return self._open is not None and self._open.txn.parameters.smtputf8
 
     def _trouble(self, error: SpoolError) -> Reply:
         """Log the spool's trouble and give the reply for it."""
@@ -223,73 +251,72 @@ class Intake:
         section = head[:end]
         if trace.loops(section, options.hostname, options.limits.received_hops):
             return Reply(554, "4.6", "too many hops, this looks like a loop"), None
-        judges = self._judge(opened.pipeline)
-        edits: tuple[Edit, ...] = ()
-        decision: Decision | None = None
-        if judges.transaction is not None and not self.desk.pipelines[opened.pipeline].empty:
-            fields, _ = split_header(section)
-            decision = await judges.transaction.message(opened.txn, Message(tuple(fields), draft))
-            if refusal := self._stopped(decision, judges):
-                return refusal, decision
-            edits = decision.edits
-        return await self._store(opened, judges, section, edits), decision
+        groups = opened.active
+        await self._judge_message(groups, section)
+        copies = sort(groups, options.split_refused)
+        if isinstance(copies, Refusal):
+            self._heed(copies.decision)
+            return copies.reply, copies.decision
+        return await self._store(opened, section, copies), None
 
-    async def _store(self, opened: _Open, judges: Judges, section: bytes, edits: tuple[Edit, ...]) -> Reply:
-        """Write trace fields and edits, commit, answer. Raises `SpoolError`."""
+    async def _judge_message(self, groups: list[Group], section: bytes) -> None:
+        """Ask each group's pipeline about the message, all at once; a group that DATA refused is not asked again."""
+        asked = [g for g in groups if g.decision is None or g.decision.verdict.action not in REFUSALS]
+        judging = [g for g in asked if not self.desk.pipelines[g.pipeline].empty]
+        for group in asked:
+            group.decision = PROCEEDED
+        if judging:
+            fields, _ = split_header(section)
+            message = Message(tuple(fields), self.draft)
+            questions = [self._transaction(group).message(group.txn, message) for group in judging]
+            decisions = [await questions[0]] if len(questions) == 1 else await asyncio.gather(*questions)
+            for group, decision in zip(judging, decisions, strict=True):
+                group.decision = decision
+
+    async def _store(self, opened: _Open, section: bytes, copies: list[Copy]) -> Reply:
+        """Write trace fields and edits, commit all copies that are kept, answer. Raises `SpoolError`."""
+        # What is kept comes first: the client hears the id of something that is there.
+        copies = sorted(copies, key=lambda copy: copy.outcome is Outcome.DISCARDED)
+        txns = [replace(opened.txn, recipients=copy.recipients) for copy in copies]
+        txns[1:] = [replace(txn, id=self._next_id()) for txn in txns[1:]]
+        reply = Reply(250, "0.0", f"queued as {opened.txn.id}")
+        made = list(zip(copies, txns, strict=True))
+        ids = [txn.id for txn in txns] if len(txns) > 1 else []
+        records = {txn.id: self._record_of(opened, copy, txn, reply, ids) for copy, txn in made}
+        kept = [(copy, txn) for copy, txn in made if copy.outcome is not Outcome.DISCARDED]
         now = self.desk.clock.now()
-        txn, draft, options = opened.txn, self.draft, self.desk.options
-        reply = Reply(250, "0.0", f"queued as {txn.id}")
-        if judges.discard:
-            self._record(opened, Outcome.DISCARDED, reply, edits)
-            await draft.abandon()
-            await self._end(opened, Outcome.DISCARDED, reply, judges.discard)
-            return reply
-        try:
-            head, skip = trace.rewrite(section, options.authserv_id, edits)
-        except ValueError as error:
-            raise SpoolError(f"an edit cannot be made: {error}") from error
-        top = trace.received(
-            txn.session, options.hostname, txn.id, txn.recipients, now, smtputf8=txn.parameters.smtputf8
-        )
-        results = authentication_results(options.authserv_id, self._found(opened.pipeline))
-        if results:
-            top = render_field("Authentication-Results", results) + top
-        quarantined = bool(judges.quarantine)
-        outcome = Outcome.QUARANTINED if quarantined else Outcome.ACCEPTED
-        message = NewMessage(
-            txn.id,
-            Envelope(txn.sender, txn.recipients, txn.parameters),
-            now,
-            top + head,
-            skip,
-            State.QUARANTINE if quarantined else State.QUEUED,
-            owed=self._owed(opened),
-            trusted=self.session.trusted,
-            reason=judges.quarantine,
-            record=self._build(opened, outcome, reply, edits),
-        )
-        opened.storing = True
-        await self.desk.spool.commit(draft, message)
+        messages = [make(copy, txn, section, now, self.desk.options, records.pop(txn.id)) for copy, txn in kept]
+        if messages:
+            opened.storing = True
+            await self.desk.spool.commit(self.draft, *messages)
+        else:
+            await self.draft.abandon()
         # From here on the message is ours, and nothing that goes wrong may say otherwise.
-        if not quarantined:
-            self.desk.ring()
         try:
-            metrics.MESSAGE_BYTES.observe(draft.size)
-            await self._end(opened, outcome, reply, judges.quarantine)
+            for record in records.values():
+                self._ledger.note(record)
+            if any(copy.outcome is Outcome.ACCEPTED for copy, _ in kept):
+                self.desk.ring()
+            metrics.MESSAGE_BYTES.observe(opened.size)
+            self._open = None
+            for copy, txn in made:
+                self._ledger.ended(
+                    [copy.group], txn, copy.outcome, reply, size=opened.size, reason=copy.reason, entry=copy.entry
+                )
+            await self._close_transactions()
         except Exception as error:  # noqa: BLE001  (a refusal now would make the client send it twice)
             _log.error("command.failed", session=self.session.id, command="DATA", exc_info=error)
         return reply
 
-    def _owed(self, opened: _Open) -> bool:
-        """Whether the sender is owed a DSN: it is one of our clients, or SPF proved its domain."""
-        if opened.txn.sender is NULL_SENDER or not self.desk.options.bounces:
-            return False
-        if self.session.trusted:
-            return True
-        sender = opened.txn.sender
-        return isinstance(sender, Address) and any(
-            isinstance(f, Spf) and f.result is SpfResult.PASS and f.domain == sender.ascii_domain
-            for f in self._found(opened.pipeline)
+    def _record_of(
+        self, opened: _Open, copy: Copy, txn: Transaction, reply: Reply, ids: list[str]
+    ) -> dict[str, object]:
+        """The record of one copy. The first one's lists all that was said to RCPT, refusals too."""
+        first = txn.id == opened.txn.id
+        judged = opened.judged if first else told([copy], copy.group)
+        groups = opened.active if first else [copy.group]
+        return self._ledger.record(
+            groups, txn, opened.started, judged, copy.outcome, reply, size=opened.size, edits=copy.edits, copies=ids
         )
 
     async def abort(self) -> None:
@@ -299,10 +326,11 @@ class Intake:
             return
         if opened.draft is not None:
             await self._abandon(opened.draft)
-        if not opened.storing:
-            self._record(opened, Outcome.ABORTED, None, ())
         # Cut off within the commit, only the spool knows whether the message is stored: its record must stand.
-        await self._end(opened, Outcome.ABORTED, None, "cut off while it was stored" if opened.storing else "")
+        if not opened.storing:
+            self._note(opened, Outcome.ABORTED, None)
+        reason = "cut off while it was stored" if opened.storing else ""
+        await self._end(opened, Outcome.ABORTED, None, reason=reason)
 
     async def close(self) -> None:
         """The session is over."""
@@ -310,7 +338,15 @@ class Intake:
         for judges in self._judges.values():
             await judges.session.close()
 
+    def client_error(self, reply: Reply) -> None:
+        """The client made an error of its own, which those who learn from such things want to hear of."""
+        self._ledger.client_error(self.session, self._judges.values(), reply)
+
     # How verdicts become replies
+
+    def _next_id(self) -> str:
+        self._count += 1
+        return transaction_id(self.session.id, self._count)
 
     def _judge(self, pipeline: str) -> Judges:
         judges = self._judges.get(pipeline)
@@ -318,77 +354,50 @@ class Intake:
             judges = self._judges[pipeline] = Judges(self.desk.pipelines[pipeline].open())
         return judges
 
+    def _transaction(self, group: Group) -> PipelineTransaction:
+        if group.judges.transaction is None:
+            raise RuntimeError("recipients that nobody judged")
+        return group.judges.transaction
+
     def _stopped(self, decision: Decision, judges: Judges) -> Reply | None:
         """The refusal a decision means, if it is one; discard and quarantine are noted for later."""
         if decision.verdict.action in REFUSALS:
-            self.hang_up = self.hang_up or decision.verdict.action is Action.DISCONNECT
+            self._heed(decision)
             return decision.verdict.reply
         judges.note(decision)
         return None
 
-    def _refused(self, decision: Decision) -> Reply | None:
-        """A refusal at connect or helo, recorded under the session's transaction number 0."""
-        verdict = decision.verdict
-        refusal = verdict.reply
-        if verdict.action not in REFUSALS or refusal is None:
-            return None
-        self.hang_up = self.hang_up or verdict.action is Action.DISCONNECT
-        id = transaction_id(self.session.id, 0)
-        outcome = Outcome.DEFERRED if refusal.temporary else Outcome.REJECTED
-        traces = [t for judges in self._judges.values() for t in judges.session.traces]
-        self.desk.spool.note(
-            build(
-                session=self.session,
-                id=id,
-                started=self.desk.clock.now(),
-                sender=None,
-                recipients=(),
-                size=0,
-                traces=traces,
-                outcome=outcome,
-                reply=str(refusal),
-                edits=(),
-                pipeline=self._default,
-            )
-        )
-        _log.info(
-            "session.refused",
-            session=self.session.id,
-            client=str(self.session.client),
-            helo=self.session.helo,
-            plugin=decision.entry,
-            reply=str(refusal),
-            reason=decision.verdict.reason,
-        )
-        return refusal.referring(id)
+    def _heed(self, decision: Decision) -> None:
+        """Hang up after the reply, where the verdict says so."""
+        self.hang_up = self.hang_up or decision.verdict.action is Action.DISCONNECT
 
-    def _no_recipient(self, recipient: Recipient, refusal: Reply, decision: Decision | None = None) -> Reply:
+    def _refused(self, decision: Decision, stage: Stage) -> Reply | None:
+        """A refusal at connect or helo."""
+        refusal = decision.verdict.reply
+        if decision.verdict.action not in REFUSALS or refusal is None:
+            return None
+        self._heed(decision)
+        judges = list(self._judges.values())
+        return self._ledger.session_refused(self.session, stage, self._default, judges, decision, refusal)
+
+    def _no_recipient(
+        self, recipient: Recipient, refusal: Reply, decision: Decision | None = None, group: Group | None = None
+    ) -> Reply:
         opened = self._opened()
         opened.judged.append((str(recipient.address), str(refusal)))
-        _log.info(
-            "recipient.refused",
-            session=self.session.id,
-            id=opened.txn.id,
-            client=str(self.session.client),
-            sender=str(opened.txn.sender),
-            recipient=str(recipient.address),
-            plugin=decision.entry if decision else "",
-            reply=str(refusal),
-            reason=decision.verdict.reason if decision else "",
-        )
-        self._record(opened, Outcome.DEFERRED if refusal.temporary else Outcome.REJECTED, refusal, ())
+        self._ledger.recipient_refused(opened.txn, recipient, refusal, decision, group)
+        self._note(opened, outcome_of(refusal), refusal)
         return refusal.referring(opened.txn.id)
 
     async def _refuse(self, reply: Reply, decision: Decision | None) -> None:
         """End the open transaction with a refusal."""
         opened = self._opened()
-        outcome = Outcome.DEFERRED if reply.temporary else Outcome.REJECTED
-        self._record(opened, outcome, reply, ())
+        outcome = outcome_of(reply)
+        self._note(opened, outcome, reply)
         if opened.draft is not None:
             await self._abandon(opened.draft)
-        await self._end(
-            opened, outcome, reply, decision.verdict.reason if decision else "", decision.entry if decision else ""
-        )
+        reason, entry = (decision.verdict.reason, decision.entry) if decision else ("", "")
+        await self._end(opened, outcome, reply, reason=reason, entry=entry)
 
     async def _abandon(self, draft: Draft) -> None:
         try:
@@ -396,52 +405,25 @@ class Intake:
         except SpoolError as error:
             _log.warning("spool.failed", id=self._opened().txn.id, reason=str(error))
 
-    async def _end(self, opened: _Open, outcome: Outcome, reply: Reply | None, reason: str, plugin: str = "") -> None:
+    async def _end(
+        self, opened: _Open, outcome: Outcome, reply: Reply | None, *, reason: str = "", entry: str = ""
+    ) -> None:
         self._open = None
-        metrics.MESSAGES.labels(outcome.value).inc()
+        self._ledger.ended(opened.active, opened.txn, outcome, reply, size=opened.size, reason=reason, entry=entry)
+        await self._close_transactions()
+
+    async def _close_transactions(self) -> None:
         for judges in self._judges.values():
             if judges.transaction is not None:
                 await judges.transaction.close()
                 judges.transaction = None
-        _log.info(
-            f"message.{outcome.value}",
-            session=self.session.id,
-            id=opened.txn.id,
-            client=str(self.session.client),
-            helo=self.session.helo,
-            sender=str(opened.txn.sender),
-            recipients=[str(r.address) for r in opened.txn.recipients],
-            size=opened.draft.size if opened.draft else 0,
-            reply=str(reply or ""),
-            plugin=plugin,
-            reason=reason,
+
+    def _note(self, opened: _Open, outcome: Outcome, reply: Reply | None) -> None:
+        self._ledger.note(
+            self._ledger.record(
+                opened.active, opened.txn, opened.started, opened.judged, outcome, reply, size=opened.size
+            )
         )
-
-    def _found(self, pipeline: str) -> tuple[Finding, ...]:
-        judges = self._judge(pipeline)
-        return judges.transaction.found if judges.transaction is not None else judges.session.found
-
-    def _traces(self, pipeline: str) -> tuple[Trace, ...]:
-        judges = self._judge(pipeline)
-        return judges.transaction.traces if judges.transaction is not None else judges.session.traces
-
-    def _build(self, opened: _Open, outcome: Outcome, reply: Reply | None, edits: tuple[Edit, ...]) -> dict[str, Any]:
-        return build(
-            session=self.session,
-            id=opened.txn.id,
-            started=opened.started,
-            sender=opened.txn.sender,
-            recipients=opened.judged,
-            size=opened.draft.size if opened.draft else 0,
-            traces=self._traces(opened.pipeline),
-            outcome=outcome,
-            reply=str(reply or ""),
-            edits=edits,
-            pipeline=opened.pipeline,
-        )
-
-    def _record(self, opened: _Open, outcome: Outcome, reply: Reply | None, edits: tuple[Edit, ...]) -> None:
-        self.desk.spool.note(self._build(opened, outcome, reply, edits))
 
     def _opened(self) -> _Open:
         if self._open is None:

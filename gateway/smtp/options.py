@@ -79,6 +79,22 @@ class ListenerOptions:
     xclient_trusted: Networks = NOWHERE
 
 
+class Split(StrEnum):
+    """What to do when recipients of one transaction have different pipelines (`split`)."""
+
+    DEFER = "defer"
+    """Answer 452 4.5.3, so that the client sends the message again, in a transaction of its own."""
+    COPIES = "copies"
+    """Take all, and queue one copy for each pipeline."""
+
+
+class SplitRefused(StrEnum):
+    """What becomes of a refused recipient's copy, when others of the same message were taken (`split_refused`)."""
+
+    QUARANTINE = "quarantine"
+    DISCARD = "discard"
+
+
 @dataclass(frozen=True, slots=True)
 class SmtpOptions:
     """What all listeners share."""
@@ -90,3 +106,5 @@ class SmtpOptions:
     newlines: Newlines = Newlines.NORMALIZE
     relay_from: Networks = NOWHERE
     bounces: bool = True
+    split: Split = Split.DEFER
+    split_refused: SplitRefused = SplitRefused.QUARANTINE

@@ -11,9 +11,9 @@ import errno
 import os
 import threading
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import Executor
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Final
 
 from gateway.ops import metrics
@@ -39,13 +39,14 @@ class DraftFile:
     that a file descriptor is never used after it was closed, and that a file never comes back.
     """
 
-    __slots__ = ("_fd", "_gone", "_lock", "_made", "path")
+    __slots__ = ("_fd", "_gone", "_links", "_lock", "_made", "path")
 
     def __init__(self, path: str) -> None:
         self.path = path
         self._fd = -1
         self._made = False
         self._gone = False
+        self._links: list[str] = []
         self._lock = threading.Lock()
 
     def append(self, data: bytearray) -> None:
@@ -66,8 +67,11 @@ class DraftFile:
         except OSError as error:
             raise translate(error) from error
 
-    def finish(self, data: bytearray, size: int, on_step: Callable[[Step], None]) -> None:
-        """Write the rest, `size` octets in all; make the file and its name durable; close it. Raises `SpoolError`."""
+    def finish(self, data: bytearray, size: int, links: Sequence[str], on_step: Callable[[Step], None]) -> None:
+        """Write the rest, `size` octets in all; make the file and its names durable; close it. Raises `SpoolError`.
+
+        `links` are further names in the same directory, for copies.
+        """
         started = time.perf_counter()
         with self._lock:
             self._append(data)
@@ -78,6 +82,9 @@ class DraftFile:
                 os.fsync(self._fd)
                 on_step(Step.FILE_SYNCED)
                 self._close()
+                for link in links:
+                    os.link(self.path, link)
+                    self._links.append(link)
                 sync_directory(os.path.dirname(self.path))
             except OSError as error:
                 raise translate(error) from error
@@ -93,9 +100,9 @@ class DraftFile:
                 return
             self._made = False
             try:
-                os.unlink(self.path)
-            except FileNotFoundError:
-                return
+                for path in (*self._links, self.path):
+                    with suppress(FileNotFoundError):
+                        os.unlink(path)
             except OSError as error:
                 raise translate(error) from error
 
@@ -180,14 +187,14 @@ class FileDraft:
             data, self._buffer = self._buffer, bytearray()
             await asyncio.get_running_loop().run_in_executor(self._executor, file.append, data)
 
-    async def sync(self) -> None:
-        """Make the file and its name durable. Nothing to do for a draft in memory."""
+    async def sync(self, links: Sequence[str] = ()) -> None:
+        """Make the file durable, under its name and `links`. Nothing to do for a draft in memory."""
         if self.file is not None:
             async with self._flushing:
                 self._check_room(len(self._buffer))
                 data, self._buffer = self._buffer, bytearray()
                 loop = asyncio.get_running_loop()
-                await loop.run_in_executor(self._executor, self.file.finish, data, self.size, self._on_step)
+                await loop.run_in_executor(self._executor, self.file.finish, data, self.size, links, self._on_step)
 
     async def blocks(self) -> AsyncIterator[bytes]:
         if self.file is None:

@@ -62,7 +62,6 @@ class Shard:
         self._next_sweep = time.monotonic() + 60.0
         self._version = _data_version(database)
         self._loop = asyncio.get_running_loop()
-        self.changed = False
         self.stale = False
         """An operator changed something, so what memory says of unclaimed messages may not hold any more."""
         self.next_due = 0.0
@@ -99,7 +98,7 @@ class Shard:
 
     def _noticed(self) -> None:
         self.next_due = 0.0
-        self.changed = self.stale = True
+        self.stale = True
 
     def _sweep(self, database: sqlite3.Connection) -> bool:
         """Drop records past their time, but none of messages that are still here. True when there may be more.

@@ -205,8 +205,11 @@ class Spool(Protocol):
     def draft(self, id: str) -> Draft:
         """Begin a message."""
 
-    async def commit(self, draft: Draft, message: NewMessage) -> None:
-        """Make it durable. When this returns we are responsible for the message."""
+    async def commit(self, draft: Draft, message: NewMessage, *copies: NewMessage) -> None:
+        """Make it durable. When this returns we are responsible for the message.
+
+        `copies` are further messages of the same content, for other recipients; all are stored, or none.
+        """
 
     def note(self, record: dict[str, Any]) -> None:
         """Keep a decision record (keys `id` and `time`); written soon, not waited for. Same id replaces."""
@@ -219,9 +222,6 @@ class Spool(Protocol):
 
     async def settle(self, settlement: Settlement) -> None:
         """Store the result of work on a claimed message and let go of it."""
-
-    def changed(self) -> bool:
-        """Whether somebody else (the command line) changed the spool since the last call."""
 
     # For the operator; also used by the command line on a spool whose gateway is not running.
 

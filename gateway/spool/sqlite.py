@@ -47,6 +47,8 @@ _FRESH_OCTETS: Final = 32 << 20
 _ROOM_SECONDS: Final = 1.0
 _PAGE: Final = 500
 _Change = Callable[[list[dict[str, Any]]], None]
+_Insert = Callable[[sqlite3.Connection], None]
+_Landed = Callable[[SpoolError | None], None]
 _SHARD_NAME = re.compile(r"shard-(\d{2,4})\Z")
 
 
@@ -100,22 +102,40 @@ class SqliteSpool:
     def draft(self, id: str) -> FileDraft:
         return FileDraft(id, self._shards[0].path_of(id), self._executor, self._on_step, self.check_room)
 
-    async def commit(self, draft: Draft, message: NewMessage) -> None:
+    async def commit(self, draft: Draft, message: NewMessage, *copies: NewMessage) -> None:
         if not isinstance(draft, FileDraft):
             raise TypeError("the draft is of another spool")
         try:
-            self.check_room(draft.size)
-            await draft.sync()
+            self.check_room(draft.size * (1 + len(copies)) if draft.file is None else draft.size)
+            await draft.sync([self._shards[0].path_of(copy.id) for copy in copies])
             # From here on the row decides what becomes of the draft, even when the caller is cancelled.
             draft.settled = True
-            await self._insert(draft, message)
+            await self._insert(draft, [message, *copies])
         except SpoolError:
             draft.settled = False
             await draft.abandon()
             raise
 
-    def _insert(self, draft: FileDraft, message: NewMessage) -> asyncio.Future[None]:
+    def _insert(self, draft: FileDraft, messages: Sequence[NewMessage]) -> asyncio.Future[None]:
+        """Hand all of them to the writer as one step, so that all are durable or none."""
         shard = self._shards[0]
+        made = [self._prepare(shard, draft, message) for message in messages]
+
+        def step(db: sqlite3.Connection) -> None:
+            for insert, _ in made:
+                insert(db)
+            self._on_step(Step.COMMIT_BEGUN)
+
+        def landed(error: SpoolError | None) -> None:
+            for _, land in made:
+                land(error)
+            if error is not None and draft.file is not None:
+                self._executor.submit(draft.file.remove)
+
+        return shard.writer.submit(step, after=partial(self._on_step, Step.COMMIT_DONE), landed=landed)
+
+    def _prepare(self, shard: Shard, draft: FileDraft, message: NewMessage) -> tuple[_Insert, _Landed]:
+        """How one message is inserted, and what follows when that is durable, or has failed."""
         head, body = message.head, None
         size = len(head) + draft.size - message.skip
         eight_bit = draft.eight_bit or not head.isascii()
@@ -131,15 +151,12 @@ class SqliteSpool:
         skip = 0 if body is not None else message.skip
         row = schema.new_row(message, slots, size, eight_bit, claimed=fresh, skip=skip, file=body is None)
 
-        def step(db: sqlite3.Connection) -> None:
+        def insert(db: sqlite3.Connection) -> None:
             shard.insert(db, row, head, body, message.record)
-            self._on_step(Step.COMMIT_BEGUN)
 
         def landed(error: SpoolError | None) -> None:
             if error is not None:
                 self._fresh_octets -= size if fresh else 0
-                if draft.file is not None:
-                    self._executor.submit(draft.file.remove)
             elif fresh and body is not None:
                 self._claimed[message.id] = (shard, size)
                 stored = schema.new_stored(message, size, slots)
@@ -149,7 +166,7 @@ class SqliteSpool:
 
         if fresh:
             self._fresh_octets += size
-        return shard.writer.submit(step, after=partial(self._on_step, Step.COMMIT_DONE), landed=landed)
+        return insert, landed
 
     def note(self, record: dict[str, Any]) -> None:
         if not self._options.record:
@@ -208,12 +225,6 @@ class SqliteSpool:
         await shard.settle(settlement)
         self._fresh_octets -= octets
         self._claimed.pop(settlement.id, None)
-
-    def changed(self) -> bool:
-        changed = any(shard.changed for shard in self._shards)
-        for shard in self._shards:
-            shard.changed = False
-        return changed
 
     # For the operator.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,7 +12,7 @@ import pytest
 
 from gateway.mail.address import NULL_SENDER, Address
 from gateway.mail.envelope import Body, Envelope, MailParameters, Notify, Recipient, Ret
-from gateway.spool.spool import RecipientStatus, Settlement, Spool, State
+from gateway.spool.spool import RecipientStatus, Settlement, Spool, SpoolError, State
 from gateway.spool.sqlite import SqliteSpool, open_all
 from tests.spool.rig import (
     HEAD,
@@ -25,6 +26,7 @@ from tests.spool.rig import (
     message,
     new_dsn,
     new_id,
+    noticed,
     octets,
     options,
     put,
@@ -502,19 +504,56 @@ def test_what_the_operator_changes_beside_a_worker_is_noticed(on_spool):
         assert [m.id for m in await view.list()] == [id]
         assert await view.flush([id]) == 1
         async with asyncio.timeout(20):
-            while not spool.changed():
+            while (due := await spool.next_due(NOW)) is None or due > NOW:
                 await asyncio.sleep(0.01)
-        assert not spool.changed()
-        due = await spool.next_due(NOW)
-        assert due is not None and due <= NOW
         assert set(await take(spool)) == {id}
         assert await view.drop([id]) == 1
         assert await spool.list() == []
         new = await put(spool)
         assert await view.hold([new], "wait") == 1
-        async with asyncio.timeout(20):
-            while not spool.changed():
-                await asyncio.sleep(0.01)
+        await noticed(spool)
         assert await take(spool) == {}
+
+    on_spool(check)
+
+
+@pytest.mark.parametrize("content", [SMALL, LARGE])
+def test_copies_of_one_content_are_messages_of_their_own(on_spool, content):
+    async def check(place: Place) -> None:
+        spool = await place.open()
+        first, second, third = message(recipients=["ann"]), message(recipients=["ben"]), message(recipients=["cem"])
+        second = replace(second, head=b"X-Copy: second\r\n")
+        third = replace(third, state=State.QUARANTINE, reason="odd")
+        draft = spool.draft(first.id)
+        await draft.write(content)
+        await spool.commit(draft, first, second, third)
+        assert await spool.counts() == {**dict.fromkeys(State, 0), State.QUEUED: 2, State.QUARANTINE: 1}
+        claimed = await take(spool)
+        assert set(claimed) == {first.id, second.id}
+        assert await octets(claimed[first.id]) == HEAD + content
+        await deliver(spool, claimed[first.id].message)
+        # The first copy has gone; the others still have what they need, after a restart too.
+        spool = await place.open()
+        claimed = await take(spool)
+        assert set(claimed) == {second.id}
+        assert await octets(claimed[second.id]) == b"X-Copy: second\r\n" + content
+        assert await spool.release([third.id]) == 1
+        assert await octets((await take(spool))[third.id]) == HEAD + content
+
+    on_spool(check)
+
+
+def test_of_copies_all_are_stored_or_none(on_spool):
+    async def check(place: Place) -> None:
+        spool = await place.open()
+        taken = await put(spool)
+        first, second = message(), message(id=taken)
+        for content in (SMALL, LARGE):
+            draft = spool.draft(first.id)
+            await draft.write(content)
+            with pytest.raises(SpoolError):
+                await spool.commit(draft, first, second)
+            await draft.abandon()
+            assert [m.id for m in await spool.list()] == [taken]
 
     on_spool(check)

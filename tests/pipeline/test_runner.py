@@ -19,7 +19,9 @@ from gateway.sdk import (
     AddHeader,
     Answer,
     DnsStatus,
+    Ending,
     Message,
+    Outcome,
     Plugin,
     Policy,
     Recipient,
@@ -774,3 +776,73 @@ def test_verdicts_are_recorded_with_recipient_policy_and_version() -> None:
         await flow.close()
 
     run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("on_error", "expected"), [("proceed", "550 5.7.1 without A"), ("defer", "451 4.3.0 try again later")]
+)
+def test_a_look_up_goes_on_without_an_optional_finding_whose_plugin_failed(on_error, expected) -> None:
+    broken = plugin("broken", finder(CONNECT, A, [Session], Counter(RuntimeError("no"))))
+
+    async def with_or_without(a: A | None) -> B:
+        return B(7 if a is None else a.value)
+
+    needs = finder(CONNECT, B, [A | None], with_or_without)
+    asks = plugin("asks", needs, policy=policy("asks", hook(CONNECT, [B], lambda b: reject("7.1", "without A"))))
+
+    async def scenario() -> list[str]:
+        out = []
+        for entries in (["asks"], [{"broken": None, "on_error": on_error}, "asks"]):
+            flow = Flow(entries, broken, asks)
+            out.append(str((await flow.connect()).verdict.reply))
+            await flow.close()
+        return out
+
+    assert run(scenario()) == ["550 5.7.1 without A", expected]
+
+
+def test_an_action_sees_the_message_with_the_edits_before_it_and_a_look_up_the_original() -> None:
+    async def size(message: Message) -> A:
+        return A(message.content.size)
+
+    async def size_later(message: Message) -> B:
+        octets = await message.octets(1000)
+        assert len(octets) == message.content.size
+        return B(message.content.size)
+
+    looks = plugin("looks", finder(MESSAGE, A, [Message], size))
+    marks = policy("marks", hook(MESSAGE, [], lambda: annotate(AddHeader("X", "y"))))
+    acts_ = plugin("acts", finder(MESSAGE, B, [Message], size_later, does=True))
+
+    async def scenario() -> list[int]:
+        flow = Flow(["looks", "marks", "acts"], looks, marks, acts_)
+        await flow.whole()
+        assert flow.txn
+        found = [f.value for f in flow.txn.found]
+        await flow.close()
+        return found
+
+    assert run(scenario()) == [14, 14 + len("X: y\r\n")]
+
+
+def test_somebody_who_is_told_too_much_is_left_out() -> None:
+    from gateway.pipeline.lookup import TELLING
+
+    class Slow(Plugin):
+        name = "slow"
+        begun = 0
+
+        async def ended(self, ending: Any) -> None:
+            Slow.begun += 1
+            await asyncio.sleep(3600)
+
+    async def scenario() -> int:
+        flow = Flow(["slow"], Slow)
+        for _ in range(TELLING + 10):
+            flow.session.tell(Ending(Outcome.ACCEPTED, MESSAGE, SESSION))
+        await asyncio.sleep(0)
+        begun = Slow.begun
+        await flow.close()
+        return begun
+
+    assert run(scenario()) == TELLING

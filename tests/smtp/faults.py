@@ -33,13 +33,13 @@ class Faulty:
         draft = self._spool.draft(id)
         return _FaultyDraft(draft, self._faults["write"]) if "write" in self._faults else draft
 
-    async def commit(self, draft: Draft, message: Any) -> None:
+    async def commit(self, draft: Draft, *messages: Any) -> None:
         if "commit" in self._faults:
             await draft.abandon()
             raise self._faults["commit"]
         if self._before_commit:
             await self._before_commit()
-        await self._spool.commit(draft, message)
+        await self._spool.commit(draft, *messages)
 
 
 class _FaultyDraft:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import sqlite3
 from collections.abc import Sequence
@@ -26,6 +27,7 @@ from gateway.spool.spool import (
     SpoolOptions,
     Stored,
 )
+from gateway.spool.sqlite import SqliteSpool
 
 NOW = 1_700_000_000.0
 SENDER = Address("ann", "sender.test")
@@ -72,6 +74,14 @@ async def put(spool: Spool, content: bytes = SMALL, new: NewMessage | None = Non
         await draft.abandon()
         raise
     return new.id
+
+
+async def noticed(spool: Spool) -> None:
+    """Wait until a worker's spool has seen that somebody else changed something."""
+    assert isinstance(spool, SqliteSpool)
+    async with asyncio.timeout(20):
+        while not any(shard.stale for shard in spool._shards):
+            await asyncio.sleep(0.01)
 
 
 async def octets(claimed: Claimed) -> bytes:

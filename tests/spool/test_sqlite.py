@@ -32,6 +32,7 @@ from tests.spool.rig import (
     message,
     new_dsn,
     new_id,
+    noticed,
     octets,
     options,
     put,
@@ -549,9 +550,7 @@ def test_a_worker_notices_what_an_operator_in_another_process_did(tmp_path):
         operator = Child(tmp_path, "operator")
         try:
             assert await asyncio.to_thread(operator.tell, "flush") == 1
-            async with asyncio.timeout(20):
-                while not spool.changed():
-                    await asyncio.sleep(0.01)
+            await noticed(spool)
             assert set(await take(spool)) == {id}
         finally:
             operator.kill()

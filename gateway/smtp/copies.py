@@ -1,0 +1,134 @@
+"""How what was decided of recipients becomes copies of the message, or its refusal.
+
+A client hears one reply for all its recipients. Where some are to be refused and others taken after DATA, the refused
+ones are not told by a bounce, which would go to whoever the sender is said to be: their copy is set aside or thrown
+away (`split_refused`). A deferral of some defers all, since nothing of the message is lost by that.
+
+*RFCs*: 5321 section 6.1 (no bounce to a sender that may be forged).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from gateway.mail.address import NULL_SENDER, Address
+from gateway.mail.envelope import Envelope, Recipient
+from gateway.mail.message import Edit, render_field
+from gateway.mail.reply import Reply
+from gateway.pipeline.runner import Decision, Part
+from gateway.sdk.authentication import Spf, SpfResult, authentication_results
+from gateway.sdk.ending import Outcome
+from gateway.sdk.stage import Transaction
+from gateway.sdk.verdict import Action
+from gateway.smtp import trace
+from gateway.smtp.group import Group
+from gateway.smtp.judges import REFUSALS
+from gateway.smtp.options import SmtpOptions, SplitRefused
+from gateway.spool.spool import NewMessage, SpoolError, State
+
+_STATES: Final = {Outcome.ACCEPTED: State.QUEUED, Outcome.QUARANTINED: State.QUARANTINE}
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """A message as some recipients get it: queued, set aside or thrown away. `entry` is whose verdict that was."""
+
+    group: Group
+    recipients: tuple[Recipient, ...]
+    outcome: Outcome
+    reason: str = ""
+    entry: str = ""
+    edits: tuple[Edit, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """The message is not taken."""
+
+    reply: Reply
+    decision: Decision
+
+
+def sort(groups: Sequence[Group], refused: SplitRefused) -> list[Copy] | Refusal:
+    """Copies, at least one of them not refused, or the refusal of the whole message."""
+    copies: list[Copy] = []
+    refusals: list[tuple[Refusal, Copy]] = []
+    for group in groups:
+        for part in _parts(group):
+            reply = part.verdict.reply
+            if part.verdict.action not in REFUSALS or reply is None:
+                copies.append(_copy(group, part))
+                continue
+            refusal = Refusal(reply, Decision(part.verdict, part.entry))
+            if part.verdict.action is not Action.REJECT:
+                return refusal
+            outcome = Outcome.QUARANTINED if refused is SplitRefused.QUARANTINE else Outcome.DISCARDED
+            reason = f"refused ({reply}), while others were taken"
+            refusals.append((refusal, Copy(group, part.recipients, outcome, reason, part.entry, part.edits)))
+    if not copies:
+        return refusals[0][0]
+    return copies + [copy for _, copy in refusals]
+
+
+def _parts(group: Group) -> Iterator[Part]:
+    """What was decided, by recipients. Those of whom nothing special was said come first."""
+    decision, recipients = group.decision, group.txn.recipients
+    if decision is None:
+        raise RuntimeError("recipients that nobody judged")
+    named = {recipient for part in decision.parts for recipient in part.recipients}
+    if others := tuple(r for r in recipients if r not in named) if named else recipients:
+        yield Part(others, decision.verdict, decision.entry, decision.edits)
+    yield from decision.parts
+
+
+def _copy(group: Group, part: Part) -> Copy:
+    """The copy of recipients who were not refused. What earlier stages wanted for the whole group counts too."""
+    judges, verdict = group.judges, part.verdict
+    if judges.discard or verdict.action is Action.DISCARD:
+        outcome, reason = Outcome.DISCARDED, judges.discard or verdict.reason or "discarded"
+    elif judges.quarantine or verdict.action is Action.QUARANTINE:
+        outcome, reason = Outcome.QUARANTINED, judges.quarantine or verdict.reason or "quarantined"
+    else:
+        outcome, reason = Outcome.ACCEPTED, ""
+    return Copy(group, part.recipients, outcome, reason, part.entry, part.edits)
+
+
+def make(
+    copy: Copy, txn: Transaction, section: bytes, now: float, options: SmtpOptions, record: dict[str, Any]
+) -> NewMessage:
+    """A copy as the spool takes it, with trace fields and edits; `txn` has its id and its recipients.
+
+    `section` is the header section as it was received. Raises `SpoolError` for edits that cannot be made.
+    """
+    try:
+        head, skip = trace.rewrite(section, options.authserv_id, copy.edits)
+    except ValueError as error:
+        raise SpoolError(f"an edit cannot be made: {error}") from error
+    utf8 = txn.parameters.smtputf8
+    top = trace.received(txn.session, options.hostname, txn.id, txn.recipients, now, smtputf8=utf8)
+    if results := authentication_results(options.authserv_id, copy.group.found):
+        top = render_field("Authentication-Results", results) + top
+    return NewMessage(
+        txn.id,
+        Envelope(txn.sender, txn.recipients, txn.parameters),
+        now,
+        top + head,
+        skip,
+        _STATES[copy.outcome],
+        owed=options.bounces and _owed(copy.group, txn),
+        trusted=txn.session.trusted,
+        reason=copy.reason,
+        record=record,
+    )
+
+
+def _owed(group: Group, txn: Transaction) -> bool:
+    """Whether the sender is owed a DSN: it is one of our clients, or SPF proved its domain."""
+    sender = txn.sender
+    if sender is NULL_SENDER or txn.session.trusted:
+        return sender is not NULL_SENDER
+    return isinstance(sender, Address) and any(
+        isinstance(f, Spf) and f.result is SpfResult.PASS and f.domain == sender.ascii_domain for f in group.found
+    )

@@ -1,0 +1,32 @@
+"""Recipients of one transaction that share a pipeline."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from gateway.pipeline.record import Trace
+from gateway.pipeline.runner import Decision
+from gateway.sdk.findings import Finding
+from gateway.sdk.stage import Transaction
+from gateway.smtp.judges import Judges
+
+
+@dataclass(slots=True)
+class Group:
+    """The recipients of one transaction that one pipeline judges. `decision` is what it came to at DATA or later."""
+
+    pipeline: str
+    judges: Judges
+    txn: Transaction
+    judged: list[tuple[str, str]] = field(default_factory=list)
+    decision: Decision | None = None
+
+    @property
+    def found(self) -> tuple[Finding, ...]:
+        judges = self.judges
+        return judges.transaction.found if judges.transaction is not None else judges.session.found
+
+    @property
+    def traces(self) -> tuple[Trace, ...]:
+        judges = self.judges
+        return judges.transaction.traces if judges.transaction is not None else judges.session.traces
