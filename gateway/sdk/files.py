@@ -67,6 +67,7 @@ class WatchedFile(Generic[_T]):
         self._limit = limit
         self._value: _T | None = read.value if read else None
         self._mark: tuple[int, ...] = read.mark if read else ()
+        self._ready = read is not None
         self._checked = float("-inf")
         self._lock = asyncio.Lock()
 
@@ -78,16 +79,17 @@ class WatchedFile(Generic[_T]):
             raise ValueError(f"cannot read {self.path}: {error.strerror}") from error
         except ValueError as error:
             raise ValueError(f"{self.path}: {error}") from error
+        self._ready = True
         self._checked = self._clock.monotonic()
 
     async def current(self) -> _T:
         """The content, read again if the file changed since; looks at it every `CHECK_SECONDS` at most."""
+        if not self._ready:
+            raise RuntimeError(f"{self.path} was not started")
         if self._clock.monotonic() - self._checked >= CHECK_SECONDS and not self._lock.locked():
             async with self._lock:
                 self._checked = self._clock.monotonic()
                 await self._look()
-        if self._value is None and not self._mark:
-            raise RuntimeError(f"{self.path} was not started")
         return self._value  # type: ignore[return-value]  # it was parsed, whatever that gives
 
     async def _look(self) -> None:
