@@ -48,6 +48,7 @@ from gateway.sdk import (
 
 RECORD_OCTETS: Final = 16_384
 _TEXT: Final = 400
+_SHOWN: Final = 80
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -70,15 +71,16 @@ class SpfPolicy(Policy):
     """Refuse by SPF alone, as far as the options ask for it; by default nothing."""
 
     name = "spf"
+    version = "2"
     Options = SpfOptions
     options: SpfOptions
 
     def on_rcpt(self, spf: Spf) -> Verdict:
         options = self.options
         if options.reject_fail and spf.result is SpfResult.FAIL:
-            return reject("7.23", "client is not allowed to send for the sender's domain", reason=spf.problem)
+            return _fail("client is not allowed to send for the sender's domain", spf.problem)
         if options.reject_helo_fail and spf.helo is SpfResult.FAIL:
-            return reject("7.23", "client is not allowed to use this host name", reason=spf.problem)
+            return _fail("client is not allowed to use this host name", spf.helo_problem)
         if options.reject_permerror and spf.result is SpfResult.PERMERROR:
             return reject("7.24", "the sender domain's SPF records are broken", reason=spf.problem)
         if options.defer_temperror and spf.result is SpfResult.TEMPERROR:
@@ -86,11 +88,20 @@ class SpfPolicy(Policy):
         return PROCEED
 
 
+def _fail(text: str, problem: str) -> Verdict:
+    """Refuse, for now only where DNS trouble had a part in the result."""
+    if problem:
+        return defer("7.24", "the client cannot be checked now, try again later", reason=problem)
+    return reject("7.23", text)
+
+
 @dataclass(frozen=True, slots=True)
 class _Outcome:
     result: SpfResult
     explanation: str = ""
     problem: str = ""
+    lookups: int = 0
+    void_lookups: int = 0
 
 
 class _Bridge:
@@ -145,6 +156,33 @@ class _Query(spf.query):  # type: ignore[misc] # pyspf has no types
         self.s = f"{local}@{domain}"
         self._bridge = bridge
         self._void_limit = void_limit
+        self._void: list[str] = []
+        self._explained_at: tuple[str, str] | None = None
+        self._level = 0
+        self.trouble = ""
+
+    def check1(self, record: str, domain: str, recursion: int) -> Any:
+        """A record of its own, an included one (of a deeper level), or one that redirect leads to."""
+        self._level = recursion
+        if not recursion:
+            # A redirect leaves its record's exp= behind (section 6.2).
+            self._explained_at = None
+        return super().check1(record, domain, recursion)
+
+    def get_explanation(self, spec: str) -> None:
+        """Not looked up yet: most mail passes, and pyspf would ask for it every time and for included records too."""
+        if not self._level:
+            self._explained_at = (spec, self.d)
+
+    def explain(self) -> str:
+        """The domain owner's words on a fail, empty when there are none or they cannot be had (section 6.2)."""
+        if self._explained_at is None:
+            return ""
+        spec, self.d = self._explained_at
+        try:
+            return super().get_explanation(spec) or ""
+        except Exception:  # noqa: BLE001 - whatever is wrong with the words, the result stands
+            return ""
 
     def dns(self, name: str, qtype: str, cnames: Any = None, ignore_void: bool = False) -> list[Any]:
         """Records in pyspf's forms; CNAMEs are the resolver's business."""
@@ -153,23 +191,26 @@ class _Query(spf.query):  # type: ignore[misc] # pyspf has no types
             return []
         found = [_convert(record) for record in self._bridge.lookup(name, qtype).records]
         if not found and not ignore_void:
+            self._void.append(f"{qtype} {name[:_SHOWN]}")
             self.void_lookups += 1
             if self.void_lookups > self._void_limit:
-                raise spf.PermError(f"Void lookup limit of {self._void_limit} exceeded")
+                raise spf.PermError(f"Void lookup limit of {self._void_limit} exceeded: {', '.join(self._void)}")
         return found
 
     def validated_ptrs(self) -> list[str]:
         """The client's names that lead back to it. DNS trouble here is no match, not temperror (section 5.5)."""
         try:
             names = self.dns_ptr(self.i)[: spf.MAX_PTR]
-        except spf.TempError:
+        except spf.TempError as error:
+            self.trouble = f"no reverse names: {error}"
             return []
         return [name for name in names if self._leads_back(name)]
 
     def _leads_back(self, name: str) -> bool:
         try:
             return bool(self.cidrmatch(self.dns_a(name, self.A), self.cidrmax))
-        except spf.TempError:
+        except spf.TempError as error:
+            self.trouble = f"reverse name {name[:_SHOWN]} not verified: {error}"
             return False
 
 
@@ -187,11 +228,11 @@ def _evaluate(query: _Query) -> _Outcome:
         word, _, text = query.check()
     except Exception as error:  # noqa: BLE001 - a record of the sender's that trips pyspf must not count as our failure
         return _Outcome(SpfResult.PERMERROR, problem=f"record cannot be evaluated ({type(error).__name__})")
-    result = SpfResult(word)
+    result, used = SpfResult(word), (query.lookups, query.void_lookups)
     if result in (SpfResult.TEMPERROR, SpfResult.PERMERROR):
-        return _Outcome(result, problem=_clean(text))
-    own_words = result is SpfResult.FAIL and text != spf.EXPLANATIONS["fail"]
-    return _Outcome(result, explanation=_clean(text) if own_words else "")
+        return _Outcome(result, "", _clean(text), *used)
+    problem = _clean(query.trouble)
+    return _Outcome(result, _clean(query.explain()) if result is SpfResult.FAIL else "", problem, *used)
 
 
 def _clean(text: str) -> str:
@@ -202,6 +243,22 @@ def _checkable(domain: str) -> bool:
     """Whether the domain can have a record at all (RFC 7208 section 4.3): well-formed and of several labels."""
     labels = domain.removesuffix(".").split(".")
     return len(labels) > 1 and len(domain) < 254 and all(0 < len(label) < 64 for label in labels) and domain[0] != "["
+
+
+def _finding(domain: str, mail: _Outcome, helo: str, own: _Outcome) -> Spf:
+    return Spf(
+        mail.result,
+        domain,
+        own.result,
+        helo,
+        mail.explanation,
+        mail.problem,
+        mail.lookups,
+        mail.void_lookups,
+        own.lookups,
+        own.void_lookups,
+        own.problem,
+    )
 
 
 class SpfPlugin(Plugin):
@@ -230,12 +287,13 @@ class SpfPlugin(Plugin):
             return Spf(SpfResult.NONE, domain, SpfResult.NONE, helo, problem="client is not checked")
         if sender is NULL_SENDER:
             both = await self._identity(session, "postmaster", helo, helo)
-            return Spf(both.result, domain, both.result, helo, both.explanation, both.problem)
+            return _finding(domain, both, helo, both)
+        # An address without a local part has that of postmaster (section 4.3).
         mail, own = await asyncio.gather(
-            self._identity(session, sender.local, domain, helo),
+            self._identity(session, sender.local or "postmaster", domain, helo),
             self._identity(session, "postmaster", helo, helo),
         )
-        return Spf(mail.result, domain, own.result, helo, mail.explanation, mail.problem)
+        return _finding(domain, mail, helo, own)
 
     def _skipped(self, session: Session) -> bool:
         if session.trusted and self.options.skip_trusted:

@@ -95,7 +95,7 @@ missing_servers() {
         unbound:unbound haproxy:haproxy openssl:openssl strace:strace curl:curl \
         nbdkit:nbdkit nbdfuse:libnbd-bin mkfs.ext4:e2fsprogs mount:mount unshare:util-linux ip:iproute2 \
         opendkim:opendkim opendkim-genkey:opendkim-tools opendmarc:opendmarc postgrey:postgrey \
-        policyd-spf:postfix-policyd-spf-python slapd:slapd ldapsearch:ldap-utils; do
+        policyd-spf:postfix-policyd-spf-python slapd:slapd ldapsearch:ldap-utils xmllint:libxml2-utils; do
         command -v "${pair%%:*}" >/dev/null || echo "${pair#*:}"
     done
     # swaks speaks TLS through it.

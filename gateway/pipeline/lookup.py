@@ -19,7 +19,7 @@ from gateway.pipeline.plan import Entry, Node, OnError, Scope
 from gateway.pipeline.record import Trace
 from gateway.sdk.ending import Ending
 from gateway.sdk.findings import Finding
-from gateway.sdk.services import Clock
+from gateway.sdk.services import Clock, StateError
 from gateway.services.tasks import Tasks
 
 if TYPE_CHECKING:
@@ -162,6 +162,12 @@ class Memo:
         lookups = sorted(self.lookups.items())
         return [found.value for _, found in lookups if found.value is not None]
 
+    @property
+    def applied(self) -> list[Finding]:
+        """As `found`, without what shadow entries found."""
+        lookups = sorted(self.lookups.items())
+        return [found.value for _, found in lookups if found.value is not None and not found.node.entry.shadow]
+
     def call_off(self) -> list[asyncio.Task[Any]]:
         """Call off what is not settled and forget all; gives the tasks, which may need a moment to end."""
         tasks = [found.call_off() for found in self.lookups.values() if not found.settled]
@@ -300,6 +306,9 @@ class Lookup:
                 self._settle(quiet=True)
                 raise
             self._fail(FaultKind.ERROR, "it was cancelled from within")
+        except StateError as error:
+            # Trouble of the store and no bug of the plugin's: where it was raised tells nothing.
+            self._fail(FaultKind.ERROR, f"StateError: {error}")
         except Exception as error:  # noqa: BLE001 - whatever a plugin raises is a fault of its entry, and logged
             self._fail(FaultKind.ERROR, f"{type(error).__name__}: {error}", error)
 
@@ -377,7 +386,7 @@ class Lookup:
 
     def _tell_breaker(self, blame: bool) -> None:
         breaker = self._moment.house.breakers[self.node.entry.index]
-        if self.value is not None:
+        if self.value is not None and not self.value.idle():
             breaker.passed(self._permit)
         elif blame:
             breaker.failed(self._permit)

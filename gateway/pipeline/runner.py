@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Final
 
 from gateway.mail.envelope import Recipient
@@ -17,6 +17,7 @@ from gateway.mail.message import AddHeader, ChangeHeader, DeleteHeader, Edit
 from gateway.mail.session import Session
 from gateway.ops import log
 from gateway.ops.metrics import STAGE_SECONDS, VERDICTS
+from gateway.pipeline.decision import PROCEEDED, Decision, Named, Said
 from gateway.pipeline.lookup import Fault, FaultKind, House, Lookup, Memo, Moment, Slots
 from gateway.pipeline.plan import Entry, Node, OnError, Plan, Scope, StagePlan, Step
 from gateway.pipeline.record import Trace
@@ -36,47 +37,6 @@ _EDITS: Final = (AddHeader, ChangeHeader, DeleteHeader)
 _log = log.get()
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
-    """What stage `message` came to for some of the recipients only."""
-
-    recipients: tuple[Recipient, ...]
-    verdict: Verdict
-    entry: str = ""
-    edits: tuple[Edit, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Decision:
-    """What a stage came to. `entry` and `policy` say whose verdict it is, and are empty when nobody was decisive.
-
-    `edits` are those of all applied verdicts at stage `message`, in order. `parts` are recipients of whom verdicts said
-    something of their own; the decision is about the others. `found` is what was found of one recipient, where
-    somebody learns from endings.
-    """
-
-    verdict: Verdict
-    entry: str = ""
-    policy: str = ""
-    edits: tuple[Edit, ...] = ()
-    parts: tuple[Part, ...] = ()
-    found: tuple[Finding, ...] = ()
-
-
-PROCEEDED: Final = Decision(PROCEED)
-
-
-@dataclass(frozen=True, slots=True)
-class _Said:
-    """An entry's answer at a stage. `of` is the entry that the record names, which may be another's that failed."""
-
-    verdict: Verdict
-    of: Entry
-    policy: str
-    version: str
-    shadow: bool
-
-
 class Meters:
     """Bound metrics of stages and verdicts."""
 
@@ -91,7 +51,7 @@ class Meters:
             histogram = self._stages[stage] = STAGE_SECONDS.labels(stage.value)
         histogram.observe(seconds)
 
-    def verdict(self, stage: Stage, said: _Said) -> None:
+    def verdict(self, stage: Stage, said: Said) -> None:
         key = (stage, said.of.name, said.verdict.action, said.shadow)
         if (counter := self._verdicts.get(key)) is None:
             shadow = "true" if said.shadow else "false"
@@ -212,6 +172,12 @@ class PipelineTransaction:
         """What was found of session, transaction and message so far; of recipients, see `Decision.found`."""
         return *self._pipeline_session.found, *self._memo.found
 
+    @property
+    def applied(self) -> tuple[Finding, ...]:
+        """As `found`, without what shadow entries found: they leave no mark on a message."""
+        session = self._pipeline_session
+        return *session._whole.applied, *session._helo.applied, *self._memo.applied
+
     async def mail(self, txn: Transaction) -> Decision:
         """MAIL was given."""
         return await self._judge(Stage.MAIL, txn)
@@ -275,7 +241,7 @@ async def _judge(plan: StagePlan, moment: Moment, trace: Trace, meters: Meters) 
         moment.lookup(node)
     edits: tuple[Edit, ...] = ()
     original, seen = moment, edits
-    named: _Named | None = None
+    named: Named | None = None
     decision: Decision | None = None
     for step in plan.steps:
         if seen is not edits:
@@ -288,7 +254,7 @@ async def _judge(plan: StagePlan, moment: Moment, trace: Trace, meters: Meters) 
         if said.shadow:
             continue
         if said.verdict.recipients:
-            named = named or _Named(moment.given[1])
+            named = named or Named(moment.given[1])
             named.take(said, edits)
             if named.nobody_left:
                 break
@@ -306,53 +272,10 @@ async def _judge(plan: StagePlan, moment: Moment, trace: Trace, meters: Meters) 
     return named.split(decision) if named else decision
 
 
-class _Named:
-    """Recipients of whom verdicts at `message` said something of their own."""
-
-    def __init__(self, txn: Transaction | None) -> None:
-        self._left = list(txn.recipients) if txn else []
-        self._edits: dict[Recipient, tuple[Edit, ...]] = {}
-        self._parts: list[Part] = []
-
-    @property
-    def nobody_left(self) -> bool:
-        return not self._left
-
-    def take(self, said: _Said, edits: tuple[Edit, ...]) -> None:
-        """A verdict that names recipients; `edits` are those of the others so far. Who is decided stays decided."""
-        verdict = said.verdict
-        whom = [r for r in verdict.recipients if r in self._left]
-        for recipient in whom:
-            self._edits[recipient] = self._edits.get(recipient, edits) + verdict.edits
-        if not verdict.decisive:
-            return
-        self._left = [r for r in self._left if r not in whom]
-        self._add(whom, edits, verdict, said.of.name)
-
-    def edit(self, edits: tuple[Edit, ...]) -> None:
-        """Edits that are for everybody who is left."""
-        for recipient in self._edits:
-            if recipient in self._left:
-                self._edits[recipient] += edits
-
-    def split(self, decision: Decision) -> Decision:
-        """The decision about the others, and beside it what was said of single ones."""
-        own = [r for r in self._left if r in self._edits]
-        self._add(own, decision.edits, decision.verdict, decision.entry)
-        return replace(decision, parts=tuple(self._parts))
-
-    def _add(self, whom: list[Recipient], edits: tuple[Edit, ...], verdict: Verdict, entry: str) -> None:
-        """Recipients whose edits are the same share a part, and so a copy."""
-        groups: dict[tuple[Edit, ...], list[Recipient]] = {}
-        for recipient in whom:
-            groups.setdefault(self._edits.get(recipient, edits), []).append(recipient)
-        self._parts += [Part(tuple(group), verdict, entry, edits) for edits, group in groups.items()]
-
-
-async def _turn(plan: StagePlan, step: Step, moment: Moment, ends: float) -> _Said | None:
+async def _turn(plan: StagePlan, step: Step, moment: Moment, ends: float) -> Said | None:
     """One entry's turn: its actions in order, then its policy. None when there is nothing to say."""
     loop = asyncio.get_running_loop()
-    passed_over: _Said | None = None
+    passed_over: Said | None = None
     for node in step.acts:
         lookup = moment.begin(node)
         if not lookup.settled and not await lookup.wait(ends - loop.time()):
@@ -390,7 +313,7 @@ def _fault(found: Lookup, plan: StagePlan) -> Fault | None:
     return Fault(found.awaited().node.entry, FaultKind.DEADLINE, f"not done within {plan.deadline:g}s")
 
 
-def _on_error(fault: Fault, asker: Entry) -> _Said:
+def _on_error(fault: Fault, asker: Entry) -> Said:
     """What the owner of the entry at fault wants. A shadow entry cannot make others defer or reject."""
     owner = fault.entry
     wanted = OnError.PROCEED if owner.shadow and not asker.shadow else owner.on_error
@@ -402,10 +325,10 @@ def _on_error(fault: Fault, asker: Entry) -> _Said:
             verdict = defer("3.0", "try again later", reason=reason)
         case OnError.REJECT:
             verdict = reject("3.0", "cannot be taken", code=554, reason=reason)
-    return _Said(verdict, owner, ON_ERROR, "", asker.shadow)
+    return Said(verdict, owner, ON_ERROR, "", asker.shadow)
 
 
-def _ask(stage: Stage, entry: Entry, method: Any, arguments: list[Any]) -> _Said:
+def _ask(stage: Stage, entry: Entry, method: Any, arguments: list[Any]) -> Said:
     """Ask the policy. A policy that raises, or answers what it must not, is our bug: defer."""
     policy = entry.policy
     version = policy.version if policy else ""
@@ -416,7 +339,7 @@ def _ask(stage: Stage, entry: Entry, method: Any, arguments: list[Any]) -> _Said
         _log.error("policy.failed", plugin=entry.name, stage=stage.value, exc_info=error)
         reason = f"policy {entry.policy_name} failed: {type(error).__name__}: {error}"
         verdict = defer("3.0", "try again later", reason=reason[:300])
-    return _Said(verdict, entry, entry.policy_name, version, entry.shadow)
+    return Said(verdict, entry, entry.policy_name, version, entry.shadow)
 
 
 def _check(verdict: object, stage: Stage) -> None:
@@ -432,7 +355,7 @@ def _check(verdict: object, stage: Stage) -> None:
         raise ValueError(f"names recipients at stage {stage}, where there is no copy for each")
 
 
-def _write(stage: Stage, said: _Said, moment: Moment, trace: Trace) -> None:
+def _write(stage: Stage, said: Said, moment: Moment, trace: Trace) -> None:
     note: dict[str, Any] = {
         "stage": stage.value,
         "plugin": said.of.name,

@@ -73,6 +73,12 @@ class Spf(Finding):
 
     `domain` is the MAIL FROM domain that was judged, in A-labels; `explanation` is the sender's own text, not to
     be trusted; `helo` is the HELO identity's result.
+
+    `lookups` counts the terms that looked something up and `void_lookups` the look-ups that found nothing, as RFC 7208
+    section 4.6.4 limits them, for MAIL FROM; `helo_lookups` and `helo_void_lookups` are those for HELO.
+
+    `problem` and `helo_problem` say what went wrong. Beside a result that is no error they mean that it rests on a
+    reverse name that could not be looked up, which counts as none (section 5.5): no ground to refuse for good.
     """
 
     result: SpfResult
@@ -81,6 +87,11 @@ class Spf(Finding):
     helo_domain: str
     explanation: str = ""
     problem: str = ""
+    lookups: int = 0
+    void_lookups: int = 0
+    helo_lookups: int = 0
+    helo_void_lookups: int = 0
+    helo_problem: str = ""
 
     def authentication(self) -> tuple[MethodResult, ...]:
         both = ((self.result, "smtp.mailfrom", self.domain), (self.helo, "smtp.helo", self.helo_domain))
@@ -164,11 +175,12 @@ class DmarcPolicy(StrEnum):
 class Dmarc(Finding):
     """DMARC for the author's domain (RFC 9989, or RFC 7489 where so configured).
 
-    `domain` is the author domain (RFC5322.From) in A-labels, empty when there is not exactly one; `organizational`
+    `domain` is the author domain (RFC5322.From) in A-labels, empty when there is none that can be judged (of several,
+    it is the one with the worst result); `organizational`
     its organisational domain; `record_domain` where the record was found; `policy` what applies, None without a
     record; `published` the record's text. `spf` and `dkim` say whether an aligned identifier passed, `aligned` names
     them. `testing` is t=y (or, by RFC 7489, that pct sampling spared the message): the policy is one step milder
-    already.
+    already. `list_id` is the message's List-Id, empty when it has none: evidence of a mailing list, and no proof.
     """
 
     result: AuthResult
@@ -182,6 +194,7 @@ class Dmarc(Finding):
     testing: bool = False
     published: str = ""
     problem: str = ""
+    list_id: str = ""
 
     def authentication(self) -> tuple[MethodResult, ...]:
         properties = (("header.from", self.domain), ("policy.dmarc", self.policy or ""))

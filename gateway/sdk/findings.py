@@ -36,6 +36,13 @@ class Finding:
         """What it says in the Authentication-Results field (RFC 8601); by default nothing."""
         return ()
 
+    def idle(self) -> bool:
+        """Whether nothing was asked or done for it, so that it says nothing of its plugin's health; by default not.
+
+        A breaker counts such a finding neither as a success nor as a fault.
+        """
+        return False
+
 
 class _Room:
     """Makes values plain as long as there is room; what comes after is left out, and a mark stands for it."""
@@ -94,12 +101,18 @@ class Dnsbl(Finding):
 
 @dataclass(frozen=True, slots=True)
 class Rate(Finding):
-    """A token bucket was asked. `wait` is how many seconds until the next token, 0 when `allowed`."""
+    """A token bucket was asked. `wait` is how many seconds until the next token, 0 when `allowed`.
+
+    Without a `key` none was asked.
+    """
 
     allowed: bool
     key: str
     remaining: float
     wait: float
+
+    def idle(self) -> bool:
+        return not self.key
 
 
 class RecipientState(StrEnum):
@@ -217,3 +230,6 @@ class Greylist(Finding):
     wait: float = 0.0
     delay: float = 0.0
     reason: str = ""
+
+    def idle(self) -> bool:
+        return self.state is GreylistState.EXEMPT

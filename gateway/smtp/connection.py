@@ -41,6 +41,8 @@ class Connection(asyncio.Protocol):
         self._patience = 0.0
         self._blocked: asyncio.Future[None] | None = None
         self._in_tls = False
+        self._little_is_enough = False
+        """Whether any octet within the time will do, since all of it together is bounded by a later deadline."""
 
     async def _handle_client(self) -> None:
         """The session, from the first octet to the last."""
@@ -76,10 +78,17 @@ class Connection(asyncio.Protocol):
 
     def _wait_until(self, seconds: float) -> None:
         """The client has `seconds` for its next contribution."""
+        self._little_is_enough = False
         self._deadline = min(self.loop.time() + seconds, self._hard_deadline)
         # An alarm that goes off too early sets itself again, which is cheaper than moving it at each command.
         if self._deadline < self._alarm:
             self._set_alarm()
+
+    def _wait_for_content(self, block: float, last: float) -> None:
+        """The client has `block` seconds for some more octets, and all of its content has to be there at `last`."""
+        now = self.loop.time()
+        self._wait_until(min(block, last - now))
+        self._little_is_enough = now + block < min(last, self._hard_deadline)
 
     def _work(self) -> None:
         """It is our turn: the pipeline and the disk have deadlines of their own, and the client's does not run."""
@@ -102,6 +111,10 @@ class Connection(asyncio.Protocol):
             return
         if self.loop.time() < self._deadline:
             self._set_alarm()
+            return
+        if self._little_is_enough and self._inbox.nudge():
+            # Some content came, less than its reader is woken for. It reads on, and waits anew.
+            self._deadline = math.inf
             return
         self._end = "timeout"
         self._say(TIMED_OUT)

@@ -17,7 +17,7 @@ from gateway.mail.address import NULL_SENDER, Address
 from gateway.mail.envelope import Envelope, Recipient
 from gateway.mail.message import Edit, render_field
 from gateway.mail.reply import Reply
-from gateway.pipeline.runner import Decision, Part
+from gateway.pipeline.decision import Decision, Part
 from gateway.sdk.authentication import Spf, SpfResult, authentication_results
 from gateway.sdk.ending import Outcome
 from gateway.sdk.stage import Transaction
@@ -108,7 +108,7 @@ def make(
         raise SpoolError(f"an edit cannot be made: {error}") from error
     utf8 = txn.parameters.smtputf8
     top = trace.received(txn.session, options.hostname, txn.id, txn.recipients, now, smtputf8=utf8)
-    if results := authentication_results(options.authserv_id, copy.group.found):
+    if results := authentication_results(options.authserv_id, copy.group.applied):
         top = render_field("Authentication-Results", results) + top
     return NewMessage(
         txn.id,
@@ -130,5 +130,5 @@ def _owed(group: Group, txn: Transaction) -> bool:
     if sender is NULL_SENDER or txn.session.trusted:
         return sender is not NULL_SENDER
     return isinstance(sender, Address) and any(
-        isinstance(f, Spf) and f.result is SpfResult.PASS and f.domain == sender.ascii_domain for f in group.found
+        isinstance(f, Spf) and f.result is SpfResult.PASS and f.domain == sender.ascii_domain for f in group.applied
     )

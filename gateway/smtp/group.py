@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from gateway.pipeline.decision import Decision
 from gateway.pipeline.record import Trace
-from gateway.pipeline.runner import Decision
 from gateway.sdk.findings import Finding
 from gateway.sdk.stage import Transaction
 from gateway.smtp.judges import Judges
@@ -25,6 +25,12 @@ class Group:
     def found(self) -> tuple[Finding, ...]:
         judges = self.judges
         return judges.transaction.found if judges.transaction is not None else judges.session.found
+
+    @property
+    def applied(self) -> tuple[Finding, ...]:
+        """What was found by entries that are not in shadow."""
+        transaction = self.judges.transaction
+        return transaction.applied if transaction is not None else ()
 
     @property
     def traces(self) -> tuple[Trace, ...]:

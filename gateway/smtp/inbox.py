@@ -1,4 +1,8 @@
-"""What a client has sent and nobody has read yet, with a bound: past it, reading from the socket pauses."""
+"""What a client has sent and nobody has read yet, with a bound: past it, reading from the socket pauses.
+
+A reader of content is not woken for every packet: that costs more than the octets do. It is woken when there is a good
+deal, or when what came ends in a line feed; whoever waits for an answer has sent whole lines.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,9 @@ from typing import Final, Protocol
 
 HIGH: Final = 128 << 10
 LOW: Final = 32 << 10
+_LF: Final = 0x0A
+ENOUGH: Final = 64 << 10
+"""Octets of content at which a reader is woken in any case."""
 
 
 class Pausable(Protocol):
@@ -28,7 +35,7 @@ class LineTooLong(Exception):
 class Inbox:
     """A buffer that one reader awaits. `feed` and `end` are called by the protocol, everything else by the reader."""
 
-    __slots__ = ("_listener", "_loop", "_paused", "_skipping", "_transport", "_waiter", "buffer", "ended")
+    __slots__ = ("_enough", "_listener", "_loop", "_paused", "_skipping", "_transport", "_waiter", "buffer", "ended")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
@@ -37,6 +44,7 @@ class Inbox:
         self._listener: asyncio.Future[None] | None = None
         self._paused = False
         self._skipping = False
+        self._enough = 0
         self.buffer = bytearray()
         self.ended = False
 
@@ -52,7 +60,8 @@ class Inbox:
         if len(self.buffer) > HIGH and not self._paused and self._transport is not None:
             self._paused = True
             self._transport.pause_reading()
-        self._wake()
+        if len(self.buffer) >= self._enough or data[-1] == _LF:
+            self._wake()
 
     def end(self) -> None:
         """Nothing more will come."""
@@ -118,17 +127,31 @@ class Inbox:
             await self.more()
 
     async def some(self, limit: int = HIGH) -> bytes:
-        """What there is, at least one octet, at most `limit`. Raises `Gone` at the end."""
-        while not self.buffer:
-            await self.more()
+        """What there is, at least one octet, at most `limit`. Raises `Gone` at the end.
+
+        Waits for more than a little, as long as no line ends there; `nudge` ends that wait.
+        """
+        if not self.buffer:
+            self._enough = min(limit, ENOUGH)
+            try:
+                while not self.buffer:
+                    await self.more()
+            finally:
+                self._enough = 0
         if len(self.buffer) <= limit:
             data = bytes(self.buffer)
-            self.buffer.clear()
+            self.buffer = bytearray()
         else:
             data = bytes(self.buffer[:limit])
             del self.buffer[:limit]
         self._resume()
         return data
+
+    def nudge(self) -> bool:
+        """Have a reader who waits take what there is; says whether there is anything."""
+        if self.buffer:
+            self._wake()
+        return bool(self.buffer)
 
     def give_back(self, data: bytes) -> None:
         """Put octets back in front: they belong to the next reader."""

@@ -18,8 +18,9 @@ from gateway.mail.message import split_header
 from gateway.mail.reply import Reply
 from gateway.mail.session import Session, transaction_id
 from gateway.ops import log, metrics
+from gateway.pipeline.decision import PROCEEDED, Decision
 from gateway.pipeline.loader import Pipeline
-from gateway.pipeline.runner import PROCEEDED, Decision, PipelineTransaction
+from gateway.pipeline.runner import PipelineTransaction
 from gateway.sdk.ending import Outcome
 from gateway.sdk.services import Clock
 from gateway.sdk.stage import Message, Stage, Transaction

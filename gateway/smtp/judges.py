@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from gateway.pipeline.runner import Decision, PipelineSession, PipelineTransaction
+from gateway.pipeline.decision import Decision
+from gateway.pipeline.runner import PipelineSession, PipelineTransaction
 from gateway.sdk.stage import Transaction
 from gateway.sdk.verdict import Action
 

@@ -13,8 +13,8 @@ from gateway.mail.message import Edit
 from gateway.mail.reply import Reply
 from gateway.mail.session import Session, transaction_id
 from gateway.ops import log, metrics
+from gateway.pipeline.decision import Decision
 from gateway.pipeline.record import Trace, build
-from gateway.pipeline.runner import Decision
 from gateway.sdk.ending import Ending, Outcome
 from gateway.sdk.services import Clock
 from gateway.sdk.stage import Stage, Transaction

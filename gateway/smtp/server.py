@@ -128,7 +128,7 @@ class Server(Conversation, SMTP):
         last = self.loop.time() + timeouts.data_total
         rest: bytes | None = None
         while rest is None:
-            self._wait_until(min(timeouts.data_block, last - self.loop.time()))
+            self._wait_for_content(timeouts.data_block, last)
             piece, rest = decoder.feed(await self._inbox.some())
             await sink.write(piece)
             if sink.fed_up:
@@ -180,7 +180,7 @@ class Server(Conversation, SMTP):
         while left:
             if not self._inbox.buffer:
                 await self._flush()
-            self._wait_until(min(timeouts.data_block, last - self.loop.time()))
+            self._wait_for_content(timeouts.data_block, last)
             data = await self._inbox.some(left)
             left -= len(data)
             if chunks is not None:

@@ -28,8 +28,8 @@ _log = log.get()
 _SWEEP_SECONDS: Final = 600.0
 _SWEEP_ROWS: Final = 5000
 _FAILED_PAUSE: Final = 1.0
-_SLACK_PAGES: Final = 16_384
-_SHRINK_PAGES: Final = 4096
+_SLACK_OCTETS: Final = 64 << 20
+_SHRINK_OCTETS: Final = 16 << 20
 _NEVER: Final = float("inf")
 
 OnStep = Callable[[Step], None]
@@ -61,6 +61,7 @@ class Shard:
         self._keep_records = options.keep_records
         self._next_sweep = time.monotonic() + 60.0
         self._version = _data_version(database)
+        (self._page,) = database.execute("PRAGMA page_size").fetchone()
         self._loop = asyncio.get_running_loop()
         self.stale = False
         """An operator changed something, so what memory says of unclaimed messages may not hold any more."""
@@ -92,9 +93,9 @@ class Shard:
             full = self._sweep(database)
             self._next_sweep = time.monotonic() + (0.0 if full else _SWEEP_SECONDS)
         (free,) = database.execute("PRAGMA freelist_count").fetchone()
-        if free > _SLACK_PAGES:
+        if free * self._page > _SLACK_OCTETS:
             # Not `execute`: it would stop after one page.
-            database.executescript(f"PRAGMA incremental_vacuum({_SHRINK_PAGES})")
+            database.executescript(f"PRAGMA incremental_vacuum({_SHRINK_OCTETS // self._page})")
 
     def _noticed(self) -> None:
         self.next_due = 0.0

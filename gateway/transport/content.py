@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from gateway.mail.message import Content
+from gateway.mail.message import Content, dotted_line
 
 
 class DotStuffer:
@@ -35,7 +35,7 @@ class DotStuffer:
 
 def stuff(content: bytes) -> bytes:
     """A whole content as it goes over the wire, final dot included."""
-    out = content.replace(b"\r\n.", b"\r\n..")
+    out = content.replace(b"\r\n.", b"\r\n..") if dotted_line(content) >= 0 else content
     if content.startswith(b"."):
         out = b"." + out
     return out + (b".\r\n" if not content or content.endswith(b"\r\n") else b"\r\n.\r\n")

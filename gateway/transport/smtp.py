@@ -34,7 +34,7 @@ from gateway.transport.transport import Delivery, Destination, Fault, Kind, Outc
 _log = log.get()
 _T = TypeVar("_T")
 
-SMALL: Final = 64 << 10
+SMALL: Final = 256 << 10
 """Content up to this many octets is made ready before MAIL, so that it leaves in one write when 354 comes."""
 
 _NEEDS_UTF8: Final = Reply(553, "6.7", "the address needs SMTPUTF8, which the next hop does not offer")

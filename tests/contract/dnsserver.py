@@ -23,6 +23,7 @@ class Fault(Enum):
     """What a name's answer suffers."""
 
     SILENT = "no answer at all"
+    NXDOMAIN = "NXDOMAIN"
     SERVFAIL = "SERVFAIL"
     REFUSED = "REFUSED"
     TRUNCATED = "TC over UDP, the answer over TCP"
@@ -32,8 +33,11 @@ class Fault(Enum):
     WRONG_QUESTION = "a forged answer to another question, and then the true one"
     GARBAGE = "octets that are no message, with the right id, and then the true answer"
     ONLY_FORGED = "forged answers and never a true one"
+    ONLY_WRONG_ID = "a forged answer with another id, and never a true one"
+    ONLY_WRONG_QUESTION = "a forged answer to another question, and never a true one"
+    CUT = "the first half of the true answer"
     NO_EDNS = "FORMERR to questions with EDNS"
-    LOST_ONCE = "the first question is lost"
+    LOST_ONCE = "the first question of each name and type is lost"
 
 
 class DnsServer:
@@ -41,7 +45,7 @@ class DnsServer:
 
     def __init__(
         self,
-        records: Iterable[str] = (),
+        records: Iterable[str | dns.rrset.RRset] = (),
         *,
         faults: Mapping[str, Fault] | None = None,
         delays: Mapping[str, float] | None = None,
@@ -51,26 +55,52 @@ class DnsServer:
     ) -> None:
         self.address = ("127.0.0.1", free_port())
         self.asked: list[tuple[str, str, str]] = []
-        self._faults = {dns.name.from_text(n): f for n, f in (faults or {}).items()}
-        self._delays = {dns.name.from_text(n): s for n, s in (delays or {}).items()}
+        self.everything: Fault | None = None
+        """What the answers to all names suffer that suffer nothing of their own."""
+        self.always = 0.0
+        """Seconds for which the answers to all names are kept back that have no delay of their own."""
+        self._faults: dict[tuple[dns.name.Name, str], Fault] = {}
+        self._delays: dict[dns.name.Name, float] = {}
+        for name, fault in (faults or {}).items():
+            self.misbehave(name, fault)
+        for name, seconds in (delays or {}).items():
+            self.keep_back(name, seconds)
         self._authentic = authentic
         soa = f"ns.{zone} hostmaster.{zone} 1 3600 600 86400 {negative_ttl}"
         self._soa = dns.rrset.from_text(zone, 3600, "IN", "SOA", soa)
-        self._records: dict[tuple[dns.name.Name, int], dns.rrset.RRset] = {}
-        for line in records:
-            name, ttl, _, rdtype, rdata = line.split(maxsplit=4)
-            self._add(dns.rrset.from_text(name, int(ttl), "IN", rdtype, rdata))
+        self.serve(records)
 
-    def _add(self, rrset: dns.rrset.RRset) -> None:
-        there = self._records.setdefault((rrset.name, rrset.rdtype), rrset)
-        if there is not rrset:
-            there.update(rrset)
+    def serve(self, records: Iterable[str | dns.rrset.RRset]) -> None:
+        """Serve these records and no others: zone lines, or record sets."""
+        made: dict[tuple[dns.name.Name, int], dns.rrset.RRset] = {}
+        for record in records:
+            rrset = _read(record) if isinstance(record, str) else record.copy()
+            key = (rrset.name.canonicalize(), int(rrset.rdtype))
+            there = made.setdefault(key, rrset)
+            if there is not rrset:
+                there.update(rrset)
+        self._records = made
 
     def change(self, line: str) -> None:
         """Replace the records of a name and type."""
-        name, ttl, _, rdtype, rdata = line.split(maxsplit=4)
-        rrset = dns.rrset.from_text(name, int(ttl), "IN", rdtype, rdata)
-        self._records[rrset.name, rrset.rdtype] = rrset
+        rrset = _read(line)
+        self._records[rrset.name.canonicalize(), rrset.rdtype] = rrset
+
+    def misbehave(self, name: str, fault: Fault | None, rdtype: str = "") -> None:
+        """What answers to this name suffer from now on, of one type or of all; None ends it."""
+        key = (dns.name.from_text(name).canonicalize(), rdtype)
+        if fault is None:
+            self._faults.pop(key, None)
+        else:
+            self._faults[key] = fault
+
+    def keep_back(self, name: str, seconds: float) -> None:
+        """Keep answers to this name back for so long from now on."""
+        self._delays[dns.name.from_text(name).canonicalize()] = seconds
+
+    def count(self, name: str | None = None, rdtype: str | None = None) -> int:
+        """How many questions were asked, for this name and of this type; over TCP they count again."""
+        return sum(name in (None, asked) and rdtype in (None, kind) for asked, kind, _ in self.asked)
 
     async def __aenter__(self) -> Self:
         loop = asyncio.get_running_loop()
@@ -87,10 +117,11 @@ class DnsServer:
         (size,) = struct.unpack("!H", await reader.readexactly(2))
         query = dns.message.from_wire(await reader.readexactly(size))
         fault = self._note(query, "tcp")
+        await asyncio.sleep(self.delay(query))
         if fault is Fault.TRUNCATED_TCP_GARBAGE:
             writer.write(b"\x00\x05hello")
         elif fault is not Fault.TRUNCATED_TCP_CLOSED:
-            wire = self.answer(query).to_wire()
+            wire = _wire(self.answer(query))
             writer.write(struct.pack("!H", len(wire)) + wire)
         await writer.drain()
         writer.close()
@@ -100,19 +131,21 @@ class DnsServer:
         name = question.name.canonicalize()
         kind = dns.rdatatype.to_text(question.rdtype)
         self.asked.append((name.to_text(omit_final_dot=True), kind, transport))
-        return self._faults.get(name)
+        return self._faults.get((name, kind)) or self._faults.get((name, "")) or self.everything
 
     def datagrams(self, query: dns.message.Message) -> list[bytes]:
         """What goes back over UDP, in order."""
         fault = self._note(query, "udp")
         answer = self.answer(query)
-        true = answer.to_wire()
+        true = _wire(answer)
         match fault:
             case Fault.SILENT:
                 return []
-            case Fault.LOST_ONCE if len(self.asked) == 1:
+            case Fault.LOST_ONCE if self.asked.count(self.asked[-1]) == 1:
                 return []
-            case Fault.SERVFAIL | Fault.REFUSED:
+            case Fault.CUT:
+                return [true[: len(true) // 2]]
+            case Fault.NXDOMAIN | Fault.SERVFAIL | Fault.REFUSED:
                 answer = dns.message.make_response(query)
                 answer.set_rcode(dns.rcode.from_text(fault.value))
                 return [answer.to_wire()]
@@ -128,6 +161,10 @@ class DnsServer:
                 return [true[:2] + b"\x80" + b"\xff" * 40, true[:2], b"", true]
             case Fault.ONLY_FORGED:
                 return [self._forged(query, id=query.id ^ 1), self._forged(query, name="other.test.")]
+            case Fault.ONLY_WRONG_ID:
+                return [self._forged(query, id=query.id ^ 1)]
+            case Fault.ONLY_WRONG_QUESTION:
+                return [self._forged(query, name="other.test.")]
             case Fault.NO_EDNS if query.edns >= 0:
                 answer = dns.message.make_response(query)
                 answer.set_rcode(dns.rcode.FORMERR)
@@ -166,7 +203,17 @@ class DnsServer:
 
     def delay(self, query: dns.message.Message) -> float:
         """Seconds for which the answer is kept back."""
-        return self._delays.get(query.question[0].name.canonicalize(), 0.0)
+        return self._delays.get(query.question[0].name.canonicalize(), self.always)
+
+
+def _wire(message: dns.message.Message) -> bytes:
+    """With the records in the order in which they were given: tests may depend on it."""
+    return message.to_wire(want_shuffle=False)
+
+
+def _read(line: str) -> dns.rrset.RRset:
+    name, ttl, _, rdtype, rdata = line.split(maxsplit=4)
+    return dns.rrset.from_text(name, int(ttl), "IN", rdtype, rdata)
 
 
 class _Udp(asyncio.DatagramProtocol):

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gateway.mail.message import (
     AddHeader,
@@ -12,6 +14,7 @@ from gateway.mail.message import (
     DeleteHeader,
     apply_edits,
     check_field,
+    dotted_line,
     edit_json,
     render_field,
     split_header,
@@ -127,3 +130,8 @@ def test_the_record_form_of_an_edit_has_its_own_fields() -> None:
     assert edit_json(AddHeader("X", "1")) == {"edit": "AddHeader", "name": "X", "index": 0, "value": "1"}
     assert edit_json(ChangeHeader("X", 2, "1")) == {"edit": "ChangeHeader", "name": "X", "nth": 2, "value": "1"}
     assert edit_json(DeleteHeader("X")) == {"edit": "DeleteHeader", "name": "X", "nth": 0}
+
+
+@given(st.lists(st.sampled_from([b".", b"\r\n", b"a", b"\n", b"\r", b"." * 20]), max_size=60).map(b"".join))
+def test_a_line_that_begins_with_a_dot_is_found_where_it_is(octets):
+    assert dotted_line(octets) == octets.find(b"\r\n.")

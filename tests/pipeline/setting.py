@@ -11,8 +11,9 @@ from typing import Any, ClassVar
 from gateway.mail.address import Address
 from gateway.mail.message import HeaderField
 from gateway.mail.session import Session
+from gateway.pipeline.decision import Decision
 from gateway.pipeline.loader import Catalog, Pipeline, StageDeadlines, load
-from gateway.pipeline.runner import Decision, PipelineSession, PipelineTransaction
+from gateway.pipeline.runner import PipelineSession, PipelineTransaction
 from gateway.sdk import (
     PROCEED,
     Callout,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from prometheus_client import REGISTRY
 from gateway.mail.session import Session
 from gateway.pipeline.breaker import Breaker, State
 from gateway.pipeline.plan import StageDeadlines
-from gateway.sdk import Stage, Transaction
+from gateway.sdk import Finding, Stage, Transaction
 from gateway.sdk.testing import ManualClock
 from tests.pipeline.quick import run
 from tests.pipeline.setting import A, B, Counter, Flow, finder, plugin, proceeding, rejecting
@@ -197,3 +198,26 @@ def test_an_action_cut_by_the_deadline_is_to_blame_only_if_the_time_was_its_own(
         await flow.close()
 
     run(scenario())
+
+
+def test_a_finding_for_which_nothing_was_done_says_nothing_of_the_filters_health() -> None:
+    """An entry that is dead at one stage and has nothing to do at another is dead."""
+
+    @dataclass(frozen=True, slots=True)
+    class Idle(Finding):
+        def idle(self) -> bool:
+            return True
+
+    dead, nothing = Counter(OSError("dead")), Counter(Idle())
+    thing = plugin("p", finder(Stage.MAIL, A, [Transaction], dead), finder(Stage.RCPT, Idle, [Transaction], nothing))
+    askers = [proceeding("one", Stage.MAIL, A), proceeding("two", Stage.RCPT, Idle)]
+
+    async def scenario() -> None:
+        flow = Flow([{"p": {}, "on_error": "proceed"}, "one", "two"], thing, *askers)
+        for _ in range(8):
+            await flow.mail()
+            await flow.rcpt()
+        await flow.close()
+
+    run(scenario())
+    assert (dead.calls, nothing.calls) == (5, 4)

@@ -8,11 +8,12 @@ import time
 from typing import Any
 
 import pytest
+import structlog
 
 from gateway.mail.address import Address
 from gateway.mail.session import Session
+from gateway.pipeline.decision import PROCEEDED
 from gateway.pipeline.loader import StageDeadlines
-from gateway.pipeline.runner import PROCEEDED
 from gateway.sdk import (
     PROCEED,
     Action,
@@ -26,6 +27,7 @@ from gateway.sdk import (
     Policy,
     Recipient,
     Stage,
+    StateError,
     Transaction,
     Verdict,
     accept,
@@ -428,6 +430,22 @@ def test_raise_timeout_and_garbage_take_the_road_of_on_error(
         await flow.close()
 
     run(scenario())
+
+
+@pytest.mark.parametrize(("error", "shown"), [(StateError("locked"), False), (OSError("bug"), True)])
+def test_only_what_may_be_a_bug_is_logged_with_where_it_was_raised(error: Exception, shown: bool) -> None:
+    thing = plugin("p", finder(MAIL, A, [Transaction], Counter(error)), policy=rejecting("p", MAIL, A))
+
+    async def scenario() -> None:
+        flow = Flow(["p"], thing)
+        decision = (await flow.whole())[2]
+        assert decision.verdict.reason == f"p: error: {type(error).__name__}: {error}"
+        await flow.close()
+
+    with structlog.testing.capture_logs() as logs:
+        run(scenario())
+    (fault,) = [log for log in logs if log["event"] == "plugin.fault"]
+    assert (fault["exc_info"] is error) == shown
 
 
 def test_a_missing_finding_is_none_where_the_policy_says_it_may_be() -> None:

@@ -131,6 +131,82 @@ def test_two_void_lookups_are_allowed_and_three_are_permerror_unless_told_otherw
     assert found(fake, void_limit=3).result is SpfResult.PASS
 
 
+def test_the_finding_says_how_many_lookups_each_identity_cost_and_how_many_were_void():
+    fake = FakeDns(
+        txt={
+            "sender.test": ["v=spf1 a:four.test include:more.test -all"],
+            "more.test": ["v=spf1 mx ip6:2001:db8::/32 -all"],
+            "mail.sender.test": ["v=spf1 exists:a.test exists:b.test exists:c.test -all"],
+        },
+        a={"four.test": ["192.0.2.1"]},
+        mx={"more.test": [(10, "four.test")]},
+    )
+    finding = found(fake, client="2001:db8::7")
+    assert (finding.result, finding.lookups, finding.void_lookups) == (SpfResult.PASS, 3, 2)
+    assert (finding.helo, finding.helo_lookups, finding.helo_void_lookups) == (SpfResult.PERMERROR, 3, 3)
+    null = found(fake, client="2001:db8::7", sender="")
+    assert (null.lookups, null.void_lookups, null.helo_lookups, null.helo_void_lookups) == (3, 3, 3, 3)
+    assert found(FakeDns()).lookups == 0
+
+
+def test_an_ipv6_client_makes_void_lookups_of_ipv4_hosts_and_the_record_names_them():
+    fake = FakeDns(
+        txt={"sender.test": ["v=spf1 a:h1.test a:h2.test a:h3.test ip6:2001:db8::/32 -all"]},
+        a={f"h{i}.test": ["198.51.100.1"] for i in range(1, 4)},
+    )
+    finding = found(fake, client="2001:db8::7")
+    assert (finding.result, finding.void_lookups) == (SpfResult.PERMERROR, 3)
+    assert finding.problem == (
+        "SPF Permanent Error: Void lookup limit of 2 exceeded: AAAA h1.test, AAAA h2.test, AAAA h3.test"
+    )
+    assert found(fake, client="2001:db8::7", void_limit=3).result is SpfResult.PASS
+    assert found(fake, client="198.51.100.1").void_lookups == 0
+
+
+def test_explanations_are_looked_up_for_a_fail_only_and_never_for_included_records():
+    def asked(client: str) -> bool:
+        fake = FakeDns(
+            txt={
+                "sender.test": ["v=spf1 ip4:192.0.2.7 include:more.test -all exp=why.test"],
+                "more.test": ["v=spf1 ip4:192.0.2.8 -all exp=never.test"],
+                "why.test": ["because"],
+                "never.test": ["not asked for"],
+            }
+        )
+        finding = found(fake, client=client)
+        assert finding.explanation == ("because" if finding.result is SpfResult.FAIL else "")
+        assert ("never.test", "TXT") not in fake.asked
+        return ("why.test", "TXT") in fake.asked
+
+    assert not asked("192.0.2.7")
+    assert not asked("192.0.2.8")
+    assert asked("192.0.2.9")
+
+
+def test_an_explanation_whose_nameserver_does_not_answer_changes_nothing():
+    fake = FakeDns(txt={"sender.test": ["v=spf1 -all exp=why.test"]}, fails={"why.test"})
+    finding = found(fake)
+    assert (finding.result, finding.explanation, finding.problem) == (SpfResult.FAIL, "", "")
+
+
+def test_a_redirect_leaves_the_explanation_behind_and_takes_its_targets():
+    fake = records(
+        sender_test="v=spf1 redirect=next.test exp=left.test",
+        left_test="left behind",
+        next_test="v=spf1 -all exp=why.%{d}",
+        why_next_test="by order of %{d}, not %{o}",
+    )
+    assert found(fake).explanation == "by order of next.test, not sender.test"
+
+
+def test_a_sender_without_a_local_part_has_that_of_postmaster():
+    fake = records(sender_test="v=spf1 -all exp=why.test", why_test="%{l} may not")
+    sender = Address("", "sender.test")
+    session = make_session(CLIENT, helo="[192.0.2.7]")
+    finding = Bench(dns=fake).find(SpfPlugin, transaction=Transaction("t", session, sender, MailParameters()))
+    assert finding.explanation == "postmaster may not"
+
+
 def test_eleven_mx_are_permerror():
     hosts = [(i, f"m{i}.test") for i in range(11)]
     fake = FakeDns(txt={"sender.test": ["v=spf1 mx -all"]}, mx={"sender.test": hosts})
@@ -299,6 +375,24 @@ def test_with_the_real_resolver_the_whole_way_works():
             await resolver.close()
 
     asyncio.run(check())
+
+
+def test_a_fail_that_trouble_with_reverse_names_had_a_part_in_is_not_refused_for_good():
+    fake = FakeDns(txt={"sender.test": ["v=spf1 ptr -all"]}, fails={"7.2.0.192.in-addr.arpa"})
+    finding = found(fake, helo="sender.test")
+    assert (finding.result, finding.helo) == (SpfResult.FAIL, SpfResult.FAIL)
+    assert finding.problem == finding.helo_problem == "no reverse names: DNS: SERVFAIL"
+    for option in ("reject_fail", "reject_helo_fail"):
+        verdict = Bench().judge("spf", {option: True}, findings=[finding])
+        assert (verdict.reply.code, verdict.reply.status, verdict.reason) == (451, "4.7.24", finding.problem)
+    unverified = FakeDns(
+        txt={"sender.test": ["v=spf1 ptr -all"]},
+        ptr={"7.2.0.192.in-addr.arpa": ["bad.sender.test"]},
+        fails={"bad.sender.test"},
+    )
+    assert found(unverified).problem == "reverse name bad.sender.test not verified: DNS: SERVFAIL"
+    nameless = found(FakeDns(txt={"sender.test": ["v=spf1 ptr -all"]}))
+    assert (nameless.result, nameless.problem) == (SpfResult.FAIL, "")
 
 
 def judge(result: str, helo: str = "none", **options):

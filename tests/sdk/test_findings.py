@@ -10,7 +10,18 @@ from typing import Any
 
 import pytest
 
-from gateway.sdk import Dnsbl, Finding, ListHit, RecipientState, RecipientStatus, Spf, SpfResult
+from gateway.sdk import (
+    Dnsbl,
+    Finding,
+    Greylist,
+    GreylistState,
+    ListHit,
+    Rate,
+    RecipientState,
+    RecipientStatus,
+    Spf,
+    SpfResult,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,3 +60,9 @@ def test_what_is_long_or_deep_is_cut() -> None:
         deep = (deep, deep[:1])
     for value in ("x" * 10**6, b"x" * 10**6, tuple(range(10**5)), {str(i): i for i in range(10**5)}, deep):
         assert len(json.dumps(Anything(value).to_json(), allow_nan=False)) < 20_000
+
+
+def test_a_finding_for_which_nothing_was_asked_is_idle() -> None:
+    assert not Dnsbl(0.0).idle()
+    assert [Rate(True, key, 1.0, 0.0).idle() for key in ("client 192.0.2.1", "")] == [False, True]
+    assert [state for state in GreylistState if Greylist(state, "key").idle()] == [GreylistState.EXEMPT]

@@ -85,7 +85,9 @@ def test_a_bad_answer_is_tried_twice_and_then_failed(run, fault, problem):
     run(check())
 
 
-@pytest.mark.parametrize("fault", [Fault.SILENT, Fault.ONLY_FORGED])
+@pytest.mark.parametrize(
+    "fault", [Fault.SILENT, Fault.ONLY_FORGED, Fault.ONLY_WRONG_ID, Fault.ONLY_WRONG_QUESTION, Fault.CUT]
+)
 def test_without_a_true_answer_it_fails_when_the_time_is_over(run, fault):
     async def check() -> None:
         loop = asyncio.get_running_loop()

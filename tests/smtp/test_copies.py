@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -10,7 +11,9 @@ import pytest
 from gateway.sdk import (
     PROCEED,
     AddHeader,
+    Finding,
     Message,
+    MethodResult,
     Recipient,
     Session,
     Stage,
@@ -28,7 +31,7 @@ from gateway.smtp.domains import Domain
 from gateway.smtp.options import Split, SplitRefused
 from gateway.spool.draft import SPILL
 from gateway.spool.spool import SpoolError, State
-from tests.pipeline.setting import hook, policy
+from tests.pipeline.setting import finder, hook, plugin, policy
 from tests.smtp.door import MESSAGE, Client, Door, door, pipeline, run
 from tests.smtp.faults import failing
 
@@ -289,5 +292,31 @@ def test_a_later_entry_sees_the_message_as_earlier_edits_left_it():
             assert (await send(opened, STRICT)).startswith("250")
         size = len(MESSAGE)
         assert seen == [(None, size), ("yes", size + len("X-Mark: yes\r\n"))]
+
+    run(test)
+
+
+def test_what_a_shadow_entry_found_leaves_no_mark_on_the_message():
+    @dataclass(frozen=True, slots=True)
+    class Checked(Finding):
+        result: str
+
+        def authentication(self) -> tuple[MethodResult, ...]:
+            return (MethodResult("test", self.result),)
+
+    async def found(message: Message) -> Checked:
+        return Checked("pass")
+
+    asks = policy("asks", hook(Stage.MESSAGE, [Checked], lambda checked: PROCEED))
+    checks = plugin("checks", finder(Stage.MESSAGE, Checked, [Message], found), policy=asks)
+
+    async def test() -> None:
+        for shadow in (True, False):
+            async with door(pipelines={"default": pipeline([{"checks": None, "shadow": shadow}], checks)}) as opened:
+                reply = await send(opened, STRICT)
+                (content,) = await opened.contents()
+                assert (b"test=pass" in content) is not shadow
+                (finding,) = (await opened.record(reply.split()[-1]))["findings"]
+                assert finding["value"] == {"result": "pass"}
 
     run(test)

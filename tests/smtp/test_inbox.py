@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from gateway.smtp.inbox import HIGH, LOW, Gone, Inbox, LineTooLong
+from gateway.smtp.inbox import ENOUGH, HIGH, LOW, Gone, Inbox, LineTooLong
 
 
 class Pipe:
@@ -135,5 +135,38 @@ def test_what_is_given_back_comes_first():
         inbox.feed(b"b")
         inbox.give_back(b"a")
         assert await inbox.some() == b"ab"
+
+    with_inbox(test)
+
+
+def test_a_reader_of_content_is_woken_by_a_line_end_or_by_enough_and_not_by_every_packet():
+    async def test(inbox: Inbox, pipe: Pipe) -> None:
+        loop = asyncio.get_running_loop()
+        for packets in ([b"half a l", b"ine", b" more\r\n"], [b"x" * (ENOUGH // 2)] * 2):
+            reading = loop.create_task(inbox.some())
+            for packet in packets:
+                await asyncio.sleep(0)
+                assert not reading.done()
+                inbox.feed(packet)
+            assert await reading == b"".join(packets)
+
+    with_inbox(test)
+
+
+def test_a_reader_who_wants_less_is_woken_by_less_and_one_may_be_nudged():
+    async def test(inbox: Inbox, pipe: Pipe) -> None:
+        loop = asyncio.get_running_loop()
+        reading = loop.create_task(inbox.some(5))
+        await asyncio.sleep(0)
+        inbox.feed(b"12345")
+        assert await reading == b"12345"
+        reading = loop.create_task(inbox.some())
+        await asyncio.sleep(0)
+        assert not inbox.nudge()
+        inbox.feed(b"a")
+        await asyncio.sleep(0)
+        assert not reading.done()
+        assert inbox.nudge()
+        assert await reading == b"a"
 
     with_inbox(test)

@@ -83,8 +83,8 @@ def test_more_old_records_than_one_sweep_takes_are_swept_at_the_next_opportunity
 
 
 def test_room_that_a_flood_took_is_given_back(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "_SLACK_PAGES", 50)
-    monkeypatch.setattr(module, "_SHRINK_PAGES", 100)
+    monkeypatch.setattr(module, "_SLACK_OCTETS", 50 * 4096)
+    monkeypatch.setattr(module, "_SHRINK_OCTETS", 100 * 4096)
     pages = "PRAGMA page_count"
 
     async def check(spool: SqliteSpool, shard: Shard) -> None:
@@ -95,7 +95,7 @@ def test_room_that_a_flood_took_is_given_back(tmp_path, monkeypatch):
         for _ in range(20):
             await shard.writer.read(shard.upkeep)
         ((after,),) = query(options(tmp_path), pages)
-        assert before > 700 and after < 150
+        assert before > 180 and after < 40
 
     on_shard(tmp_path, check)
 

@@ -8,7 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,17 +46,25 @@ def write_configuration(directory: Path, options: Mapping[str, Any]) -> Path:
 class GatepostProcess:
     """A running Gatepost."""
 
-    def __init__(self, options: Mapping[str, Any], *, prepare: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self,
+        options: Mapping[str, Any],
+        *,
+        prepare: Callable[[], None] | None = None,
+        run: Sequence[str] = (str(PROGRAM), "run", "-c"),
+    ) -> None:
+        """`run` is the command that runs it, without the configuration file's name at its end."""
         self.directory = new_directory("run")
         self.options = configuration(self.directory, options)
         self.config = write_configuration(self.directory, self.options)
         self._prepare = prepare
+        self._run = run
         self.start()
 
     def start(self) -> None:
         """Start it (again) and wait until it takes mail on every listener."""
         self.process = Process(
-            [str(PROGRAM), "run", "-c", str(self.config)],
+            [*self._run, str(self.config)],
             self.directory / "log",
             cwd=self.directory,
             prepare=self._prepare,

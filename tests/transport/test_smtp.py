@@ -13,7 +13,7 @@ import tests.transport.peer
 from gateway.mail.envelope import MailParameters
 from gateway.sdk.testing import BytesContent, FakeDns
 from gateway.transport.options import EightBit, SmtpOptions, Timeouts
-from gateway.transport.smtp import SmtpTransport
+from gateway.transport.smtp import SMALL, SmtpTransport
 from gateway.transport.transport import Destination, Fault, Kind, Result, Security
 from tests.support.process import free_port
 from tests.transport.peer import Link, delivery, peer, run, statuses, transport
@@ -383,7 +383,7 @@ def test_a_refusal_in_mid_content_is_the_outcome():
 
         async with peer(script) as it:
             t = transport(it.port)
-            (outcome,) = await t.deliver(delivery(content=Endless(b"x\r\n" * 30000)))
+            (outcome,) = await t.deliver(delivery(content=Endless(b"x\r\n" * SMALL)))
             assert str(outcome.reply) == "552 5.3.4 too big"
             assert outcome.result is Result.FAILED
             await t.close()
@@ -391,7 +391,7 @@ def test_a_refusal_in_mid_content_is_the_outcome():
     run(main())
 
 
-@pytest.mark.parametrize("size", [10, 100_000])
+@pytest.mark.parametrize("size", [10, SMALL + 10])
 @pytest.mark.parametrize("verdict", ["250 2.0.0 taken", "552 5.3.4 no"])
 def test_no_content_is_sent_to_a_peer_that_judged_it_before_it_came(verdict: str, size: int):
     rest: list[bytes] = []
@@ -472,7 +472,7 @@ def test_the_dot_is_never_sent_when_the_content_cannot_be_read():
         async with peer(script) as it:
             t = transport(it.port)
             with pytest.raises(OSError, match="Input/output"):
-                await t.deliver(delivery(content=Unreadable(b"x\r\n" * 50_000)))
+                await t.deliver(delivery(content=Unreadable(b"x\r\n" * SMALL)))
             await it.until("DATA")
         assert not any(b"\r\n.\r\n" in rest for rest in it_rest)
         assert not t._idle
