@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from pathlib import Path
 
@@ -54,15 +55,13 @@ def test_public_addresses_and_names_pass():
     assert ask("missing.example", "MX").status is DnsStatus.NXDOMAIN
 
 
-@pytest.mark.parametrize(
-    "address", ["ann@[127.0.0.1]", "ann@private.example", "ann@null.example", "ann@missing.example"]
-)
-def test_hosts_that_may_not_or_cannot_be_asked_are_unavailable(address):
+@pytest.mark.parametrize("domain", ["[127.0.0.1]", "private.example", "null.example", "missing.example"])
+def test_hosts_that_may_not_or_cannot_be_asked_are_unavailable(domain):
     dns = FakeDns(a={"private.example": ["127.0.0.1"]}, mx={"null.example": [(0, "")]})
 
     async def main():
         hosts = MailHosts("mx.example.org", dns, ManualClock())
-        answer = await hosts.ask(parse_mailbox(address))
+        answer = await hosts.ask(parse_mailbox(f"ann@{domain}"))
         await hosts.close()
         return answer
 
@@ -106,13 +105,9 @@ def parts(tmp_path: Path):
     ],
 )
 def test_the_configuration_says_who_knows_a_recipient(parts, address, rule, store):
-    directory = Directory(parts.domains, parts.router, parts.transports, {}, {})
+    directory = _directory_of(parts)
     assert asyncio.run(directory.rule(parse_mailbox(address))) is rule
-    services = next(iter(parts.pipelines.values()))
-    assert services is not None
-    whole = _directory_of(parts)
-    assert asyncio.run(whole.rule(parse_mailbox(address))) is rule
-    assert whole.store(parse_mailbox(address)) == store
+    assert directory.store(parse_mailbox(address)) == store
 
 
 def _directory_of(parts) -> Directory:
@@ -147,7 +142,7 @@ def test_a_list_of_200000_is_read_again_without_stopping_the_event_loop(tmp_path
     count, gaps = asyncio.run(main())
     assert count == 200_001
     total = gaps[-1] - gaps[0]
-    longest = max(b - a for a, b in zip(gaps, gaps[1:], strict=False))
+    longest = max(b - a for a, b in itertools.pairwise(gaps))
     assert len(gaps) > 5
     assert longest < max(0.1, total / 2), "read in a thread, and that lets others go on"
 
