@@ -1,8 +1,12 @@
-"""Does the mail store behind us take this recipient? By the configured list, or by asking the next hop and remembering.
+"""Does the mail store behind us take this recipient? By the configured list, or by asking and remembering.
 
 A recipient that exists is believed for `refresh` and kept for `positive_ttl`: while the store is down, mail for
 people whom it knew yesterday still comes in. One that does not exist is believed for `negative_ttl`, which is short,
 since a new mailbox should not wait. The store's own words are for the record and never for the wire.
+
+A store that is down is left alone after a few questions, whoever they were for; then one question at a time finds out
+whether it is back. So a store that hangs costs a few recipients their patience and not every one, and the domains of
+other stores nothing.
 
 *RFCs*: 5321 section 4.5.1 (postmaster), 3463 (X.1.1, X.4.1).
 """
@@ -10,13 +14,12 @@ since a new mailbox should not wait. The store's own words are for the record an
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import json
-from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final
 
+from prometheus_client import Counter, Gauge, Histogram
 from pydantic import Field
 
 from gateway.sdk import (
@@ -24,6 +27,7 @@ from gateway.sdk import (
     Address,
     Callout,
     CalloutState,
+    Clock,
     Duration,
     Plugin,
     PluginOptions,
@@ -33,11 +37,29 @@ from gateway.sdk import (
     RecipientState,
     RecipientStatus,
     Stage,
+    Store,
+    Turns,
     Verdict,
+    WhenDown,
     defer,
     finds,
+    get_logger,
     reject,
 )
+
+_FAULTS: Final = 3
+"""Questions in a row without an answer after which a store is left alone."""
+_SECONDS: Final = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+
+LOOKUPS = Counter("gatepost_recipient_lookups", "Recipients looked up.", ["source", "state"])
+STORE_SECONDS = Histogram(
+    "gatepost_recipient_store_seconds", "Time of a question to a store.", ["source"], buckets=_SECONDS
+)
+STORE_DOWN = Gauge(
+    "gatepost_recipient_store_down", "1 while a store is left alone.", ["store"], multiprocess_mode="livemax"
+)
+
+_log = get_logger()
 
 
 class RecipientOptions(PluginOptions):
@@ -47,23 +69,29 @@ class RecipientOptions(PluginOptions):
     refresh: Duration = Field(86400.0, gt=0, description="Age from which a remembered recipient is asked for again.")
     negative_ttl: Duration = Field(3600.0, gt=0, description="How long a recipient that does not exist is remembered.")
     unavailable_ttl: Duration = Field(30.0, gt=0, description="How long a store that did not answer is left alone.")
-    when_down: Literal["defer", "accept"] = Field(
-        "defer", description="What to do with a recipient whose store does not answer."
+    when_down: WhenDown = Field(
+        WhenDown.DEFER,
+        description="What to do with a recipient whose store does not answer, where its domain does not say.",
     )
-    callouts: int = Field(20, gt=0, le=1000, description="Callouts at once, per worker; the others wait.")
+    wait: Duration = Field(
+        8.0, gt=0, description="Time for one question; keep it below the entry's timeout, or `on_error` decides."
+    )
+    callouts: int = Field(20, gt=0, le=1000, description="Questions at once, per worker; the others wait.")
 
 
 class RecipientPolicy(Policy):
     """Refuse unknown recipients in the session, so that nobody has to be told later."""
 
     name = "recipient"
+    version = "2"
     Options = RecipientOptions
     options: RecipientOptions
 
     def on_rcpt(self, status: RecipientStatus) -> Verdict:
         if status.state is RecipientState.UNKNOWN:
             return reject("1.1", "recipient unknown", reason=f"not known by {status.source}")
-        if status.state is RecipientState.UNAVAILABLE and self.options.when_down == "defer":
+        when_down = status.when_down or self.options.when_down
+        if status.state is RecipientState.UNAVAILABLE and when_down is WhenDown.DEFER:
             return defer("4.1", "recipient cannot be checked now, try again later", reason="the store did not answer")
         # Where we do not take mail for the domain at all, relay control speaks, and that is not ours.
         return PROCEED
@@ -90,8 +118,48 @@ class _Known:
             return None
 
 
+class _Health:
+    """Whether a store is worth asking. A question that may be asked ends in `answered`, `failed` or `withdrawn`."""
+
+    def __init__(self, name: str, clock: Clock, pause: float) -> None:
+        self._name = name
+        self._clock = clock
+        self._pause = pause
+        self._faults = 0
+        self._until = 0.0
+        self._probing = False
+
+    def may_ask(self) -> bool:
+        """True, but while the store is left alone False; when that is over, True for one question at a time."""
+        if self._faults < _FAULTS:
+            return True
+        if self._probing or self._clock.monotonic() < self._until:
+            return False
+        self._probing = True
+        return True
+
+    def answered(self) -> None:
+        if self._faults >= _FAULTS:
+            STORE_DOWN.labels(self._name).set(0)
+            _log.info("store.back", store=self._name)
+        self._faults, self._probing = 0, False
+
+    def failed(self, reason: str) -> None:
+        self._faults += 1
+        self._probing = False
+        if self._faults >= _FAULTS:
+            self._until = self._clock.monotonic() + self._pause
+        if self._faults == _FAULTS:
+            STORE_DOWN.labels(self._name).set(1)
+            _log.warning("store.lost", store=self._name, reason=reason, seconds=self._pause)
+
+    def withdrawn(self) -> None:
+        """It was called off before anybody could know."""
+        self._probing = False
+
+
 class RecipientPlugin(Plugin):
-    """Looks recipients up in the directory, and remembers callouts."""
+    """Looks recipients up in the directory, and remembers what stores have said."""
 
     name = "recipient"
     Options = RecipientOptions
@@ -100,45 +168,93 @@ class RecipientPlugin(Plugin):
 
     async def start(self) -> None:
         self._slots = asyncio.Semaphore(self.options.callouts)
-        # Per address that is being asked for: the lock, and how many hold or want it.
-        self._asking: dict[str, tuple[asyncio.Lock, int]] = {}
+        self._turns = Turns()
+        # As many as the configuration has domains, at most.
+        self._health: dict[str, _Health] = {}
 
     @finds(Stage.RCPT)
     async def status(self, recipient: Recipient) -> RecipientStatus:
-        """What is known of the recipient, after a callout where there is need for one."""
-        address = recipient.address
-        rule = self.services.directory.rule(address)
-        if rule is RecipientRule.NOT_OURS and address.domain:
-            return RecipientStatus(RecipientState.NOT_OURS, "list")
-        if address.local.lower() == "postmaster":
+        """What is known of the recipient, after a question to its store where there is need for one."""
+        status = await self._status(recipient.address)
+        LOOKUPS.labels(status.source, status.state.value).inc()
+        return status
+
+    async def _status(self, address: Address) -> RecipientStatus:
+        directory = self.services.directory
+        rule, store = await directory.rule(address), directory.store(address)
+        if address.local.lower() == "postmaster" and (store is not None or not address.domain):
             return RecipientStatus(RecipientState.EXISTS, "list")
         match rule:
-            case RecipientRule.CALLOUT:
-                return await self._ask(address)
+            case RecipientRule.CALLOUT | RecipientRule.LDAP if store is not None:
+                return await self._ask(address, rule, store)
             case RecipientRule.LISTED:
                 return RecipientStatus(RecipientState.EXISTS, "list")
             case RecipientRule.NOT_LISTED:
                 return RecipientStatus(RecipientState.UNKNOWN, "list")
             case RecipientRule.ANY:
                 return RecipientStatus(RecipientState.ASSUMED, "list")
-            case RecipientRule.NOT_OURS:
-                return RecipientStatus(RecipientState.NOT_OURS, "list")
+        return RecipientStatus(RecipientState.NOT_OURS, "list")
 
-    async def _ask(self, address: Address) -> RecipientStatus:
-        key = _cache_key(address)
+    async def _ask(self, address: Address, rule: RecipientRule, store: Store) -> RecipientStatus:
+        key = _cache_key(address, store)
         if known := await self._remembered(key):
-            return _status(known.callout, "cache")
-        async with self._alone(key):
-            # Whoever had the lock before us may have asked meanwhile.
-            if known := await self._remembered(key):
-                return _status(known.callout, "cache")
-            async with self._slots:
-                callout = await self.services.directory.callout(address)
-            if callout.state is CalloutState.UNAVAILABLE and (old := await self._remembered(key, stale=True)):
+            return _status(known.callout, "cache", store)
+        try:
+            async with asyncio.timeout(self.options.wait) as limit, self._turns.of(key):
+                # Whoever had the turn before us may have asked meanwhile.
+                if known := await self._remembered(key):
+                    return _status(known.callout, "cache", store)
+                async with self._slots:
+                    callout = await self._callout(address, rule, store, limit)
+                limit.reschedule(None)
+                return await self._settle(key, callout, rule, store)
+        except TimeoutError:
+            if not limit.expired():
+                raise
+        return await self._settle(key, self._no_answer(), rule, store)
+
+    async def _callout(
+        self, address: Address, rule: RecipientRule, store: Store, limit: asyncio.Timeout
+    ) -> Callout | None:
+        """Ask; None when the store is left alone just now."""
+        health = self._health.get(store.name)
+        if health is None:
+            health = _Health(store.name, self.services.clock, self.options.unavailable_ttl)
+            self._health[store.name] = health
+        if not health.may_ask():
+            return None
+        begun = self.services.clock.monotonic()
+        try:
+            callout = await self.services.directory.callout(address)
+        except BaseException:
+            # Our own time has run out, or somebody has called it off, and that says nothing of the store.
+            if limit.expired():
+                health.failed(self._no_answer().reply)
+            else:
+                health.withdrawn()
+            raise
+        finally:
+            STORE_SECONDS.labels(rule.value).observe(self.services.clock.monotonic() - begun)
+        if callout.down:
+            health.failed(callout.reply)
+        else:
+            health.answered()
+        return callout
+
+    def _no_answer(self) -> Callout:
+        return Callout(CalloutState.UNAVAILABLE, f"no answer within {self.options.wait:g} s", down=True)
+
+    async def _settle(self, key: str, callout: Callout | None, rule: RecipientRule, store: Store) -> RecipientStatus:
+        """Remember the answer. Where there is none, what was known before is believed as long as it may be."""
+        if callout is None or callout.state is CalloutState.UNAVAILABLE:
+            if old := await self._remembered(key, stale=True):
                 await self._keep(key, old)
-                return _status(old.callout, "cache")
-            await self._remember(key, callout)
-            return _status(callout, "callout")
+                return _status(old.callout, "cache", store)
+        if callout is None:
+            left = Callout(CalloutState.UNAVAILABLE, "the store did not answer just before", down=True)
+            return _status(left, "left-alone", store)
+        await self._remember(key, callout)
+        return _status(callout, rule.value, store)
 
     async def _remembered(self, key: str, *, stale: bool = False) -> _Known | None:
         value = await self.services.state.get(key)
@@ -164,31 +280,20 @@ class RecipientPlugin(Plugin):
             again = now + self.options.unavailable_ttl
             await self.services.state.put(key, _Known(old.callout, old.at, again).dump(), left)
 
-    @contextlib.asynccontextmanager
-    async def _alone(self, key: str) -> AsyncIterator[None]:
-        """One at a time per address. When the one who asks is cancelled, the next one asks in its place."""
-        lock, wanted = self._asking.get(key, (asyncio.Lock(), 0))
-        self._asking[key] = (lock, wanted + 1)
-        try:
-            async with lock:
-                yield
-        finally:
-            wanted = self._asking[key][1] - 1
-            if wanted:
-                self._asking[key] = (lock, wanted)
-            else:
-                del self._asking[key]
+
+def _cache_key(address: Address, store: Store) -> str:
+    """The cache keeps no addresses in the clear, and whatever stands in them, the key is short.
+
+    What one store said is not believed of another that takes its place.
+    """
+    text = f"{store.name} {address.key}"
+    return "recipient " + hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _cache_key(address: Address) -> str:
-    """The cache keeps no addresses in the clear, and whatever stands in them, the key is short."""
-    return "recipient " + hashlib.sha256(address.key.encode("utf-8", "surrogatepass")).hexdigest()
-
-
-def _status(callout: Callout, source: str) -> RecipientStatus:
+def _status(callout: Callout, source: str, store: Store) -> RecipientStatus:
     state = {
         CalloutState.EXISTS: RecipientState.EXISTS,
         CalloutState.UNKNOWN: RecipientState.UNKNOWN,
         CalloutState.UNAVAILABLE: RecipientState.UNAVAILABLE,
     }[callout.state]
-    return RecipientStatus(state, source, callout.reply)
+    return RecipientStatus(state, source, callout.reply, store.when_down)

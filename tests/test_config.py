@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 from gateway.config import Config, ConfigError, RecipientCheck, json_schema, load
 from gateway.config.document import DEPTH, FILE_OCTETS, read
+from gateway.config.recipients import Recipients, local_part, parse_list
 from gateway.config.reference import options
 from gateway.pipeline.plan import PipelineError
 from gateway.transport.transport import Kind, Security
@@ -126,6 +128,105 @@ def test_a_list_file_holds_one_local_part_a_line(tmp_path: Path) -> None:
     assert config.domains["a.example"].listed == {"anna", "ben.b"}
 
 
+@pytest.mark.parametrize("text", ["", "# nobody yet\n\n"])
+def test_a_list_file_without_anybody_is_one_that_is_just_being_written(tmp_path: Path, text: str) -> None:
+    (tmp_path / "people").write_text(text)
+    (problem,) = problems(
+        tmp_path, LISTEN + "domains: {a.example: {next_hop: discard, recipients: {list_file: people}}}"
+    )
+    assert "no address in it; to take mail for nobody, write list: []" in problem
+
+
+@given(st.lists(st.text(st.characters(blacklist_categories=["Cs"]), max_size=80), max_size=5))
+def test_the_quick_way_to_read_a_line_takes_what_the_grammar_takes_and_nothing_else(lines: list[str]) -> None:
+    data = "\n".join(["anna", *lines]).encode()
+    expected = {"anna"}
+    wrong = False
+    for line in data.splitlines():
+        text = line.strip()
+        if text and not text.startswith(b"#"):
+            try:
+                expected.add(local_part(text.decode()))
+            except ValueError:
+                wrong = True
+    try:
+        assert parse_list(data) == expected
+        assert not wrong
+    except ValueError:
+        assert wrong
+
+
+LDAP = "ldap: {uri: 'ldap://127.0.0.1', base: 'ou=people,dc=example'"
+
+
+@pytest.mark.parametrize(
+    ("recipients", "expected"),
+    [
+        ("{verify: callout, list: [anna]}", "recipients: give one of list, list_file, verify and ldap"),
+        ("{when_down: defer}", "recipients: give one of list, list_file, verify and ldap"),
+        ("{verify: callout, when_down: wait}", "recipients.when_down: must be 'defer' or 'accept'"),
+        ("{list: [anna], when_down: accept}", "recipients.when_down: means nothing for a list, which is never down"),
+        ("{verify: callout, subaddress: '+'}", "recipients.subaddress: does not go with verify: callout"),
+        ("{list: [anna], subaddress: a}", 'recipients.subaddress: expected separators such as "+" or "+-"'),
+        ("{list: [anna], subaddress: ''}", 'recipients.subaddress: expected separators such as "+" or "+-"'),
+        ("{" + LDAP + ", bind_dn: 'cn=x'}}", "recipients.ldap.bind_dn: needs password_file, too"),
+        ("{" + LDAP + ", password_file: secret}}", "recipients.ldap.password_file: needs bind_dn, too"),
+        (
+            "{" + LDAP + ", bind_dn: 'cn=x', password_file: empty}}",
+            "recipients.ldap.password_file: the first line is empty; it must hold the password",
+        ),
+        ("{" + LDAP + ", bind_dn: x, password_file: secret}}", "recipients.ldap.bind_dn: is no distinguished name"),
+        ("{" + LDAP + ", filter: 'mail=%s'}}", "recipients.ldap.filter: is no LDAP filter"),
+        ("{" + LDAP + ", filter: '(mail=%x)'}}", "recipients.ldap.filter: '%x' is no placeholder"),
+        ("{" + LDAP + ", filter: '(mail=*)'}}", "recipients.ldap.filter: names no recipient"),
+        ("{" + LDAP + ", tls_ca: ca.pem}}", "recipients.ldap.tls_ca: means nothing without ldaps:// or starttls: true"),
+        ("{" + LDAP + ", connections: 0}}", "recipients.ldap.connections: must be greater than or equal to 1"),
+        ("{ldap: {uri: 'ldap://x'}}", "recipients.ldap.base: this key is required"),
+        ("{ldap: {uri: [], base: 'dc=x'}}", "recipients.ldap.uri: must have at least one entry"),
+        ("{ldap: {uri: 'http://x', base: 'dc=x'}}", "'http://x' is no LDAP server; write ldap://host"),
+        (
+            "{ldap: {uri: 'ldaps://x', base: 'dc=x', starttls: true}}",
+            "recipients.ldap.starttls: does not go with ldaps",
+        ),
+        ("{" + LDAP + ", tiemout: 3s}}", "recipients.ldap.tiemout: unknown key; did you mean timeout?"),
+    ],
+)
+def test_what_is_wrong_with_recipients_is_named(tmp_path: Path, key_pair: Path, recipients: str, expected: str) -> None:
+    (tmp_path / "secret").write_text("hush-hush\n")
+    (tmp_path / "empty").write_text("\nhush-hush\n")
+    (tmp_path / "ca.pem").write_bytes((key_pair / "tls.crt").read_bytes())
+    found = problems(
+        tmp_path, LISTEN + f"domains: {{a.example: {{next_hop: 'smtp:127.0.0.1:26', recipients: {recipients}}}}}\n"
+    )
+    assert any(expected in problem for problem in found), found
+    assert "hush" not in str(found)
+
+
+def test_an_ldap_directory_is_read_with_its_defaults(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("hush-hush\n")
+    config = good(
+        tmp_path,
+        LISTEN
+        + "domains: {a.example: {next_hop: discard, recipients: {when_down: accept, subaddress: +, ldap: {"
+        + "uri: ['ldaps://ldap1.example', 'ldaps://ldap2.example:1636'], base: 'dc=a,dc=example',"
+        + " bind_dn: 'cn=gatepost,dc=a,dc=example', password_file: secret}}}}",
+    )
+    domain = config.domains["a.example"]
+    assert domain.check is RecipientCheck.LDAP
+    assert isinstance(domain.recipients, Recipients) and domain.recipients.ldap is not None
+    options = domain.recipients.ldap.options()
+    assert [str(server) for server in options.servers] == ["ldaps://ldap1.example:636", "ldaps://ldap2.example:1636"]
+    assert (options.filter, options.timeout, options.scope) == ("(mail=%s)", 4.0, "subtree")
+    assert options.password_file == str(tmp_path / "secret")
+    assert "hush" not in repr(config) + repr(options)
+
+
+def test_without_the_package_ldap_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ldap3", None)
+    found = problems(tmp_path, LISTEN + "domains: {a.example: {next_hop: discard, recipients: {" + LDAP + "}}}}\n")
+    assert any("needs the package ldap3: install gatepost[ldap]" in problem for problem in found)
+
+
 def test_a_bad_line_in_a_list_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "people").write_text("anna\nben@a.example\n")
     text = LISTEN + "domains:\n  a.example:\n    next_hop: discard\n    recipients: {list_file: people}"
@@ -192,12 +293,12 @@ def test_a_bad_line_in_a_list_file_is_named(tmp_path: Path) -> None:
         ),
         (
             "domains: {a.example: {next_hop: discard, recipients: {}}}\n",
-            "gatepost.yaml:2: domains.a.example.recipients: give one of list, list_file and verify",
+            "gatepost.yaml:2: domains.a.example.recipients: give one of list, list_file, verify and ldap",
         ),
         (
             "domains: {a.example: {next_hop: discard, recipients: all}}\n",
             "gatepost.yaml:2: domains.a.example.recipients: "
-            "expected any, or a mapping with one of list, list_file and verify",
+            "expected any, or a mapping with one of list, list_file, verify and ldap",
         ),
         (
             "domains:\n  a.example: {next_hop: discard}\n  A.Example: {next_hop: discard}\n",

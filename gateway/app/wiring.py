@@ -5,21 +5,25 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+from gateway.app.directory import Directory, MailHosts
 from gateway.config import Config, ConfigError, Problem
-from gateway.config.routes import RecipientCheck
+from gateway.config.recipients import LIST_OCTETS, RecipientCheck, Recipients, parse_list
 from gateway.mail.address import Address
 from gateway.pipeline.loader import Catalog, Pipeline, load
 from gateway.pipeline.plan import PipelineError, StageDeadlines
 from gateway.queue.lane import SchedulerOptions
 from gateway.queue.retry import RetryOptions
-from gateway.sdk.services import Callout, Clock, Lines, NoLines, NoOutbox, Outbox, RecipientRule, Services
+from gateway.sdk.files import WatchedFile
+from gateway.sdk.services import Clock, Dns, Lines, NoLines, NoOutbox, Outbox, RecipientRule, Services, Store
 from gateway.services.clock import SystemClock
 from gateway.services.dns import DnsOptions, Resolver
+from gateway.services.ldap import LdapStore
+from gateway.services.ldap_options import LdapOptions
 from gateway.services.state import SqliteState
 from gateway.smtp.data import Newlines
 from gateway.smtp.domains import Domain, Domains
@@ -28,27 +32,13 @@ from gateway.smtp.listener import tls_context
 from gateway.smtp.options import Limits, ListenerOptions, Networks, SmtpOptions, Split, SplitRefused, Timeouts, TlsMode
 from gateway.spool.spool import Spool
 from gateway.transport.factory import Transports
+from gateway.transport.hosts import Unreachable, addresses
 from gateway.transport.options import SmtpOptions as DeliveryOptions
 from gateway.transport.routing import Router
 from gateway.transport.transport import Destination, Transport
 
 RECIPIENT_PLUGIN = "recipient"
 _WORKER_LOOKUPS = 500
-
-
-class Directory:
-    """Implements `gateway.sdk.services.Directory` over the configured domains and their next hops."""
-
-    def __init__(self, domains: Domains, router: Router, transports: Transports) -> None:
-        self._domains = domains
-        self._router = router
-        self._transports = transports
-
-    def rule(self, address: Address) -> RecipientRule:
-        return self._domains.rule(address)
-
-    async def callout(self, address: Address) -> Callout:
-        return await self._transports.verify(self._router.resolve(address), address)
 
 
 class Roads:
@@ -75,6 +65,23 @@ class Parts:
     domains: Domains
     pipelines: Mapping[str, Pipeline]
     smtp: SmtpOptions
+    hosts: MailHosts
+    ldap: Sequence[LdapStore]
+
+    async def start(self) -> None:
+        """Start all pipelines. Raises `gateway.pipeline.plan.PipelineError`."""
+        for pipeline in self.pipelines.values():
+            await pipeline.start()
+
+    async def close(self) -> None:
+        """Close all of it, once the last session has ended."""
+        for pipeline in self.pipelines.values():
+            await pipeline.close()
+        for store in self.ldap:
+            await store.close()
+        await self.hosts.close()
+        await self.transports.close()
+        await self.resolver.close()
 
     def desk(self, spool: Spool, clock: Clock, ring: Callable[[], None]) -> Desk:
         """What the front door's sessions work with."""
@@ -96,7 +103,9 @@ def make_parts(
         messages_per_connection=config.queue.connection_messages,
     )
     transports = Transports(delivery, resolver, clock)
-    domains = Domains({name: _domain(name, domain) for name, domain in config.domains.items()})
+    domains = Domains({name: _domain(name, domain, clock) for name, domain in config.domains.items()})
+    ldap = _ldap(config, resolver)
+    hosts = MailHosts(config.hostname, resolver, clock)
     router = Router(
         {name: domain.destination for name, domain in config.domains.items()}, config.routes.default.destination
     )
@@ -104,20 +113,65 @@ def make_parts(
         resolver,
         state,
         clock,
-        Directory(domains, router, transports),
+        Directory(domains, router, transports, {n: _store(d) for n, d in config.domains.items()}, ldap),
         config.authserv_id,
         config.hostname,
         lines or NoLines(),
         outbox or NoOutbox(),
+        hosts,
     )
-    return Parts(config, router, transports, resolver, domains, _pipelines(config, services), smtp_options(config))
+    pipelines = _pipelines(config, services)
+    # Domains with the same directory share its connections.
+    shared = tuple({id(store): store for store in ldap.values()}.values())
+    return Parts(config, router, transports, resolver, domains, pipelines, smtp_options(config), hosts, shared)
 
 
-def _domain(name: str, domain: Any) -> Domain:
-    rules = {RecipientCheck.ANY: RecipientRule.ANY, RecipientCheck.CALLOUT: RecipientRule.CALLOUT}
+_RULES: Final = {
+    RecipientCheck.ANY: RecipientRule.ANY,
+    RecipientCheck.LIST: RecipientRule.LISTED,
+    RecipientCheck.CALLOUT: RecipientRule.CALLOUT,
+    RecipientCheck.LDAP: RecipientRule.LDAP,
+}
+
+
+def _domain(name: str, domain: Any, clock: Clock) -> Domain:
+    recipients = domain.recipients if isinstance(domain.recipients, Recipients) else Recipients.model_construct()
+    listed: frozenset[str] | None = None
+    file: WatchedFile[frozenset[str]] | None = None
     if domain.check is RecipientCheck.LIST:
-        return Domain(name, domain.pipeline or "", RecipientRule.LISTED, domain.listed)
-    return Domain(name, domain.pipeline or "", rules[domain.check])
+        listed = domain.listed
+        if read := domain.list_read:
+            file = WatchedFile(recipients.list_file or "", parse_list, clock, limit=LIST_OCTETS, read=read)
+    return Domain(name, domain.pipeline or "", _RULES[domain.check], listed, file, recipients.subaddress or "")
+
+
+def _store(domain: Any) -> Store:
+    """Who is asked for the domain's recipients, by the name that logs and metrics show."""
+    when_down = domain.recipients.when_down if isinstance(domain.recipients, Recipients) else None
+    match domain.check:
+        case RecipientCheck.CALLOUT:
+            return Store(domain.next_hop, when_down)
+        case RecipientCheck.LDAP:
+            return Store(str(domain.recipients.ldap.options().servers[0]), when_down)
+    return Store()
+
+
+def _ldap(config: Config, dns: Dns) -> dict[str, LdapStore]:
+    async def resolve(host: str) -> list[str]:
+        found = await addresses(host, dns, configured=True)
+        if isinstance(found, Unreachable):
+            raise OSError(found.reply.text)
+        return found
+
+    made: dict[LdapOptions, LdapStore] = {}
+    stores: dict[str, LdapStore] = {}
+    for name, domain in config.domains.items():
+        if isinstance(domain.recipients, Recipients) and domain.recipients.ldap:
+            options = domain.recipients.ldap.options()
+            if options not in made:
+                made[options] = LdapStore(options, resolve)
+            stores[name] = made[options]
+    return stores
 
 
 def implied(config: Config, entries: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -102,7 +102,7 @@ class Worker:
                 hostname=config.hostname,
                 options=wiring.scheduler_options(config),
             )
-            await self._start_pipelines(self._parts)
+            await self._parts.start()
             options = [
                 wiring.listener_options(listener, wiring.name_of(sock))
                 for listener, sock in zip(config.listeners, sockets, strict=True)
@@ -131,10 +131,6 @@ class Worker:
         beat.cancel()
         return 0
 
-    async def _start_pipelines(self, parts: wiring.Parts) -> None:
-        for pipeline in parts.pipelines.values():
-            await pipeline.start()
-
     async def _drain(self, queue: asyncio.Task[None]) -> None:
         self._slot.set_state(WorkerState.DRAINING)
         _log.info("worker.draining")
@@ -142,10 +138,7 @@ class Worker:
         if not await self._scheduler.drain(_SETTLE_SECONDS):
             _log.warning("worker.attempts_cut_off", active=self._scheduler.active)
         queue.cancel()
-        for pipeline in self._parts.pipelines.values():
-            await pipeline.close()
-        await self._parts.transports.close()
-        await self._parts.resolver.close()
+        await self._parts.close()
         await self._spool.close()
         await self._state.close()
         self._slot.set_state(WorkerState.STOPPED)
@@ -167,9 +160,10 @@ class Worker:
     async def _swap(self) -> None:
         """Take the new configuration for sessions that begin from now on. The supervisor has checked it."""
         try:
-            config = load(self._config.file)
+            # In a thread: it reads files, and a list of recipients may be long.
+            config = await asyncio.to_thread(load, self._config.file)
             parts = wiring.make_parts(config, self._state, self._clock, self._lines, self._outbox)
-            await self._start_pipelines(parts)
+            await parts.start()
         except (ConfigError, PipelineError, OSError) as error:
             _log.error("reload.failed", reason=str(error))
             return
@@ -182,10 +176,7 @@ class Worker:
 
     async def _retire(self, parts: wiring.Parts) -> None:
         await asyncio.sleep(min(_RETIRE_SECONDS, parts.config.timeouts.session))
-        for pipeline in parts.pipelines.values():
-            await pipeline.close()
-        await parts.transports.close()
-        await parts.resolver.close()
+        await parts.close()
 
 
 def work(config: Config, index: int, board: Board, sockets: Sequence[socket.socket], on_step: OnStep = no_step) -> int:

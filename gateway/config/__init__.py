@@ -6,6 +6,6 @@
 from gateway.config.load import json_schema, load
 from gateway.config.model import Config
 from gateway.config.problems import ConfigError, Problem
-from gateway.config.routes import RecipientCheck
+from gateway.config.recipients import RecipientCheck
 
 __all__ = ["Config", "ConfigError", "Problem", "RecipientCheck", "json_schema", "load"]

@@ -1,27 +1,16 @@
-"""Domains and routes: where mail goes, whose recipients are known, and how the way there is protected."""
+"""Domains and routes: where mail goes, and how the way there is protected."""
 
 from __future__ import annotations
 
-import ssl
-from enum import StrEnum
-from typing import Annotated, Any, Final, Literal, Self
+from typing import Annotated, Any, Self
 
-from pydantic import (
-    BeforeValidator,
-    Discriminator,
-    PrivateAttr,
-    Tag,
-    ValidationInfo,
-    WithJsonSchema,
-    model_validator,
-)
+from pydantic import BeforeValidator, ValidationInfo, WithJsonSchema, model_validator
 
-from gateway.config.values import ReadableFile, Section, refuse, resolve_path, section
-from gateway.mail.address import AddressError, parse_mailbox
+from gateway.config.recipients import RecipientCheck, Recipients, RecipientsChoice
+from gateway.config.values import CaFile, Section, refuse, resolve_path, section
+from gateway.sdk.files import FileContent
 from gateway.transport.routing import FORMS, parse_next_hop
 from gateway.transport.transport import Destination, Kind, Security
-
-_LIST_FILE_OCTETS: Final = 64 << 20
 
 
 def _next_hop(value: Any, info: ValidationInfo) -> str:
@@ -42,103 +31,8 @@ def _security(value: Any) -> Any:
     return value
 
 
-def _ca_file(value: Any, info: ValidationInfo) -> str:
-    path = resolve_path(value, info)
-    try:
-        ssl.create_default_context(cafile=path)
-    except (ssl.SSLError, OSError) as error:
-        reason = getattr(error, "strerror", None) if not isinstance(error, ssl.SSLError) else None
-        raise ValueError(f"cannot read CA certificates from {path}: {reason or 'no PEM certificates'}") from error
-    return path
-
-
 NextHop = Annotated[str, BeforeValidator(_next_hop)]
-CaFile = Annotated[str, BeforeValidator(_ca_file)]
 TlsLevel = Annotated[Security, BeforeValidator(_security)]
-
-
-class RecipientCheck(StrEnum):
-    """How recipients of a domain are checked."""
-
-    ANY = "any"
-    LIST = "list"
-    CALLOUT = "callout"
-
-
-def local_part(text: str) -> str:
-    """A local part as lists compare it: unquoted, in lower case (see `Address.key`). Raises ValueError."""
-    try:
-        return parse_mailbox(f"{text}@list.invalid", utf8=True).local.lower()
-    except AddressError as error:
-        raise ValueError(f"{text[:64]!r} is no local part: {error}") from error
-
-
-def _read_list(path: str) -> frozenset[str]:
-    """Local parts, one a line; what follows ``#`` at the start of a line is a comment. Raises ValueError."""
-    with open(path, "rb") as file:
-        data = file.read(_LIST_FILE_OCTETS + 1)
-    if len(data) > _LIST_FILE_OCTETS:
-        raise ValueError(f"{path} is larger than {_LIST_FILE_OCTETS >> 20} MiB")
-    out = set()
-    try:
-        lines = data.decode().splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8") from error
-    for number, line in enumerate(lines, 1):
-        text = line.strip()
-        if text and not text.startswith("#"):
-            try:
-                out.add(local_part(text))
-            except ValueError as error:
-                raise ValueError(f"{path} line {number}: {error}") from error
-    return frozenset(out)
-
-
-class Recipients(Section):
-    """Which recipients a domain has."""
-
-    list: tuple[str, ...] | None = None
-    """Their local parts."""
-    list_file: ReadableFile | None = None
-    """A file with their local parts, one a line; read at start and at reload."""
-    verify: Literal["callout"] | None = None
-    """`callout` asks the next hop during the session and remembers its answer."""
-
-    _listed: frozenset[str] = PrivateAttr(frozenset())
-
-    @model_validator(mode="after")
-    def _one(self) -> Self:
-        if len(self.model_fields_set) != 1:
-            raise ValueError("give one of list, list_file and verify")
-        try:
-            if self.list is not None:
-                self._listed = frozenset(map(local_part, self.list))
-            elif self.list_file is not None:
-                self._listed = _read_list(self.list_file)
-        except ValueError as error:
-            raise refuse((*self.model_fields_set,), str(error)) from error
-        return self
-
-    @property
-    def check(self) -> RecipientCheck:
-        return RecipientCheck.CALLOUT if self.verify else RecipientCheck.LIST
-
-    @property
-    def listed(self) -> frozenset[str]:
-        """All listed local parts in lower case."""
-        return self._listed
-
-
-def _any(value: Any) -> Any:
-    if value != "any":
-        raise ValueError("expected any, or a mapping with one of list, list_file and verify")
-    return value
-
-
-RecipientsChoice = Annotated[
-    Annotated[Literal["any"], BeforeValidator(_any), Tag("any")] | Annotated[Recipients, Tag("check")],
-    Discriminator(lambda value: "any" if isinstance(value, str) else "check"),
-]
 
 
 class Hop(Section):
@@ -192,6 +86,11 @@ class Domain(Hop):
     def listed(self) -> frozenset[str]:
         """The local parts of a listed domain, in lower case; empty when it is checked in another way."""
         return self.recipients.listed if isinstance(self.recipients, Recipients) else frozenset()
+
+    @property
+    def list_read(self) -> FileContent[frozenset[str]] | None:
+        """What the list file held; None without one."""
+        return self.recipients.list_read if isinstance(self.recipients, Recipients) else None
 
 
 class Route(Hop):

@@ -143,6 +143,16 @@ def refuse(at: Path, message: str) -> PydanticCustomError:
     return PydanticCustomError(REFUSED, "{message}", {"message": message, "at": at})
 
 
+def _ca_file(value: Any, info: ValidationInfo) -> str:
+    path = resolve_path(value, info)
+    try:
+        ssl.create_default_context(cafile=path)
+    except (ssl.SSLError, OSError) as error:
+        reason = getattr(error, "strerror", None) if not isinstance(error, ssl.SSLError) else None
+        raise ValueError(f"cannot read CA certificates from {path}: {reason or 'no PEM certificates'}") from error
+    return path
+
+
 def key_pair_problem(certificate: str, key: str) -> str:
     """What is wrong with the two PEM files as a pair; empty when nothing is."""
     try:
@@ -205,3 +215,4 @@ DomainName = Annotated[str, BeforeValidator(parse_domain_name)]
 DomainKey = Annotated[str, BeforeValidator(parse_domain_key)]
 FilePath = Annotated[str, BeforeValidator(resolve_path)]
 ReadableFile = Annotated[str, BeforeValidator(_readable_file)]
+CaFile = Annotated[str, BeforeValidator(_ca_file)]

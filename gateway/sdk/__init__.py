@@ -22,7 +22,7 @@ from gateway.sdk.authentication import (
     authentication_results,
 )
 from gateway.sdk.ending import Ending, Outcome
-from gateway.sdk.files import WatchedFile
+from gateway.sdk.files import FileContent, WatchedFile, read_file
 from gateway.sdk.findings import (
     Access,
     AccessAction,
@@ -39,6 +39,7 @@ from gateway.sdk.findings import (
     RecipientState,
     RecipientStatus,
     SenderDomain,
+    WhenDown,
 )
 from gateway.sdk.log import get_logger
 from gateway.sdk.options import Duration, OptionsModel, Size
@@ -47,6 +48,7 @@ from gateway.sdk.policy import Policy, PolicyOptions
 from gateway.sdk.services import (
     Answer,
     Callout,
+    Callouts,
     CalloutState,
     Clock,
     Directory,
@@ -60,9 +62,11 @@ from gateway.sdk.services import (
     Services,
     State,
     StateError,
+    Store,
     Taken,
 )
 from gateway.sdk.stage import Message, Stage, Transaction
+from gateway.sdk.turns import Turns
 from gateway.sdk.verdict import (
     PROCEED,
     Action,
@@ -93,6 +97,7 @@ __all__ = [
     "AuthResult",
     "Callout",
     "CalloutState",
+    "Callouts",
     "ChangeHeader",
     "Clock",
     "Content",
@@ -110,6 +115,7 @@ __all__ = [
     "EarlyTalk",
     "Edit",
     "Ending",
+    "FileContent",
     "Finding",
     "Geo",
     "Greylist",
@@ -147,11 +153,14 @@ __all__ = [
     "Stage",
     "State",
     "StateError",
+    "Store",
     "Taken",
     "Tls",
     "Transaction",
+    "Turns",
     "Verdict",
     "WatchedFile",
+    "WhenDown",
     "accept",
     "acts",
     "annotate",
@@ -162,5 +171,6 @@ __all__ = [
     "finds",
     "get_logger",
     "quarantine",
+    "read_file",
     "reject",
 ]

@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import Final
 
-from gateway.mail.address import Address, AddressError, Sender, ascii_domain
+from gateway.mail.address import NULL_SENDER, Address, AddressError, Sender, ascii_domain
 from gateway.mail.session import Session
 from gateway.sdk.services import (
     Answer,
@@ -22,6 +22,7 @@ from gateway.sdk.services import (
     RecipientRule,
     Record,
     StateError,
+    Store,
     Taken,
 )
 
@@ -235,31 +236,61 @@ class FakeOutbox:
 
 
 class FakeDirectory:
-    """Domains and recipients from dictionaries, both keyed by address or by domain; the address wins.
+    """Domains and recipients from dictionaries, all keyed by address or by domain; the address wins.
 
-    An address without a rule is not ours. A callout that is not scripted finds that the recipient exists. `called`
-    lists the addresses that were called out for.
+    An address without a rule is not ours. A callout that is not scripted finds that the recipient exists; a store that
+    is not has its domain's name. `called` lists the addresses that were called out for.
     """
 
     def __init__(
         self,
         rules: Mapping[str, RecipientRule] | None = None,
         callouts: Mapping[str, Callout] | None = None,
+        stores: Mapping[str, Store] | None = None,
     ) -> None:
         self.rules = dict(rules or {})
         self.callouts = dict(callouts or {})
+        self.stores = dict(stores or {})
         self.called: list[str] = []
 
-    def rule(self, address: Address) -> RecipientRule:
+    async def rule(self, address: Address) -> RecipientRule:
         """What the configuration would say about this recipient."""
+        return self._rule(address)
+
+    def _rule(self, address: Address) -> RecipientRule:
         return self.rules.get(address.key, self.rules.get(address.ascii_domain, RecipientRule.NOT_OURS))
 
+    def store(self, address: Address) -> Store | None:
+        """Who would know this recipient."""
+        if self._rule(address) is RecipientRule.NOT_OURS:
+            return None
+        named = Store(address.ascii_domain)
+        return self.stores.get(address.key, self.stores.get(address.ascii_domain, named))
+
     async def callout(self, address: Address) -> Callout:
-        """What the next hop would say."""
+        """What the store would say."""
         self.called.append(address.key)
         await asyncio.sleep(0)
         exists = Callout(CalloutState.EXISTS, "250 2.1.5 ok")
         return self.callouts.get(address.key, self.callouts.get(address.ascii_domain, exists))
+
+
+class FakeCallouts:
+    """What foreign mail hosts say, by address or by domain; what is not scripted exists.
+
+    `asked` lists what was asked for, in order: address, sender as text, and whether private networks were allowed.
+    """
+
+    def __init__(self, answers: Mapping[str, Callout] | None = None) -> None:
+        self.answers = dict(answers or {})
+        self.asked: list[tuple[str, str, bool]] = []
+
+    async def ask(self, address: Address, *, sender: Sender = NULL_SENDER, private: bool = False) -> Callout:
+        """What the mail hosts of the address's domain would say."""
+        self.asked.append((address.key, str(sender), private))
+        await asyncio.sleep(0)
+        exists = Callout(CalloutState.EXISTS, "250 2.1.5 ok")
+        return self.answers.get(address.key, self.answers.get(address.ascii_domain, exists))
 
 
 class BytesContent:

@@ -173,16 +173,26 @@ class RecipientState(StrEnum):
     """The domain is not one we take mail for (a relay client may still send there)."""
 
 
+class WhenDown(StrEnum):
+    """What to do with a recipient while the store that would know does not answer."""
+
+    DEFER = "defer"
+    ACCEPT = "accept"
+
+
 @dataclass(frozen=True, slots=True)
 class RecipientStatus(Finding):
-    """Whether the mail store behind us takes this recipient. `source` is ``list``, ``callout`` or ``cache``.
+    """Whether the mail store behind us takes this recipient.
 
-    `reply` is the store's own reply text: for the record only, never for the wire (it may name inner hosts).
+    `source` is ``list``, ``callout``, ``ldap``, ``cache``, or ``left-alone`` for a store that was not asked because it
+    did not answer just before. `reply` is the store's own reply text: for the record only, never for the wire (it may
+    name inner hosts). `when_down` is the choice of the recipient's domain, None when it made none.
     """
 
     state: RecipientState
     source: str
     reply: str = ""
+    when_down: WhenDown | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
-from gateway.mail.address import Address, Sender
+from gateway.mail.address import NULL_SENDER, Address, Sender
 from gateway.mail.session import Session
+from gateway.sdk.findings import WhenDown
 
 
 class DnsStatus(StrEnum):
@@ -124,11 +125,12 @@ class RecipientRule(StrEnum):
     LISTED = "listed"
     NOT_LISTED = "not-listed"
     CALLOUT = "callout"
+    LDAP = "ldap"
     NOT_OURS = "not-ours"
 
 
 class CalloutState(StrEnum):
-    """What the next hop said to RCPT."""
+    """What a server said when it was asked for an address: to RCPT, or to a search."""
 
     EXISTS = "exists"
     UNKNOWN = "unknown"
@@ -137,20 +139,52 @@ class CalloutState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Callout:
-    """A callout's result; `reply` is the next hop's text for the record."""
+    """A callout's result; `reply` is the server's text for the record.
+
+    `down` says that the server as a whole could not be asked, and not only for this address.
+    """
 
     state: CalloutState
     reply: str
+    down: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """Who is asked for the recipients of a domain of ours: `name` for logs, empty when nobody has to be asked.
+
+    `when_down` is what the domain's configuration says to do while it does not answer, None when it says nothing.
+    """
+
+    name: str = ""
+    when_down: WhenDown | None = None
 
 
 class Directory(Protocol):
     """The domains we take mail for and their recipients."""
 
-    def rule(self, address: Address) -> RecipientRule:
-        """What the configuration says about this recipient; no I/O."""
+    async def rule(self, address: Address) -> RecipientRule:
+        """What the configuration says about this recipient. A list in a file is read again when it has changed."""
+
+    def store(self, address: Address) -> Store | None:
+        """Who knows this recipient; None when the domain is not ours. No I/O."""
 
     async def callout(self, address: Address) -> Callout:
-        """Ask the domain's next hop with ``MAIL FROM:<>`` and RCPT, and no DATA. Not cached here."""
+        """Ask that store. Not cached here; does not raise.
+
+        A next hop is asked with ``MAIL FROM:<>`` and RCPT, and no DATA; an LDAP server with a search.
+        """
+
+
+class Callouts(Protocol):
+    """Mail hosts of domains that are not ours."""
+
+    async def ask(self, address: Address, *, sender: Sender = NULL_SENDER, private: bool = False) -> Callout:
+        """Ask the mail hosts of the address's domain (MX) with MAIL and RCPT, and no DATA. Not cached; does not raise.
+
+        Hosts in networks that are not public are not connected to without `private`: whoever made the address up chose
+        where it leads. UNKNOWN is any permanent refusal of RCPT, whatever its reason; `Callout.reply` has its code.
+        """
 
 
 class Lines(Protocol):
@@ -184,6 +218,13 @@ class NoLines:
         return False
 
 
+class NoCallouts:
+    """Where nobody is asked: `gatepost check`."""
+
+    async def ask(self, address: Address, *, sender: Sender = NULL_SENDER, private: bool = False) -> Callout:
+        return Callout(CalloutState.UNAVAILABLE, "no callouts here", down=True)
+
+
 class NoOutbox:
     """Where nothing is queued: `gatepost check`."""
 
@@ -203,3 +244,4 @@ class Services:
     hostname: str
     lines: Lines = field(default_factory=NoLines)
     outbox: Outbox = field(default_factory=NoOutbox)
+    callouts: Callouts = field(default_factory=NoCallouts)

@@ -25,17 +25,27 @@ from gateway.mail.message import split_header
 from gateway.mail.reply import Reply
 from gateway.mail.session import Session, Tls
 from gateway.sdk.ending import Ending, Outcome
-from gateway.sdk.fakes import BytesContent, FakeDirectory, FakeDns, FakeLines, FakeOutbox, FakeState, ManualClock
+from gateway.sdk.fakes import (
+    BytesContent,
+    FakeCallouts,
+    FakeDirectory,
+    FakeDns,
+    FakeLines,
+    FakeOutbox,
+    FakeState,
+    ManualClock,
+)
 from gateway.sdk.findings import Finding
 from gateway.sdk.plugin import Finder, Plugin
 from gateway.sdk.policy import Policy
-from gateway.sdk.services import Directory, Dns, Lines, Outbox, Services, State
+from gateway.sdk.services import Callouts, Directory, Dns, Lines, Outbox, Services, State
 from gateway.sdk.stage import Message, Stage, Transaction
 from gateway.sdk.verdict import Verdict
 
 __all__ = [
     "Bench",
     "BytesContent",
+    "FakeCallouts",
     "FakeDirectory",
     "FakeDns",
     "FakeLines",
@@ -125,6 +135,7 @@ class Bench:
         directory: Directory | None = None,
         lines: Lines | None = None,
         outbox: Outbox | None = None,
+        callouts: Callouts | None = None,
         hostname: str = "mx.example.org",
     ) -> None:
         self.clock = clock or ManualClock()
@@ -133,8 +144,9 @@ class Bench:
         self.directory = directory or FakeDirectory()
         self.lines = lines or FakeLines(self.clock)
         self.outbox = outbox or FakeOutbox()
+        self.callouts = callouts or FakeCallouts()
         self.services = Services(
-            self.dns, self.state, self.clock, self.directory, hostname, hostname, self.lines, self.outbox
+            self.dns, self.state, self.clock, self.directory, hostname, hostname, self.lines, self.outbox, self.callouts
         )
 
     def find(

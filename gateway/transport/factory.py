@@ -9,7 +9,7 @@ import random
 from collections import OrderedDict
 from typing import Final
 
-from gateway.mail.address import Address
+from gateway.mail.address import NULL_SENDER, Address, Sender
 from gateway.sdk.services import Callout, CalloutState, Clock, Dns
 from gateway.services.tasks import Tasks
 from gateway.transport.discard import DiscardTransport
@@ -53,11 +53,11 @@ class Transports:
             self._tasks.start(oldest.close(), name="transport.close")
         return made
 
-    async def verify(self, destination: Destination, address: Address) -> Callout:
+    async def verify(self, destination: Destination, address: Address, sender: Sender = NULL_SENDER) -> Callout:
         """Ask the destination whether it would take the recipient. What is no server takes everybody."""
         transport = self.for_destination(destination)
         if isinstance(transport, SmtpTransport):
-            return await transport.verify(address)
+            return await transport.verify(address, sender)
         return Callout(CalloutState.EXISTS, f"{destination.kind} takes every recipient")
 
     async def close(self) -> None:

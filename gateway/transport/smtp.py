@@ -17,7 +17,7 @@ import ssl
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, TypeVar
 
-from gateway.mail.address import Address
+from gateway.mail.address import NULL_SENDER, Address, Sender
 from gateway.mail.envelope import Recipient
 from gateway.mail.reply import Reply
 from gateway.ops import log
@@ -82,14 +82,16 @@ class SmtpTransport:
             outcomes += ran
         return outcomes
 
-    async def verify(self, address: Address) -> Callout:
-        """Ask whether the next hop would take this recipient: MAIL FROM:<>, RCPT, RSET. Does not raise."""
+    async def verify(self, address: Address, sender: Sender = NULL_SENDER) -> Callout:
+        """Ask whether the next hop would take this recipient: MAIL, RCPT, RSET. Does not raise."""
 
         async def ask(connection: Connection) -> Callout | None:
-            return await callout.ask(connection, address)
+            return await callout.ask(connection, address, sender)
 
         ran = await self._run(ask)
-        return Callout(CalloutState.UNAVAILABLE, str(ran.reply)) if isinstance(ran, Unreachable) else ran
+        if isinstance(ran, Unreachable):
+            return Callout(CalloutState.UNAVAILABLE, str(ran.reply), down=True)
+        return ran
 
     async def close(self) -> None:
         """Say QUIT on idle connections and wait until they have ended. A delivery under way ends first, unkept."""

@@ -27,7 +27,7 @@ from gateway.ops import metrics
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = (ROOT / "gatepost.example.yaml").read_text()
-COMMENTED = re.compile(r"(?m)^( {0,6})# ( *[a-z_]+:(?: .*)?)$")
+COMMENTED = re.compile(r"(?m)^( {0,6})# ( *[a-z_.]+:(?: .*)?)$")
 
 
 def sources() -> Iterator[Path]:
@@ -72,8 +72,9 @@ def test_the_example_gives_every_option_its_default() -> None:
                 wrong.append(f"{path} is {json.dumps(value)}, its default {option.default}")
     assert wrong == []
     without = {path for path, option in OPTIONS.items() if option.default not in (None, "null") and not option.required}
-    # The listener's TLS as a whole has no default, so its mode can only stand in the comment with it.
+    # The listener's TLS as a whole has no default, so its mode can only stand in the comment with it; LDAP neither.
     without.discard("listeners[].tls.mode")
+    without -= {path for path in without if path.startswith(f"domains.{NAME}.recipients.ldap.")}
     assert without - {path for path, _ in shown} == set(), "options with a default that are only in comments"
 
 
@@ -87,10 +88,13 @@ def test_the_example_is_a_good_configuration_with_and_without_its_comments(tmp_p
         capture_output=True,
     )
     (tmp_path / "ca.pem").write_bytes((tmp_path / "tls.crt").read_bytes())
-    everything = COMMENTED.sub(r"\1\2", EXAMPLE)
-    alternatives = r"(?m)^ +list(?:_file)?: .*\n"
-    (tmp_path / "gatepost.yaml").write_text(re.sub(alternatives, "", everything))
-    assert load(str(tmp_path / "gatepost.yaml")).admin.token is not None
+    (tmp_path / "recipients.txt").write_text("anna\n")
+    (tmp_path / "ldap.secret").write_text("secret\n")
+    (tmp_path / "gatepost.yaml").write_text(COMMENTED.sub(r"\1\2", EXAMPLE))
+    everything = load(str(tmp_path / "gatepost.yaml"))
+    assert everything.admin.token is not None
+    checks = [domain.check for domain in everything.domains.values()]
+    assert checks == ["callout", "any", "list", "list", "ldap"]
 
 
 def test_the_reference_page_is_the_models_table() -> None:

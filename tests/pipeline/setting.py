@@ -67,7 +67,7 @@ class NoNetwork:
     async def lookup(self, name: str, rdtype: str) -> Any:
         raise AssertionError(f"asked for {name} {rdtype}")
 
-    def rule(self, address: Address) -> RecipientRule:
+    async def rule(self, address: Address) -> RecipientRule:
         raise AssertionError("asked for a rule")
 
     async def callout(self, address: Address) -> Callout:

@@ -16,6 +16,8 @@ from gateway.sdk import (
     RecipientStatus,
     Services,
     StateError,
+    Store,
+    WhenDown,
 )
 from gateway.sdk.testing import Bench, FakeDirectory, FakeDns, FakeState, ManualClock, make_recipient
 from gateway.services.tasks import Tasks
@@ -23,7 +25,8 @@ from plugins.recipient import RecipientOptions, RecipientPlugin
 
 EXISTS = Callout(CalloutState.EXISTS, "250 2.1.5 fine")
 UNKNOWN = Callout(CalloutState.UNKNOWN, "550 5.1.1 no such user at inner-host.example")
-DOWN = Callout(CalloutState.UNAVAILABLE, "connection refused")
+DOWN = Callout(CalloutState.UNAVAILABLE, "connection refused", down=True)
+FULL = Callout(CalloutState.UNAVAILABLE, "452 4.2.2 mailbox full at inner-host.example")
 
 
 class House:
@@ -173,7 +176,7 @@ def test_many_who_ask_for_one_address_at_once_cost_one_callout():
         statuses = await asking
         assert {s.state for s in statuses} == {RecipientState.EXISTS}
         assert directory.called == ["anna@example.org"]
-        assert plugin._asking == {}
+        assert len(plugin._turns) == 0
 
     asyncio.run(check())
 
@@ -188,7 +191,7 @@ def test_when_the_one_who_asks_is_cancelled_the_next_asks_in_its_place():
         await turns()
         directory.gate.set()
         assert (await second).source == "callout"
-        assert plugin._asking == {}
+        assert len(plugin._turns) == 0
 
     asyncio.run(check())
 
@@ -205,8 +208,126 @@ def test_no_more_callouts_at_once_than_allowed():
     asyncio.run(check())
 
 
-def judge(state: RecipientState, reply: str = "", **options):
-    return Bench().judge("recipient", options, findings=[RecipientStatus(state, "callout", reply)])
+def test_a_directory_is_asked_as_a_next_hop_is_and_its_answers_are_remembered():
+    house = House(RecipientRule.LDAP)
+    assert [house.status().source for _ in range(2)] == ["ldap", "cache"]
+    assert house.directory.called == ["anna@example.org"]
+
+
+def test_what_one_store_said_is_not_believed_of_another_in_its_place():
+    house = House(callout=UNKNOWN)
+    house.status()
+    house.answers(EXISTS)
+    house.directory.stores["example.org"] = Store("lmtp:new.example.org:24")
+    assert house.status().state is RecipientState.EXISTS
+
+
+async def asked(plugin: RecipientPlugin, *addresses: str) -> list[str]:
+    return [(await plugin.status(make_recipient(a))).source for a in addresses]
+
+
+def test_a_store_that_is_down_is_left_alone_whoever_the_recipients_are():
+    async def check() -> None:
+        plugin, directory = await gated()
+        directory.gate.set()
+        clock = plugin.services.clock
+        directory.callouts["example.org"] = DOWN
+        names = [f"r{i}@example.org" for i in range(9)]
+        assert await asked(plugin, *names[:5]) == ["callout"] * 3 + ["left-alone"] * 2
+        clock.advance(30)
+        assert await asked(plugin, *names[5:7]) == ["callout", "left-alone"], "one finds out, and it is still down"
+        clock.advance(30)
+        directory.callouts["example.org"] = EXISTS
+        assert await asked(plugin, *names[6:9]) == ["callout"] * 3
+        assert await asked(plugin, "r0@example.org") == ["callout"]
+
+    asyncio.run(check())
+
+
+def test_while_one_question_finds_out_whether_it_is_back_no_other_is_asked():
+    async def check() -> None:
+        plugin, directory = await gated()
+        directory.gate.set()
+        directory.callouts["example.org"] = DOWN
+        await asked(plugin, "a@example.org", "b@example.org", "c@example.org")
+        plugin.services.clock.advance(30)
+        directory.gate.clear()
+        tasks = Tasks()
+        probe = tasks.start(plugin.status(make_recipient("d@example.org")), name="probe")
+        await turns()
+        assert await asked(plugin, "e@example.org") == ["left-alone"]
+        probe.cancel()
+        await turns()
+        directory.gate.set()
+        directory.callouts["example.org"] = EXISTS
+        assert await asked(plugin, "f@example.org") == ["callout"], "a probe that was called off leaves its place"
+
+    asyncio.run(check())
+
+
+def test_another_store_is_not_touched_by_that():
+    async def check() -> None:
+        plugin, directory = await gated()
+        directory.gate.set()
+        directory.rules["example.net"] = RecipientRule.CALLOUT
+        directory.callouts["example.org"] = DOWN
+        await asked(plugin, "a@example.org", "b@example.org", "c@example.org")
+        assert await asked(plugin, "d@example.org", "d@example.net") == ["left-alone", "callout"]
+
+    asyncio.run(check())
+
+
+def test_a_recipient_that_is_refused_for_now_does_not_make_the_store_one_that_is_down():
+    async def check() -> None:
+        plugin, directory = await gated()
+        directory.gate.set()
+        directory.callouts["example.org"] = FULL
+        assert await asked(plugin, *(f"r{i}@example.org" for i in range(6))) == ["callout"] * 6
+
+    asyncio.run(check())
+
+
+def test_whom_a_store_knew_still_gets_mail_while_it_is_left_alone():
+    async def check() -> None:
+        plugin, directory = await gated()
+        directory.gate.set()
+        await asked(plugin, "anna@example.org")
+        plugin.services.clock.advance(86400)
+        directory.callouts["example.org"] = DOWN
+        await asked(plugin, "a@example.org", "b@example.org", "c@example.org")
+        status = await plugin.status(make_recipient("anna@example.org"))
+        assert (status.state, status.source) == (RecipientState.EXISTS, "cache")
+
+    asyncio.run(check())
+
+
+def test_a_store_that_hangs_costs_wait_and_counts_as_down():
+    async def check() -> None:
+        plugin, _ = await gated(wait="10ms")
+        statuses = [await plugin.status(make_recipient(f"r{i}@example.org")) for i in range(4)]
+        assert {s.state for s in statuses} == {RecipientState.UNAVAILABLE}
+        assert statuses[0].reply == "no answer within 0.01 s"
+        assert [s.source for s in statuses] == ["callout"] * 3 + ["left-alone"]
+
+    asyncio.run(check())
+
+
+def judge(state: RecipientState, reply: str = "", domain: WhenDown | None = None, **options):
+    return Bench().judge("recipient", options, findings=[RecipientStatus(state, "callout", reply, domain)])
+
+
+@pytest.mark.parametrize("when_down", list(WhenDown))
+def test_what_a_domain_says_about_a_store_that_is_down_comes_before_the_option(when_down):
+    house = House(callout=DOWN)
+    house.directory.stores["example.org"] = Store("lmtp:store.example.org:24", when_down)
+    assert house.status().when_down is when_down
+    for option in WhenDown:
+        verdict = judge(RecipientState.UNAVAILABLE, domain=when_down, when_down=option)
+        assert verdict.decisive is (when_down is WhenDown.DEFER)
+
+
+def test_a_domains_choice_says_nothing_about_unknown_recipients():
+    assert judge(RecipientState.UNKNOWN, domain=WhenDown.ACCEPT).decisive
 
 
 def test_an_unknown_recipient_is_refused_with_5_1_1_and_the_stores_words_stay_inside():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from gateway.mail.address import Address
@@ -48,7 +50,47 @@ def test_a_domain_is_found_by_its_name_or_by_what_it_is_below(domain, entry):
     ],
 )
 def test_the_rule_for_a_recipient_is_its_domains(address, rule):
-    assert DOMAINS.rule(address) is rule
+    assert asyncio.run(DOMAINS.rule(address)) is rule
+
+
+@pytest.mark.parametrize(
+    ("local", "rule"),
+    [
+        ("anna", RecipientRule.LISTED),
+        ("Anna+news", RecipientRule.LISTED),
+        ("anna+a+b", RecipientRule.LISTED),
+        ("anna-news", RecipientRule.LISTED),
+        ("list-owner", RecipientRule.LISTED),
+        ("list", RecipientRule.NOT_LISTED),
+        ("carl+anna", RecipientRule.NOT_LISTED),
+        ("+anna", RecipientRule.NOT_LISTED),
+        ("anna=news", RecipientRule.NOT_LISTED),
+        ("annanews", RecipientRule.NOT_LISTED),
+    ],
+)
+def test_a_subaddress_is_looked_up_as_it_is_and_then_without_it(local, rule):
+    listed = frozenset({"anna", "list-owner"})
+    domain = Domain("example.org", rule=RecipientRule.LISTED, listed=listed, subaddress="+-")
+    assert asyncio.run(Domains({"example.org": domain}).rule(Address(local, "example.org"))) is rule
+
+
+def test_without_the_option_a_subaddress_is_a_name_like_any_other():
+    assert asyncio.run(DOMAINS.rule(Address("anna+news", "example.org"))) is RecipientRule.NOT_LISTED
+
+
+def test_a_list_that_changes_is_asked_for_each_time():
+    class Changing:
+        names = frozenset({"anna"})
+
+        async def current(self) -> frozenset[str]:
+            return self.names
+
+    changing = Changing()
+    domains = Domains({"example.org": Domain("example.org", rule=RecipientRule.LISTED, file=changing)})
+    assert asyncio.run(domains.rule(Address("ben", "example.org"))) is RecipientRule.NOT_LISTED
+    changing.names = frozenset({"ben"})
+    assert asyncio.run(domains.rule(Address("ben", "example.org"))) is RecipientRule.LISTED
+    assert asyncio.run(domains.rule(Address("anna", "example.org"))) is RecipientRule.NOT_LISTED
 
 
 def test_postmaster_is_that_of_our_own_name_or_of_the_first_domain():

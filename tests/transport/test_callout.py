@@ -48,6 +48,42 @@ def test_only_a_refused_rcpt_means_unknown(replies: tuple[str, ...], state: Call
     assert "DATA" not in heard
 
 
+@pytest.mark.parametrize(
+    ("replies", "down"),
+    [
+        (("250 ok", "250 2.1.5 ok"), False),
+        (("250 ok", "550 5.1.1 who?"), False),
+        (("250 ok", "450 4.2.1 greylisted"), False),
+        (("550 5.7.1 no null sender here", "503 no"), True),
+        (("450 4.7.1 not now", "503 no"), True),
+        (("250 ok", "421 closing"), True),
+        (("250 ok", "garbage"), True),
+    ],
+)
+def test_a_next_hop_is_down_when_it_would_say_the_same_of_everybody(replies: tuple[str, ...], down: bool):
+    answer, _ = run(ask(*replies))
+    assert answer.down is down
+
+
+def test_a_foreign_host_may_be_asked_as_somebody():
+    async def script(link: Link) -> None:
+        await link.greet()
+        await link.hear("MAIL", "RCPT")
+        await link.say("250 ok", "250 ok")
+        await link.hear("RSET")
+        await link.say("250 ok")
+        await link.end()
+
+    async def main() -> list[str]:
+        async with peer(script) as it:
+            t = transport(it.port)
+            await t.verify(ANNA, parse_mailbox("probe@mx.example.org"))
+            await t.close()
+        return it.heard
+
+    assert run(main())[1] == "MAIL FROM:<probe@mx.example.org>"
+
+
 def test_the_reply_is_kept_for_the_record():
     answer, _ = run(ask("250 ok", "550 5.1.1 who?"))
     assert answer.reply == "550 5.1.1 who?"
@@ -55,7 +91,8 @@ def test_the_reply_is_kept_for_the_record():
 
 def test_a_next_hop_that_is_down_is_unavailable():
     async def main() -> None:
-        assert (await transport(free_port()).verify(ANNA)).state is CalloutState.UNAVAILABLE
+        answer = await transport(free_port()).verify(ANNA)
+        assert (answer.state, answer.down) == (CalloutState.UNAVAILABLE, True)
 
     run(main())
 
