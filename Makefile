@@ -4,8 +4,10 @@ PY := .venv/bin/python
 DEMO := gatepost.demo.yaml
 # More for pytest: make test ARGS="-k queue -x"
 ARGS :=
+# Test processes at once: most tests with real servers wait more than they work.
+JOBS := 3
 
-.PHONY: help run test test-fast lint bench bench-filtered lock clean setup-run setup-test
+.PHONY: help run test test-fast lint bench bench-filtered bench-plugins lock clean setup-run setup-test
 
 help:
 	@echo "make run        set up, then start Gatepost on 127.0.0.1:2525 (foreground, Ctrl-C drains and ends it)"
@@ -14,6 +16,7 @@ help:
 	@echo "make lint       ruff, mypy, import layers"
 	@echo "make bench      Gatepost and Postfix side by side (ARGS=\"--messages 2000 --rounds 3\")"
 	@echo "make bench-filtered   the same with filters: DNS lists, greylist, SPF, DKIM, DMARC"
+	@echo "make bench-plugins    what each plugin costs a message"
 	@echo "make lock       write the lock files anew from pyproject.toml"
 	@echo "make clean      remove what was made here, the demo's mail included"
 
@@ -28,7 +31,7 @@ run: setup-run
 	@exec .venv/bin/gatepost run -c $(DEMO)
 
 test: setup-test
-	$(PY) -m pytest $(ARGS)
+	$(PY) -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 test-fast: setup-test
 	$(PY) -m pytest -m "not slow" $(ARGS)
@@ -41,6 +44,9 @@ lint: setup-test
 
 bench: setup-test
 	$(PY) -m tests.bench.bench $(ARGS)
+
+bench-plugins: setup-test
+	$(PY) -m tests.bench.plugins $(ARGS)
 
 bench-filtered: setup-test
 	$(PY) -m tests.bench.filtered $(ARGS)

@@ -14,6 +14,7 @@ from typing import Any, Protocol, TypeVar
 import hypothesis
 import pytest
 
+from tests.support import summary
 from tests.support.gatepost import GatepostProcess
 from tests.support.process import alive, new_directory
 from tests.support.servers import Certificate, Dovecot, make_certificate
@@ -35,6 +36,24 @@ def _left_running() -> dict[int, str]:
         except OSError:
             continue
     return found
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """In a process of several (pytest-xdist): hand on what is to be printed at the end."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["texts"] = summary.TEXTS
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Take it from a process that has ended."""
+    summary.TEXTS.extend(getattr(node, "workeroutput", {}).get("texts", []))
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    for text in summary.TEXTS:
+        terminalreporter.write_line("")
+        terminalreporter.write_line(text)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -248,7 +248,7 @@ class Conversation(Connection):
         self._greeted = bool(self.session.helo) and refusal is None
         if self._inbox.buffer and not self._health_check and refusal is None and not judged:
             # Honest clients wait for the greeting (RFC 5321 section 4.3.1); what does not wait does not listen. Where
-            # a plugin looks at that, its policy has decided.
+            # a plugin was told of it, its policy has decided.
             self._turn_away(EARLY, "early-data")
             return False
         if refusal is None:

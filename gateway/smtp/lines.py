@@ -14,23 +14,25 @@ class OpenLines:
 
     def __init__(self) -> None:
         self._inboxes: dict[str, Inbox] = {}
-        self._asked: set[str] = set()
+        self._told: set[str] = set()
 
     def open(self, session: Session, inbox: Inbox) -> None:
         """This session waits for its greeting."""
         self._inboxes[session.id] = inbox
 
     def close(self, session: Session) -> bool:
-        """It has been judged, and does not wait any more. Gives whether a plugin asked how it behaves."""
+        """It has been judged, and does not wait any more. Gives whether a plugin was told that it talks early."""
         self._inboxes.pop(session.id, None)
-        asked = session.id in self._asked
-        self._asked.discard(session.id)
-        return asked
+        told = session.id in self._told
+        self._told.discard(session.id)
+        return told
 
     async def early(self, session: Session, seconds: float) -> bool:
         """Whether the client talks before its greeting; see `Lines`."""
         inbox = self._inboxes.get(session.id)
         if inbox is None:
             return False
-        self._asked.add(session.id)
-        return await inbox.talks(seconds)
+        talks = await inbox.talks(seconds)
+        if talks and session.id in self._inboxes:
+            self._told.add(session.id)
+        return talks

@@ -12,7 +12,7 @@ import smtplib
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -193,8 +193,10 @@ class Table:
         self.results.append(result)
         return result
 
-    def print(self, write: Callable[[str], object]) -> None:
-        write(f"\n{'killed':<44}{'deaths':>7}{'acked':>7}{'lost':>6}{'twice':>7}{'unanswered':>12}\n")
-        for r in self.results:
-            line = f"{r.name:<44}{r.deaths:>7}{r.acknowledged:>7}{r.lost:>6}{r.duplicated:>7}{r.unanswered:>12}\n"
-            write(line)
+    def __str__(self) -> str:
+        lines = [f"{'killed':<44}{'deaths':>7}{'acked':>7}{'lost':>6}{'twice':>7}{'unanswered':>12}"]
+        lines += [
+            f"{r.name:<44}{r.deaths:>7}{r.acknowledged:>7}{r.lost:>6}{r.duplicated:>7}{r.unanswered:>12}"
+            for r in self.results
+        ]
+        return "\n".join(lines)

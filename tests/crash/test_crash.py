@@ -16,6 +16,7 @@ import pytest
 
 from gateway.spool.spool import Step
 from tests.crash.count import Load, Table, Victim, number_of
+from tests.support import summary
 from tests.support.postfix import SmtpSink
 from tests.support.process import binary, wait_until
 
@@ -26,13 +27,11 @@ _ENOUGH = 150
 
 
 @pytest.fixture(scope="module")
-def table(request: pytest.FixtureRequest) -> Iterator[Table]:
+def table() -> Iterator[Table]:
     """The results of all tests here, printed after the last."""
     table = Table()
     yield table
-    capture = request.config.pluginmanager.getplugin("capturemanager")
-    with capture.global_and_fixture_disabled():
-        table.print(sys.stdout.write)
+    summary.add(str(table))
 
 
 @pytest.fixture

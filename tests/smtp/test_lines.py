@@ -12,7 +12,7 @@ from gateway.sdk import PROCEED, Finding, Plugin, Stage, finds, reject
 from gateway.smtp.inbox import Inbox
 from gateway.smtp.lines import OpenLines
 from tests.pipeline.setting import SESSION, hook, policy
-from tests.smtp.door import door, pipeline, run
+from tests.smtp.door import PATIENCE, door, pipeline, run
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +53,37 @@ def test_a_plugin_hears_of_it_and_its_policy_decides(strict):
     run(test)
 
 
+def test_who_talks_after_a_plugin_had_looked_is_cut_off_as_anybody_is():
+    class Looks(Listener):
+        """Looks once, and takes its time afterwards."""
+
+        looked: asyncio.Event
+        go_on: asyncio.Event
+
+        @finds(Stage.CONNECT)
+        async def listen(self, session: Session) -> Talk:
+            talk = Talk(await self.lines.early(session, 0))
+            self.looked.set()
+            await self.go_on.wait()
+            return talk
+
+    async def test() -> None:
+        judge = policy("judge", hook(Stage.CONNECT, [Talk], lambda talk: PROCEED))
+        async with door(pipelines={"default": pipeline(["listener", "judge"], Looks, judge)}) as opened:
+            Looks.lines, Looks.looked, Looks.go_on = opened.front.lines, asyncio.Event(), asyncio.Event()
+            client = await opened.connect()
+            await asyncio.wait_for(Looks.looked.wait(), PATIENCE)
+            client.send(b"EHLO early.test\r\n")
+            (server,) = opened.servers()
+            async with asyncio.timeout(PATIENCE):
+                while not server._inbox.buffer:
+                    await asyncio.sleep(0.005)
+            Looks.go_on.set()
+            await client.greeting("554 5.5.1 data before it was asked for")
+
+    run(test)
+
+
 def test_waiting_ends_at_the_first_octet_at_the_end_and_after_the_time():
     async def test() -> None:
         loop = asyncio.get_running_loop()
@@ -64,10 +95,10 @@ def test_waiting_ends_at_the_first_octet_at_the_end_and_after_the_time():
             loop.call_soon(act, inbox)
             assert await lines.early(SESSION, 60) is expected
             assert await lines.early(SESSION, 60) is expected, "and again, at once"
-            assert lines.close(SESSION)
+            assert lines.close(SESSION) is expected
         inbox = Inbox(loop)
         lines.open(SESSION, inbox)
         assert not await lines.early(SESSION, 0.001)
-        assert lines.close(SESSION) and not lines.close(SESSION)
+        assert not lines.close(SESSION)
 
     run(test)

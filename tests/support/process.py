@@ -22,12 +22,22 @@ DEADLINE = 60.0
 """Seconds to wait for a server; it takes a tenth of one on an idle machine, and much longer on a busy one."""
 
 _handed_out: set[int] = set()
+_FIRST_PORT, _LAST_PORT = 20000, 32000
+
+
+def _ports() -> tuple[int, int]:
+    """The range that is this process's own, since tests may run in several at once."""
+    count = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    number = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    width = (_LAST_PORT - _FIRST_PORT) // count
+    return _FIRST_PORT + number * width, _FIRST_PORT + (number + 1) * width
 
 
 def free_port(address: str = "127.0.0.1") -> int:
     """A port nobody listens on, below the ephemeral range so that no outgoing connection can take it meanwhile."""
+    first, last = _ports()
     for _ in range(1000):
-        port = random.randrange(20000, 32000)
+        port = random.randrange(first, last)
         if port in _handed_out:
             continue
         with socket.socket() as probe:
