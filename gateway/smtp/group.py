@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from gateway.pipeline.decision import Decision
 from gateway.pipeline.record import Trace
@@ -18,7 +18,6 @@ class Group:
     pipeline: str
     judges: Judges
     txn: Transaction
-    judged: list[tuple[str, str]] = field(default_factory=list)
     decision: Decision | None = None
 
     @property

@@ -44,6 +44,7 @@ SENDER_OK: Final = Reply(250, "1.0", "sender ok")
 RECIPIENT_OK: Final = Reply(250, "1.5", "recipient ok")
 NO_RECIPIENTS: Final = Reply(503, "5.1", "no valid recipients")
 OF_ITS_OWN: Final = Reply(452, "5.3", "recipient needs a transaction of its own, send it again")
+_RECIPIENT_OK: Final = str(RECIPIENT_OK)
 TOO_MANY: Final = Reply(452, "5.3", "too many recipients, send the rest in another transaction")
 
 
@@ -61,9 +62,12 @@ class Desk:
 
 @dataclass(slots=True)
 class _Open:
-    """The transaction that is open. `groups` are its recipients by pipeline; the listener's is always among them."""
+    """The transaction that is open. `groups` are its recipients by pipeline; the listener's is always among them.
 
-    txn: Transaction
+    `begun` is the transaction as it was at MAIL.
+    """
+
+    begun: Transaction
     started: float
     groups: dict[str, Group]
     judged: list[tuple[str, str]] = field(default_factory=list)
@@ -75,6 +79,14 @@ class _Open:
     def active(self) -> list[Group]:
         """Groups that have recipients; as long as there are none, all that have judged anything."""
         return [g for g in self.groups.values() if g.txn.recipients] or list(self.groups.values())
+
+    @property
+    def txn(self) -> Transaction:
+        """The transaction with all recipients accepted so far."""
+        groups = self.active
+        if len(groups) == 1:
+            return groups[0].txn
+        return replace(self.begun, recipients=tuple(r for group in groups for r in group.txn.recipients))
 
     @property
     def size(self) -> int:
@@ -108,7 +120,7 @@ class Intake:
     @property
     def smtputf8(self) -> bool:
         """Whether the open transaction asked for SMTPUTF8."""
-        return self._open is not None and self._open.txn.parameters.smtputf8
+        return self._open is not None and self._open.begun.parameters.smtputf8
 
     # Stages
 
@@ -168,10 +180,12 @@ class Intake:
         if domain is None and not self.session.trusted:
             return self._no_recipient(recipient, Reply(550, "7.1", "relaying denied"))
         pipeline = (domain.pipeline if domain else "") or self._default
-        others = any(g.txn.recipients for name, g in opened.groups.items() if name != pipeline)
-        if others and options.split is Split.DEFER:
-            return OF_ITS_OWN
-        group = await self._group(opened, pipeline)
+        group = opened.groups.get(pipeline)
+        if group is None or len(opened.groups) > 1:
+            others = any(g.txn.recipients for name, g in opened.groups.items() if name != pipeline)
+            if others and options.split is Split.DEFER:
+                return OF_ITS_OWN
+            group = group or await self._join(opened, pipeline)
         transaction = group.judges.transaction
         if transaction is None:
             raise RuntimeError("a group without a transaction")
@@ -182,36 +196,32 @@ class Intake:
         opened.taken += 1
         if recipient not in group.txn.recipients:
             group.txn = replace(group.txn, recipients=(*group.txn.recipients, recipient))
-            opened.txn = replace(opened.txn, recipients=(*opened.txn.recipients, recipient))
-        for judged in (opened.judged, group.judged):
-            judged.append((str(recipient.address), str(RECIPIENT_OK)))
+        opened.judged.append((str(recipient.address), _RECIPIENT_OK))
         return RECIPIENT_OK
 
-    async def _group(self, opened: _Open, pipeline: str) -> Group:
-        """The group of this pipeline; a new one catches up with what the session said before."""
-        group = opened.groups.get(pipeline)
-        if group is None:
-            judges = self._judge(pipeline)
-            txn = replace(opened.txn, recipients=())
-            await judges.join(txn)
-            group = opened.groups[pipeline] = Group(pipeline, judges, txn)
+    async def _join(self, opened: _Open, pipeline: str) -> Group:
+        """The group of another pipeline, which catches up with what the session said before."""
+        judges = self._judge(pipeline)
+        await judges.join(opened.begun)
+        group = opened.groups[pipeline] = Group(pipeline, judges, opened.begun)
         return group
 
     async def data(self) -> Reply | None:
         """Open the draft. A reply refuses it; a refusal ends the transaction only when a verdict gave it."""
         opened = self._opened()
-        if not opened.txn.recipients:
+        if not opened.taken:
             return NO_RECIPIENTS
         groups = opened.active
+        refused = False
         for group in groups:
             group.decision = await self._transaction(group).data(group.txn)
             group.judges.note(group.decision)
-        found = sort(groups, self.desk.options.split_refused)
-        if isinstance(found, Refusal):
+            refused = refused or group.decision.verdict.action in REFUSALS
+        if refused and isinstance(found := sort(groups, self.desk.options.split_refused), Refusal):
             self._heed(found.decision)
             await self._refuse(found.reply, found.decision)
-            return found.reply.referring(opened.txn.id)
-        opened.draft = self.desk.spool.draft(opened.txn.id)
+            return found.reply.referring(opened.begun.id)
+        opened.draft = self.desk.spool.draft(opened.begun.id)
         return None
 
     def _trouble(self, error: SpoolError) -> Reply:
@@ -231,7 +241,7 @@ class Intake:
             reply, decision = self._trouble(error), None
         if self._open is not None:
             await self._refuse(reply, decision)
-            return reply.referring(opened.txn.id)
+            return reply.referring(opened.begun.id)
         return reply
 
     async def _finish(self, opened: _Open, overflow: bool, stray: bool) -> tuple[Reply, Decision | None]:
@@ -276,13 +286,9 @@ class Intake:
 
     async def _store(self, opened: _Open, section: bytes, copies: list[Copy]) -> Reply:
         """Write trace fields and edits, commit all copies that are kept, answer. Raises `SpoolError`."""
-        # What is kept comes first: the client hears the id of something that is there.
-        copies = sorted(copies, key=lambda copy: copy.outcome is Outcome.DISCARDED)
-        txns = [replace(opened.txn, recipients=copy.recipients) for copy in copies]
-        txns[1:] = [replace(txn, id=self._next_id()) for txn in txns[1:]]
-        reply = Reply(250, "0.0", f"queued as {opened.txn.id}")
-        made = list(zip(copies, txns, strict=True))
-        ids = [txn.id for txn in txns] if len(txns) > 1 else []
+        made = self._number(opened, copies)
+        reply = Reply(250, "0.0", f"queued as {opened.begun.id}")
+        ids = [txn.id for _, txn in made] if len(made) > 1 else []
         records = {txn.id: self._record_of(opened, copy, txn, reply, ids) for copy, txn in made}
         kept = [(copy, txn) for copy, txn in made if copy.outcome is not Outcome.DISCARDED]
         now = self.desk.clock.now()
@@ -309,12 +315,21 @@ class Intake:
             _log.error("command.failed", session=self.session.id, command="DATA", exc_info=error)
         return reply
 
+    def _number(self, opened: _Open, copies: list[Copy]) -> list[tuple[Copy, Transaction]]:
+        """Each copy with a transaction of its own; the first one's has the id that the client knows."""
+        if len(copies) == 1:
+            return [(copies[0], opened.txn)]
+        # What is kept comes first: the client hears the id of something that is there.
+        copies = sorted(copies, key=lambda copy: copy.outcome is Outcome.DISCARDED)
+        ids = [opened.begun.id, *(self._next_id() for _ in copies[1:])]
+        return [(c, replace(opened.begun, id=id, recipients=c.recipients)) for id, c in zip(ids, copies, strict=True)]
+
     def _record_of(
         self, opened: _Open, copy: Copy, txn: Transaction, reply: Reply, ids: list[str]
     ) -> dict[str, object]:
         """The record of one copy. The first one's lists all that was said to RCPT, refusals too."""
-        first = txn.id == opened.txn.id
-        judged = opened.judged if first else told([copy], copy.group)
+        first = txn.id == opened.begun.id
+        judged = opened.judged if first else told(copy, opened.judged)
         groups = opened.active if first else [copy.group]
         return self._ledger.record(
             groups, txn, opened.started, judged, copy.outcome, reply, size=opened.size, edits=copy.edits, copies=ids
@@ -390,7 +405,7 @@ class Intake:
         group = group or opened.groups[self._default]
         self._ledger.recipient_refused(opened.txn, recipient, refusal, decision, group)
         self._note(opened, outcome_of(refusal), refusal)
-        return refusal.referring(opened.txn.id)
+        return refusal.referring(opened.begun.id)
 
     async def _refuse(self, reply: Reply, decision: Decision | None) -> None:
         """End the open transaction with a refusal."""
@@ -406,7 +421,7 @@ class Intake:
         try:
             await draft.abandon()
         except SpoolError as error:
-            _log.warning("spool.failed", id=self._opened().txn.id, reason=str(error))
+            _log.warning("spool.failed", id=self._opened().begun.id, reason=str(error))
 
     async def _end(
         self, opened: _Open, outcome: Outcome, reply: Reply | None, *, reason: str = "", entry: str = ""

@@ -174,10 +174,10 @@ class Ledger:
                 )
 
 
-def told(copies: Sequence[Copy], group: Group) -> list[tuple[str, str]]:
+def told(copy: Copy, judged: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
     """What a copy's record says of its recipients: the replies they got at RCPT."""
-    whom = {str(r.address) for copy in copies for r in copy.recipients}
-    return [(address, reply) for address, reply in group.judged if address in whom]
+    whom = {str(r.address) for r in copy.recipients}
+    return [(address, reply) for address, reply in judged if address in whom]
 
 
 def _traces(groups: Sequence[Group]) -> list[Trace]:

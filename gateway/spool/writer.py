@@ -29,8 +29,6 @@ _GROUP: Final = 256
 _IDLE: Final = 1.0
 _PATIENCE: Final = 0.005
 _BUSY_SECONDS: Final = 10.0
-_PAGE_OCTETS: Final = 16 << 10
-"""Larger than SQLite's own choice: content spans fewer pages, each of which is a write of its own."""
 CHECKPOINT_OCTETS: Final = 16 << 20
 _NOTES: Final = 10_000
 """So many steps may wait before notes, which nobody waits for, are thrown away: memory is bounded, mail comes first."""
@@ -59,7 +57,6 @@ def connect(path: str, *, create: bool = True) -> sqlite3.Connection:
     try:
         if create and database.execute("PRAGMA page_count").fetchone() == (0,):
             # Only now: on a database that holds something this is a write, and would wait for its owner.
-            database.execute(f"PRAGMA page_size={_PAGE_OCTETS}")
             database.execute("PRAGMA auto_vacuum=INCREMENTAL")
         (page,) = database.execute("PRAGMA page_size").fetchone()
         for setting in (*_SETTINGS, f"wal_autocheckpoint={CHECKPOINT_OCTETS // page}"):

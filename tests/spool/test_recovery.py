@@ -196,7 +196,7 @@ def test_a_damaged_page_is_set_aside_without_harm_to_the_new_database(tmp_path):
         path = database(options(tmp_path))
         octets_ = bytearray(path.read_bytes())
         # All but the first page, which says that it is a database: it opens, and fails when it is read.
-        octets_[16384:] = b"\xa5" * (len(octets_) - 16384)
+        octets_[4096:] = b"\xa5" * (len(octets_) - 4096)
         path.write_bytes(octets_)
         spool = await SqliteSpool.open(options(tmp_path))
         ids = {await put(spool) for _ in range(3)}

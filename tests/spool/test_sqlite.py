@@ -301,7 +301,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_on_a_full_disk_nothing_is_half_stored_and_nothing_acknowledged_is_lost(small_disk):
     async def check() -> None:
         ballast = small_disk / "ballast"
-        ballast.write_bytes(b"x" * 262_144)
+        ballast.write_bytes(b"x" * 65536)
         spool = await SqliteSpool.open(options(small_disk))
         acknowledged = []
         refused = 0
