@@ -155,13 +155,16 @@ class Bench:
         options: Options = None,
         stage: Stage | None = None,
         *,
+        finding: type[Finding] | None = None,
         session: Session | None = None,
         transaction: Transaction | None = None,
         recipient: Recipient | None = None,
         message: Message | None = None,
         findings: Iterable[Finding] = (),
     ) -> Finding:
-        """Start the plugin, run its finder (that of `stage`, where it has several), close it, give the finding.
+        """Start the plugin, run its finder, close it, give the finding.
+
+        Where it has several, `stage`, or the kind of `finding`, says which.
 
         Raises LookupError when with these options it has none there: the pipeline would not run it.
         """
@@ -169,7 +172,7 @@ class Bench:
         inputs = _Inputs(session, transaction, recipient, message, findings)
 
         async def run(made: Plugin) -> Finding:
-            finder = _choose(made, stage)
+            finder = _choose(made, stage, finding)
             found = await getattr(made, finder.method)(*inputs.take(finder.inputs, finder.optional))
             if not isinstance(found, finder.finding):
                 raise TypeError(f"{cls.__qualname__}.{finder.method} gave {found!r} and no {finder.finding.__name__}")
@@ -306,8 +309,8 @@ def _load(group: str, name: str) -> Any:
     return next(iter(found)).load() if found else None
 
 
-def _choose(made: Plugin, stage: Stage | None) -> Finder:
-    finders = [f for f in made.finders if stage is None or f.stage is stage]
+def _choose(made: Plugin, stage: Stage | None, finding: type[Finding] | None) -> Finder:
+    finders = [f for f in made.finders if (not stage or f.stage is stage) and (not finding or f.finding is finding)]
     if not finders and any(f.stage is stage for f in type(made).finders):
         raise LookupError(f"{type(made).__qualname__} runs nothing at {stage} with these options")
     if len(finders) != 1:

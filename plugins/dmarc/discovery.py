@@ -9,14 +9,15 @@ waits for one round trip and not for eight. What the answers mean is then plain 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Final, Protocol
+from types import MappingProxyType
+from typing import Any, Final, Protocol
 
 from publicsuffixlist import PublicSuffixList
 
-from gateway.sdk import Dns, DnsStatus
+from gateway.sdk import Dns, DnsStatus, Finding
 from plugins.dmarc.options import Rules
 from plugins.dmarc.record import Record, is_record, parse_record
 
@@ -35,6 +36,9 @@ class Place:
     failed: str = ""
 
 
+_NOTHING: Final[Mapping[str, Place]] = MappingProxyType({})
+
+
 @dataclass(frozen=True, slots=True)
 class Found:
     """The policy record that applies to a domain and where it was found; or none; or why that cannot be told now."""
@@ -43,6 +47,22 @@ class Found:
     domain: str = ""
     failed: str = ""
     several: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class DmarcRecords(Finding):
+    """What stands at the names that a message's author and sender domains lead to, before anything is proved.
+
+    It is asked for while keys of signatures are: so DMARC costs no round trip of its own.
+    """
+
+    places: Mapping[str, Place]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"domains": [domain for domain, place in self.places.items() if place.record]}
+
+    def idle(self) -> bool:
+        return not self.places
 
 
 class Organizations(Protocol):
@@ -89,10 +109,10 @@ class TreeWalk:
         self._places = places
 
     @classmethod
-    async def ask(cls, dns: Dns, domains: Iterable[str]) -> TreeWalk:
-        """With the answers for walks from all these domains."""
+    async def ask(cls, dns: Dns, domains: Iterable[str], known: Mapping[str, Place] = _NOTHING) -> TreeWalk:
+        """With the answers for walks from all these domains; what is `known` is not asked for again."""
         names = [name for domain in domains for name in walk_names(domain)]
-        return cls(await look_up(dns, names, Rules.RFC9989))
+        return cls({**known, **await look_up(dns, (n for n in names if n not in known), Rules.RFC9989)})
 
     def policy(self, domain: str) -> Found:
         here = self._places[domain]
@@ -136,10 +156,10 @@ class SuffixList:
         self._places = places
 
     @classmethod
-    async def ask(cls, dns: Dns, authors: Iterable[str]) -> SuffixList:
-        """With the answers for these author domains and their organisational domains."""
+    async def ask(cls, dns: Dns, authors: Iterable[str], known: Mapping[str, Place] = _NOTHING) -> SuffixList:
+        """With the answers for these author domains and their organisational domains, unless they are `known`."""
         names = [name for author in authors for name in (author, registered(author))]
-        return cls(await look_up(dns, names, Rules.RFC7489))
+        return cls({**known, **await look_up(dns, (n for n in names if n not in known), Rules.RFC7489)})
 
     def policy(self, domain: str) -> Found:
         for name in dict.fromkeys((domain, registered(domain))):

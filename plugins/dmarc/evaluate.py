@@ -1,7 +1,8 @@
 """The DMARC result of a message: its author domains against the identifiers that SPF and DKIM proved.
 
-One round of questions finds the records of all domains; one more asks whether an author domain exists, where `np` makes
-that matter. A message with several author domains is judged by each, and the worst counts.
+One round of questions finds the records of all domains, most of them while signatures are still being checked; one more
+asks whether an author domain exists, where `np` makes that matter. A message with several author domains is judged by
+each, and the worst counts.
 
 *RFCs*: 9989 sections 4.10, 5.3 and 11.5; 7489 section 6.6 (`pct` in 6.6.4); 8020 (NXDOMAIN).
 """
@@ -16,7 +17,16 @@ from typing import Final
 
 from gateway.sdk import AuthResult, Dkim, Dmarc, DmarcPolicy, Dns, DnsStatus, Message, Spf, SpfResult
 from plugins.dmarc.author import author_domains, is_domain
-from plugins.dmarc.discovery import Found, Organizations, SuffixList, TreeWalk
+from plugins.dmarc.discovery import (
+    DmarcRecords,
+    Found,
+    Organizations,
+    SuffixList,
+    TreeWalk,
+    look_up,
+    registered,
+    walk_names,
+)
 from plugins.dmarc.options import Rules
 from plugins.dmarc.record import Record
 
@@ -85,8 +95,28 @@ def _list_id(message: Message) -> str:
     return "".join(c if c.isprintable() else "?" for c in (message.first("List-Id") or "")[:_LIST_ID])
 
 
-async def evaluate(dns: Dns, rules: Rules, message: Message, spf: Spf | None, dkim: Dkim | None) -> Dmarc:
-    """The message's DMARC finding."""
+async def early_records(dns: Dns, rules: Rules, message: Message, sender: str) -> DmarcRecords:
+    """The records that the author domains lead to, and that of the `sender` domain if it may be of the same family."""
+    authors = author_domains(message.all("From"))
+    if authors.problem or len(authors.domains) > AUTHORS:
+        return DmarcRecords({})
+    if rules is Rules.RFC7489:
+        names = [name for author in authors.domains for name in (author, registered(author))]
+    else:
+        alike = [sender] if is_domain(sender) and any(_common(a, sender) for a in authors.domains) else []
+        names = [name for domain in (*authors.domains, *alike) for name in walk_names(domain)]
+    return DmarcRecords(await look_up(dns, names, rules))
+
+
+async def evaluate(
+    dns: Dns,
+    rules: Rules,
+    message: Message,
+    spf: Spf | None,
+    dkim: Dkim | None,
+    records: DmarcRecords | None = None,
+) -> Dmarc:
+    """The message's DMARC finding; `records` are those that were looked up before."""
     authors = author_domains(message.all("From"))
     evidence = gather_evidence(message, spf, dkim)
     problem = authors.problem
@@ -95,11 +125,12 @@ async def evaluate(dns: Dns, rules: Rules, message: Message, spf: Spf | None, dk
     if problem:
         return Dmarc(AuthResult.PERMERROR, "", problem=problem, list_id=evidence.list_id)
     near = _near(authors.domains, evidence.identifiers)
+    known = records.places if records else {}
     organizations: Organizations
     if rules is Rules.RFC7489:
-        organizations = await SuffixList.ask(dns, authors.domains)
+        organizations = await SuffixList.ask(dns, authors.domains, known)
     else:
-        organizations = await TreeWalk.ask(dns, (*authors.domains, *(i.domain for i in near)))
+        organizations = await TreeWalk.ask(dns, (*authors.domains, *(i.domain for i in near)), known)
     evidence = replace(evidence, identifiers=near)
     found = [await _judge(dns, organizations, domain, evidence) for domain in authors.domains]
     worst = max(found, key=_severity)

@@ -7,6 +7,7 @@ import asyncio
 from prometheus_client import Counter
 
 from gateway.sdk import (
+    Address,
     AuthResult,
     Dkim,
     Dmarc,
@@ -17,11 +18,12 @@ from gateway.sdk import (
     Spf,
     Stage,
     StateError,
+    Transaction,
     finds,
     get_logger,
 )
-from plugins.dmarc.discovery import suffixes
-from plugins.dmarc.evaluate import evaluate
+from plugins.dmarc.discovery import DmarcRecords, suffixes
+from plugins.dmarc.evaluate import early_records, evaluate
 from plugins.dmarc.options import DmarcOptions, Rules
 from plugins.dmarc.policy import DmarcDefault
 from plugins.dmarc.record import parse_record
@@ -63,11 +65,22 @@ class DmarcPlugin(Plugin):
             await asyncio.gather(self._task, return_exceptions=True)
 
     @finds(Stage.MESSAGE)
-    async def check(self, session: Session, message: Message, spf: Spf | None, dkim: Dkim | None) -> Dmarc:
+    async def records(self, transaction: Transaction, message: Message) -> DmarcRecords:
+        """What can be looked up without waiting for SPF and DKIM."""
+        if transaction.session.trusted:
+            return DmarcRecords({})
+        sender = transaction.sender
+        domain = sender.ascii_domain if isinstance(sender, Address) else ""
+        return await early_records(self.services.dns, self.options.rules, message, domain)
+
+    @finds(Stage.MESSAGE)
+    async def check(
+        self, session: Session, message: Message, spf: Spf | None, dkim: Dkim | None, records: DmarcRecords | None
+    ) -> Dmarc:
         """DMARC by what SPF and DKIM found; clients of ours are not checked."""
         if session.trusted:
             return Dmarc(AuthResult.NONE, "", problem="client is not checked")
-        found = await evaluate(self.services.dns, self.options.rules, message, spf, dkim)
+        found = await evaluate(self.services.dns, self.options.rules, message, spf, dkim, records)
         RESULTS.labels(found.result.value, found.policy.value if found.policy else "").inc()
         return found
 

@@ -97,7 +97,7 @@ def test_any_message_and_record_give_a_finding(sender, record, rules, more):
     content = b"From: " + sender.encode("utf-8", "replace").replace(b"\r", b"").replace(b"\n", b"\r\n ")
     message = make_message(content + b"\r\n" + more + b"\r\n\r\nHello.\r\n")
     dns = FakeDns(txt={"_dmarc.example.com": [record], "_dmarc.com": [record]})
-    found = Bench(dns=dns).find("dmarc", {"rules": rules}, message=message, findings=[SPF, Dkim(())])
+    found = Bench(dns=dns).find("dmarc", {"rules": rules}, finding=Dmarc, message=message, findings=[SPF, Dkim(())])
     assert isinstance(found, Dmarc)
     verdict = Bench().judge("dmarc", findings=[found])
     assert not verdict.decisive or found.result in (AuthResult.FAIL, AuthResult.PERMERROR)

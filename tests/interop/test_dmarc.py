@@ -210,7 +210,7 @@ async def found_by_the_plugin() -> dict[tuple[str, str, str], tuple[str, str]]:
     for author, mail_from, signer in _CASES:
         spf = Spf(SpfResult.PASS if mail_from else SpfResult.NONE, mail_from or "bounce.test", SpfResult.NONE, "")
         dkim = Dkim((DkimSignature(AuthResult.PASS, signer),) if signer else ())
-        finding = await plugin.check(make_session(), make_message(mail(f"ann@{author}")), spf, dkim)
+        finding = await plugin.check(make_session(), make_message(mail(f"ann@{author}")), spf, dkim, None)
         out[author, mail_from, signer] = (finding.result.value, finding.policy.value if finding.policy else "none")
     await plugin.close()
     await resolver.close()

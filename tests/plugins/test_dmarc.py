@@ -18,9 +18,9 @@ from gateway.sdk import (
     SpfResult,
     authentication_results,
 )
-from gateway.sdk.testing import Bench, FakeDns, make_message, make_session
+from gateway.sdk.testing import Bench, FakeDns, make_message, make_session, make_transaction
 from plugins.dmarc.author import author_domains
-from plugins.dmarc.discovery import walk_names
+from plugins.dmarc.discovery import DmarcRecords, walk_names
 from plugins.dmarc.options import DmarcOptions
 from plugins.dmarc.record import parse_record
 
@@ -60,11 +60,41 @@ def find(
     found = Bench(dns=dns).find(
         "dmarc",
         options,  # type: ignore[arg-type]
+        finding=Dmarc,
         message=make_message(content or mail()),
         findings=[spf(), NO_DKIM] if findings is None else findings,
     )
     assert isinstance(found, Dmarc)
     return found
+
+
+# --- what is looked up before anything is proved ---
+
+
+@pytest.mark.parametrize("rules", ["rfc9989", "rfc7489"])
+@pytest.mark.parametrize("author", ["ann@example.com", "ann@mail.example.com", "nonsense"])
+def test_records_that_were_looked_up_before_are_not_asked_for_again_and_say_the_same(rules, author):
+    def bench() -> tuple[FakeDns, Bench]:
+        dns = FakeDns(txt={"_dmarc.example.com": ["v=DMARC1; p=reject; sp=none"]})
+        return dns, Bench(dns=dns)
+
+    message, signed = make_message(mail(author)), Dkim((DkimSignature(AuthResult.PASS, "example.com"),))
+    _, one = bench()
+    alone = one.find("dmarc", {"rules": rules}, finding=Dmarc, message=message, findings=[spf(), signed])
+    dns, two = bench()
+    transaction = make_transaction(sender="bounce@example.com")
+    early = two.find("dmarc", {"rules": rules}, finding=DmarcRecords, transaction=transaction, message=message)
+    asked = len(dns.asked)
+    assert (asked > 0) is (author != "nonsense")
+    found = two.find("dmarc", {"rules": rules}, finding=Dmarc, message=message, findings=[spf(), signed, early])
+    assert found == alone
+    assert len(dns.asked) == asked
+
+
+def test_records_stand_in_the_decision_record_by_their_domains_only():
+    dns = FakeDns(txt={"_dmarc.example.com": ["v=DMARC1; p=reject"]})
+    early = Bench(dns=dns).find("dmarc", finding=DmarcRecords, message=make_message(mail("a@x.example.com")))
+    assert early.to_json() == {"domains": ["example.com"]}
 
 
 # --- the tree walk (RFC 9989 section 4.10) ---
@@ -560,7 +590,7 @@ def test_a_message_without_a_clear_author_is_set_aside_unless_told_otherwise():
 def test_trusted_clients_are_not_checked():
     ours = make_session(trusted=True)
     dns = FakeDns(txt={"_dmarc.example.com": ["v=DMARC1; p=reject"]})
-    found = Bench(dns=dns).find("dmarc", session=ours, message=make_message(mail()))
+    found = Bench(dns=dns).find("dmarc", finding=Dmarc, session=ours, message=make_message(mail()))
     assert dns.asked == []
     assert not Bench().judge("dmarc", session=ours, findings=[found]).decisive
     assert not Bench().judge("dmarc", session=ours, findings=[failed()]).decisive
