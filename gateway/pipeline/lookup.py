@@ -219,6 +219,11 @@ class Moment:
         return lookup
 
 
+def _wake(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)
+
+
 def _forgiven(needed: Lookup | None) -> bool:
     """Whether one can go on without it: there was nothing to find, or its owner wants to proceed when it fails."""
     return needed is None or needed.fault is None or needed.fault.entry.on_error is OnError.PROCEED
@@ -234,7 +239,7 @@ class Lookup:
         "_permit",
         "_task",
         "_timer",
-        "_woken",
+        "_waiters",
         "fault",
         "node",
         "note",
@@ -259,16 +264,22 @@ class Lookup:
         self._permit = 0
         self._holds_slot = False
         self._timer: asyncio.TimerHandle | None = None
-        self._woken: asyncio.Future[None] | None = None
+        self._waiters: list[asyncio.Future[None]] = []
         self._task = moment.house.tasks.start(self._run(), name=node.label)
 
     async def wait(self, seconds: float | None = None) -> bool:
         """Wait until it is settled, at most so long; says whether it is. Does not end it."""
         if not self.settled and (seconds is None or seconds > 0):
-            if self._woken is None:
-                self._woken = asyncio.get_running_loop().create_future()
-            # Not `await`: that would hand the waiter's own cancellation on to everybody else who waits.
-            await asyncio.wait((self._woken,), timeout=seconds)
+            loop = asyncio.get_running_loop()
+            # One for each who waits: who is cancelled cancels nobody else's wait.
+            waiter: asyncio.Future[None] = loop.create_future()
+            self._waiters.append(waiter)
+            timer = None if seconds is None else loop.call_later(seconds, _wake, waiter)
+            try:
+                await waiter
+            finally:
+                if timer is not None:
+                    timer.cancel()
         return self.settled
 
     def awaited(self) -> Lookup:
@@ -381,8 +392,8 @@ class Lookup:
             self._tell_breaker(blame)
         if not quiet:
             self._write()
-        if self._woken and not self._woken.done():
-            self._woken.set_result(None)
+        for waiter in self._waiters:
+            _wake(waiter)
 
     def _tell_breaker(self, blame: bool) -> None:
         breaker = self._moment.house.breakers[self.node.entry.index]

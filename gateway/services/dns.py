@@ -14,7 +14,6 @@ questions), 6891 (EDNS), 7766 (TCP).
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import ipaddress
 import struct
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ import dns.rcode
 import dns.rdataclass
 import dns.rdatatype
 import dns.rrset
+from prometheus_client import Counter
 
 from gateway.mail.address import AddressError, ascii_domain
 from gateway.ops import metrics
@@ -78,13 +78,20 @@ def system_servers(path: Path = Path("/etc/resolv.conf")) -> list[Server]:
     return servers[:3] or [("127.0.0.1", 53)]
 
 
+@lru_cache(maxsize=256)
+def _count(rdtype: str, result: str) -> Counter:
+    """The counter of look-ups of this kind; asking the metric for it each time costs more than counting."""
+    return metrics.DNS_LOOKUPS.labels(rdtype, result)
+
+
 @lru_cache(maxsize=4096)
-def parse_name(text: str) -> dns.name.Name | None:
-    """The absolute name in A-labels, None when the text is no name that could be asked for."""
+def parse_name(text: str) -> tuple[dns.name.Name, str] | None:
+    """The absolute name in A-labels, and its text; None when the text is no name that could be asked for."""
     if not text or len(text) > _NAME_CHARACTERS or text == "@":
         return None
     try:
-        return dns.name.from_text(ascii_domain(text)).canonicalize()
+        name = dns.name.from_text(ascii_domain(text)).canonicalize()
+        return name, name.to_text()
     except (AddressError, dns.exception.DNSException, ValueError):
         return None
 
@@ -193,23 +200,24 @@ class Resolver:
         """
         if rdtype not in TYPES:
             raise ValueError(f"{rdtype} is no record type that can be asked for")
-        absolute = parse_name(name)
-        if absolute is None:
+        parsed = parse_name(name)
+        if parsed is None:
             return Answer(DnsStatus.NXDOMAIN)
-        key = (absolute.to_text(), rdtype)
+        absolute, text = parsed
+        key = (text, rdtype)
         cached = self._cached(key)
         if cached is not None:
-            metrics.DNS_LOOKUPS.labels(rdtype, "cached").inc()
+            _count(rdtype, "cached").inc()
             return cached
         task = self._flying.get(key)
         if task is None:
             if len(self._flying) >= IN_FLIGHT:
-                metrics.DNS_LOOKUPS.labels(rdtype, "overloaded").inc()
+                _count(rdtype, "overloaded").inc()
                 return Answer(DnsStatus.FAILED, problem="overloaded")
             task = self._tasks.start(self._resolve(key, absolute), name=f"dns {rdtype}")
             self._flying[key] = task
         else:
-            metrics.DNS_LOOKUPS.labels(rdtype, "joined").inc()
+            _count(rdtype, "joined").inc()
         try:
             # Whoever gives up waiting does not take the answer away from the others, nor from the cache.
             return await asyncio.shield(task)
@@ -231,7 +239,8 @@ class Resolver:
         if left <= 0:
             del self._cache[key]
             return None
-        return dataclasses.replace(entry[1], ttl=left)
+        answer = entry[1]
+        return Answer(answer.status, answer.records, left, answer.problem, answer.authentic)
 
     def _keep(self, key: tuple[str, str], answer: Answer) -> None:
         ttl = FAILURE_TTL if answer.status is DnsStatus.FAILED else answer.ttl
@@ -250,7 +259,7 @@ class Resolver:
             del self._flying[key]
         self._keep(key, answer)
         metrics.DNS_SECONDS.observe(self._clock.monotonic() - started)
-        metrics.DNS_LOOKUPS.labels(key[1], answer.status.value).inc()
+        _count(key[1], answer.status.value).inc()
         return answer
 
     async def _ask_all(self, name: dns.name.Name, rdtype: str) -> Answer:
