@@ -34,6 +34,9 @@ Resolve = Callable[[str], Awaitable[Sequence[str]]]
 AVOID_SECONDS: Final = 30.0
 """How long a server that failed is tried after the others."""
 _IDLE_SECONDS: Final = 60.0
+_LEAST_SECONDS: Final = 0.05
+"""With less time than this left, a question is not begun."""
+_BUSY: Final = "all connections to the directory are busy"
 _ADDRESSES: Final = 2
 """Of one server, tried in one question."""
 
@@ -84,8 +87,10 @@ class LdapStore:
             async with asyncio.timeout(self._options.timeout):
                 await self._slots.acquire()
         except TimeoutError:
-            return _down("all connections to the directory are busy")
+            return _down(_BUSY)
         try:
+            if deadline - time.monotonic() < _LEAST_SECONDS:
+                return _down(_BUSY)
             found = await self._found(filters, deadline)
         finally:
             self._slots.release()

@@ -18,7 +18,7 @@ import sqlite3
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -56,8 +56,9 @@ _Step = Callable[[sqlite3.Connection, float], Any]
 class _Call:
     step: _Step
     writes: bool
-    # Not an asyncio future: the thread answers it, and asyncio.wrap_future carries the answer to the caller's loop.
-    future: Future[Any] = field(default_factory=Future)
+    future: asyncio.Future[Any]
+    result: Any = None
+    error: StateError | None = None
 
 
 def check_key(key: str) -> None:
@@ -88,7 +89,7 @@ class SqliteState:
     def __init__(self, directory: Path, clock: Clock) -> None:
         self._path = directory / "state.db"
         self._clock = clock
-        self._calls: queue.Queue[_Call | None] = queue.Queue(WAITING)
+        self._calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._swept = clock.now()
 
@@ -161,12 +162,11 @@ class SqliteState:
     async def _call(self, step: Callable[[sqlite3.Connection, float], _T], *, writes: bool = True) -> _T:
         if self._thread is None:
             raise StateError("the state store is closed")
-        call = _Call(step, writes)
-        try:
-            self._calls.put_nowait(call)
-        except queue.Full:
-            raise StateError("the state store is overloaded") from None
-        result: _T = await asyncio.wrap_future(call.future)
+        if self._calls.qsize() >= WAITING:
+            raise StateError("the state store is overloaded")
+        call = _Call(step, writes, asyncio.get_running_loop().create_future())
+        self._calls.put(call)
+        result: _T = await call.future
         return result
 
     def _run(self, opened: Future[None]) -> None:
@@ -184,30 +184,31 @@ class SqliteState:
             while len(calls) < BATCH and not self._calls.empty():
                 calls.append(self._calls.get())
             more = None not in calls
-            # A call whose caller has gone is not begun; one that begins can no longer be cancelled.
-            begun = [c for c in calls if c is not None and c.future.set_running_or_notify_cancel()]
+            # A call whose caller has gone is not begun.
+            begun = [c for c in calls if c is not None and not c.future.cancelled()]
             if begun:
                 self._serve(db, begun)
+                # One wake-up for all of them: those of one worker share its event loop.
+                begun[0].future.get_loop().call_soon_threadsafe(_answer, begun)
         db.close()
 
     def _serve(self, db: sqlite3.Connection, calls: list[_Call]) -> None:
         now = self._clock.now()
-        results: list[Any] = []
         try:
             writes = any(call.writes for call in calls)
-            if writes and now - self._swept >= SWEEP_SECONDS:
-                self._sweep(db, now)
-            db.execute("BEGIN IMMEDIATE" if writes else "BEGIN")
-            results = [call.step(db, now) for call in calls]
-            db.execute("COMMIT")
+            if writes:
+                if now - self._swept >= SWEEP_SECONDS:
+                    self._sweep(db, now)
+                db.execute("BEGIN IMMEDIATE")
+            for call in calls:
+                call.result = call.step(db, now)
+            if writes:
+                db.execute("COMMIT")
         except Exception as error:  # noqa: BLE001 - whatever it was, the callers must hear of it and the thread goes on
             if db.in_transaction:
                 db.rollback()
             for call in calls:
-                call.future.set_exception(StateError(f"{self._path.name}: {error}"))
-            return
-        for call, result in zip(calls, results, strict=True):
-            call.future.set_result(result)
+                call.error = StateError(f"{self._path.name}: {error}")
 
     def _sweep(self, db: sqlite3.Connection, now: float) -> None:
         """Remove a bounded number of entries whose time is over; when there are more, go on at the next call.
@@ -227,6 +228,17 @@ class SqliteState:
     def _open(self) -> sqlite3.Connection:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         return _prepare(str(self._path))
+
+
+def _answer(calls: list[_Call]) -> None:
+    """On the event loop: tell those who still wait."""
+    for call in calls:
+        if call.future.done():
+            continue
+        if call.error is not None:
+            call.future.set_exception(call.error)
+        else:
+            call.future.set_result(call.result)
 
 
 class MemoryState(SqliteState):
