@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from datetime import UTC, datetime
 from typing import Any, Literal
 
 import orjson
@@ -19,21 +20,28 @@ Format = Literal["auto", "json", "console"]
 _encode = json.JSONEncoder(default=repr, ensure_ascii=False).encode
 
 
-def _json(_logger: Any, _method: str, event: structlog.typing.EventDict) -> bytes:
-    """One line of JSON. Three times as fast as the console's: a busy gateway writes thousands a second."""
-    event = {"event": event.pop("event"), **event}
-    try:
-        return orjson.dumps(event, repr)
-    except orjson.JSONEncodeError:
-        # Lone surrogates, and numbers of more than 64 bits.
-        return _encode(event).encode("utf-8", "replace")
+def _json(worker: str) -> Any:
+    """Writes one line of JSON, in one step: a busy gateway writes thousands of them a second."""
+    named = {"worker": worker} if worker else {}
+
+    def write(_logger: Any, method: str, event: structlog.typing.EventDict) -> bytes:
+        if event.get("exc_info"):
+            event = structlog.processors.format_exc_info(_logger, method, event)
+        line = {"event": event.pop("event"), **event, **named, "level": method, "timestamp": datetime.now(UTC)}
+        try:
+            return orjson.dumps(line, repr, orjson.OPT_UTC_Z)
+        except orjson.JSONEncodeError:
+            # Lone surrogates, and numbers of more than 64 bits.
+            line["timestamp"] = line["timestamp"].isoformat().replace("+00:00", "Z")
+            return _encode(line).encode("utf-8", "replace")
+
+    return write
 
 
 def setup(format: Format = "auto", level: str = "info", worker: str = "") -> None:
     """Configure logging for this process. ``auto`` is console on a terminal and JSON everywhere else."""
     terminal = sys.stderr.isatty()
     console = format == "console" or (format == "auto" and terminal)
-    renderer: Any = structlog.dev.ConsoleRenderer(colors=terminal) if console else _json
     factory: Any = (
         structlog.PrintLoggerFactory(sys.stderr) if console else structlog.BytesLoggerFactory(sys.stderr.buffer)
     )
@@ -43,14 +51,15 @@ def setup(format: Format = "auto", level: str = "info", worker: str = "") -> Non
         event["worker"] = worker
         return event
 
+    for_people: list[Any] = [
+        *([name_worker] if worker else []),
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.format_exc_info,
+        structlog.dev.ConsoleRenderer(colors=terminal),
+    ]
     structlog.configure(
-        processors=[
-            *([name_worker] if worker else []),
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            renderer,
-        ],
+        processors=for_people if console else [_json(worker)],
         wrapper_class=structlog.make_filtering_bound_logger(number),
         logger_factory=factory,
         cache_logger_on_first_use=True,

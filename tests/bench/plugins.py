@@ -118,15 +118,16 @@ async def microseconds(name: str, options: Mapping[str, Any], services: Services
         for giver in ("spf", "dkim"):
             if name == "dmarc":
                 given[{"spf": Spf, "dkim": Dkim}[giver]] = await _found(giver, services, given)
-        calls = [
-            (getattr(plugin, finder.method), [given.get(kind) for kind in finder.inputs]) for finder in plugin.finders
-        ]
+        wanted = {kind for finder in plugin.finders for kind in finder.inputs}
+        # What another finder of the plugin takes comes first, as in the pipeline.
+        finders = sorted(plugin.finders, key=lambda finder: finder.finding not in wanted)
         costs = []
         for _ in range(5):
             began = time.process_time()
             for _ in range(count):
-                for method, arguments in calls:
-                    await method(*arguments)
+                for finder in finders:
+                    found = await getattr(plugin, finder.method)(*[given.get(kind) for kind in finder.inputs])
+                    given[type(found)] = found
             costs.append((time.process_time() - began) / count * 1e6)
         return statistics.median(costs)
     finally:
