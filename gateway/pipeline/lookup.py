@@ -159,14 +159,16 @@ class Memo:
     @property
     def found(self) -> list[Finding]:
         """What was found so far, in the order of the pipeline's plan."""
-        lookups = sorted(self.lookups.items())
-        return [found.value for _, found in lookups if found.value is not None]
+        return [found.value for found in self._settled() if found.value is not None]
 
     @property
     def applied(self) -> list[Finding]:
         """As `found`, without what shadow entries found."""
-        lookups = sorted(self.lookups.items())
-        return [found.value for _, found in lookups if found.value is not None and not found.node.entry.shadow]
+        found = self._settled()
+        return [one.value for one in found if one.value is not None and not one.node.entry.shadow]
+
+    def _settled(self) -> Sequence[Lookup]:
+        return [found for _, found in sorted(self.lookups.items())] if self.lookups else ()
 
     def call_off(self) -> list[asyncio.Task[Any]]:
         """Call off what is not settled and forget all; gives the tasks, which may need a moment to end."""

@@ -9,7 +9,7 @@ away (`split_refused`). A deferral of some defers all, since nothing of the mess
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -20,6 +20,7 @@ from gateway.mail.reply import Reply
 from gateway.pipeline.decision import Decision, Part
 from gateway.sdk.authentication import Spf, SpfResult, authentication_results
 from gateway.sdk.ending import Outcome
+from gateway.sdk.findings import Finding
 from gateway.sdk.stage import Transaction
 from gateway.sdk.verdict import Action
 from gateway.smtp import trace
@@ -108,7 +109,8 @@ def make(
         raise SpoolError(f"an edit cannot be made: {error}") from error
     utf8 = txn.parameters.smtputf8
     top = trace.received(txn.session, options.hostname, txn.id, txn.recipients, now, smtputf8=utf8)
-    if results := authentication_results(options.authserv_id, copy.group.applied):
+    found = copy.group.applied
+    if found and (results := authentication_results(options.authserv_id, found)):
         top = render_field("Authentication-Results", results) + top
     return NewMessage(
         txn.id,
@@ -117,18 +119,18 @@ def make(
         top + head,
         skip,
         _STATES[copy.outcome],
-        owed=options.bounces and _owed(copy.group, txn),
+        owed=options.bounces and _owed(txn, found),
         trusted=txn.session.trusted,
         reason=copy.reason,
         record=record,
     )
 
 
-def _owed(group: Group, txn: Transaction) -> bool:
+def _owed(txn: Transaction, found: Iterable[Finding]) -> bool:
     """Whether the sender is owed a DSN: it is one of our clients, or SPF proved its domain."""
     sender = txn.sender
     if sender is NULL_SENDER or txn.session.trusted:
         return sender is not NULL_SENDER
     return isinstance(sender, Address) and any(
-        isinstance(f, Spf) and f.result is SpfResult.PASS and f.domain == sender.ascii_domain for f in group.applied
+        isinstance(f, Spf) and f.result is SpfResult.PASS and f.domain == sender.ascii_domain for f in found
     )

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Final
 
 from gateway.mail.envelope import Recipient
 from gateway.mail.message import split_header
@@ -25,7 +24,7 @@ from gateway.sdk.ending import Outcome
 from gateway.sdk.services import Clock
 from gateway.sdk.stage import Message, Stage, Transaction
 from gateway.sdk.verdict import Action
-from gateway.smtp import trace
+from gateway.smtp import replies, trace
 from gateway.smtp.command import Mail
 from gateway.smtp.copies import Copy, Refusal, make, sort
 from gateway.smtp.domains import Domains
@@ -33,19 +32,9 @@ from gateway.smtp.group import Group
 from gateway.smtp.judges import REFUSALS, Judges
 from gateway.smtp.ledger import Ledger, outcome_of, told
 from gateway.smtp.options import SmtpOptions, Split
-from gateway.spool.spool import Draft, Spool, SpoolError, SpoolFull
+from gateway.spool.spool import Draft, NewMessage, Spool, SpoolError, SpoolFull, State
 
 _log = log.get()
-
-NO_ROOM: Final = Reply(452, "3.1", "insufficient storage, try again later")
-SPOOL_TROUBLE: Final = Reply(451, "3.0", "cannot store the message now, try again later")
-TOO_BIG: Final = Reply(552, "3.4", "message is too big")
-SENDER_OK: Final = Reply(250, "1.0", "sender ok")
-RECIPIENT_OK: Final = Reply(250, "1.5", "recipient ok")
-NO_RECIPIENTS: Final = Reply(503, "5.1", "no valid recipients")
-OF_ITS_OWN: Final = Reply(452, "5.3", "recipient needs a transaction of its own, send it again")
-_RECIPIENT_OK: Final = str(RECIPIENT_OK)
-TOO_MANY: Final = Reply(452, "5.3", "too many recipients, send the rest in another transaction")
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +140,7 @@ class Intake:
             self.hang_up = True
             return Reply(421, "7.0", "too many transactions in one session")
         if mail.parameters.size > options.limits.message_size:
-            return TOO_BIG
+            return replies.TOO_BIG
         try:
             self.desk.spool.check_room(mail.parameters.size)
         except SpoolError as error:
@@ -163,7 +152,7 @@ class Intake:
         if refusal := self._stopped(decision, judges):
             await self._refuse(refusal, decision)
             return refusal.referring(txn.id)
-        return SENDER_OK
+        return replies.SENDER_OK
 
     async def rcpt(self, recipient: Recipient) -> Reply:
         """Judge one recipient: relay control first, then the domain's pipeline."""
@@ -175,7 +164,7 @@ class Intake:
                 return self._no_recipient(recipient, Reply(550, "1.1", "no such recipient here"))
             recipient = replace(recipient, address=postmaster)
         if opened.taken >= options.limits.recipients:
-            return TOO_MANY
+            return replies.TOO_MANY
         domain = self.desk.domains.find(recipient.address)
         if domain is None and not self.session.trusted:
             return self._no_recipient(recipient, Reply(550, "7.1", "relaying denied"))
@@ -184,7 +173,7 @@ class Intake:
         if group is None or len(opened.groups) > 1:
             others = any(g.txn.recipients for name, g in opened.groups.items() if name != pipeline)
             if others and options.split is Split.DEFER:
-                return OF_ITS_OWN
+                return replies.OF_ITS_OWN
             group = group or await self._join(opened, pipeline)
         transaction = group.judges.transaction
         if transaction is None:
@@ -196,8 +185,8 @@ class Intake:
         opened.taken += 1
         if recipient not in group.txn.recipients:
             group.txn = replace(group.txn, recipients=(*group.txn.recipients, recipient))
-        opened.judged.append((str(recipient.address), _RECIPIENT_OK))
-        return RECIPIENT_OK
+        opened.judged.append((str(recipient.address), replies.RECIPIENT_OK_TEXT))
+        return replies.RECIPIENT_OK
 
     async def _join(self, opened: _Open, pipeline: str) -> Group:
         """The group of another pipeline, which catches up with what the session said before."""
@@ -210,7 +199,7 @@ class Intake:
         """Open the draft. A reply refuses it; a refusal ends the transaction only when a verdict gave it."""
         opened = self._opened()
         if not opened.taken:
-            return NO_RECIPIENTS
+            return replies.NO_RECIPIENTS
         groups = opened.active
         refused = False
         for group in groups:
@@ -228,7 +217,7 @@ class Intake:
         """Log the spool's trouble and give the reply for it."""
         full = isinstance(error, SpoolFull)
         _log.error("spool.full" if full else "spool.failed", session=self.session.id, reason=str(error))
-        return NO_ROOM if full else SPOOL_TROUBLE
+        return replies.NO_ROOM if full else replies.SPOOL_TROUBLE
 
     async def finish(self, *, overflow: bool = False, stray: bool = False, failed: SpoolError | None = None) -> Reply:
         """Judge and store the message whose last octet has come, or could not be kept. Ends the transaction."""
@@ -248,7 +237,7 @@ class Intake:
         """The reply; a refusal leaves the transaction open for `finish` to end."""
         options, draft = self.desk.options, self.draft
         if overflow:
-            return TOO_BIG, None
+            return replies.TOO_BIG, None
         if stray:
             return Reply(550, "5.2", "message holds a bare CR or LF"), None
         head = draft.head
@@ -289,10 +278,15 @@ class Intake:
         made = self._number(opened, copies)
         reply = Reply(250, "0.0", f"queued as {opened.begun.id}")
         ids = [txn.id for _, txn in made] if len(made) > 1 else []
-        records = {txn.id: self._record_of(opened, copy, txn, reply, ids) for copy, txn in made}
-        kept = [(copy, txn) for copy, txn in made if copy.outcome is not Outcome.DISCARDED]
         now = self.desk.clock.now()
-        messages = [make(copy, txn, section, now, self.desk.options, records.pop(txn.id)) for copy, txn in kept]
+        messages: list[NewMessage] = []
+        thrown_away: list[dict[str, object]] = []
+        for copy, txn in made:
+            record = self._record_of(opened, copy, txn, reply, ids)
+            if copy.outcome is Outcome.DISCARDED:
+                thrown_away.append(record)
+            else:
+                messages.append(make(copy, txn, section, now, self.desk.options, record))
         if messages:
             opened.storing = True
             await self.desk.spool.commit(self.draft, *messages)
@@ -300,9 +294,9 @@ class Intake:
             await self.draft.abandon()
         # From here on the message is ours, and nothing that goes wrong may say otherwise.
         try:
-            for record in records.values():
+            for record in thrown_away:
                 self._ledger.note(record)
-            if any(copy.outcome is Outcome.ACCEPTED for copy, _ in kept):
+            if any(message.state is State.QUEUED for message in messages):
                 self.desk.ring()
             metrics.MESSAGE_BYTES.observe(opened.size)
             self._open = None

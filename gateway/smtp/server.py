@@ -24,9 +24,9 @@ from gateway.smtp import xclient
 from gateway.smtp.command import Bdat, CommandError
 from gateway.smtp.conversation import DRAINING, EARLY, Conversation, End, Hall, count
 from gateway.smtp.data import DataDecoder, Newlines
-from gateway.smtp.intake import TOO_BIG
 from gateway.smtp.options import ListenerOptions, TlsMode
 from gateway.smtp.receive import WASTE, Chunks, Sink
+from gateway.smtp.replies import TOO_BIG
 
 OK: Final = Reply(250, "0.0", "ok")
 SEND: Final = Reply(354, "", "send the message, end with <CRLF>.<CRLF>")
