@@ -22,6 +22,7 @@ from pydantic import Field, field_validator, model_validator
 from gateway.sdk import (
     PROCEED,
     Geo,
+    LocalParts,
     Plugin,
     PluginOptions,
     Policy,
@@ -62,7 +63,7 @@ class GeoipOptions(PluginOptions):
         (), description="If not empty: clients of all other known countries are refused for good."
     )
     reject_asns: tuple[int, ...] = Field((), description="Autonomous systems whose clients are refused for good.")
-    exempt: frozenset[str] = Field(
+    exempt: LocalParts = Field(
         frozenset({"postmaster"}), description="Local parts that any client may write to (RFC 5321 section 4.5.1)."
     )
 
@@ -87,11 +88,6 @@ class GeoipOptions(PluginOptions):
             if not 0 < number <= _MAX_ASN:
                 raise ValueError(f"{number} is no AS number; they go from 1 to {_MAX_ASN}")
         return value
-
-    @field_validator("exempt")
-    @classmethod
-    def _lower(cls, value: frozenset[str]) -> frozenset[str]:
-        return frozenset(part.lower() for part in value)
 
     @model_validator(mode="after")
     def _agree(self) -> GeoipOptions:

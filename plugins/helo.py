@@ -23,6 +23,7 @@ from gateway.sdk import (
     DnsStatus,
     Duration,
     HeloName,
+    LocalParts,
     Mx,
     Plugin,
     PluginOptions,
@@ -75,7 +76,7 @@ class HeloOptions(PluginOptions):
     defer: tuple[HeloProblem, ...] = Field((), description="Problems for which a client is refused for now.")
     resolve: bool = Field(True, description="Look the name up.")
     wait: Duration = Field(5.0, gt=0, description="Time for all look-ups together; after it they count as failed.")
-    exempt: frozenset[str] = Field(
+    exempt: LocalParts = Field(
         frozenset({"postmaster"}), description="Local parts that any client may write to (RFC 5321 section 4.5.1)."
     )
 
@@ -87,11 +88,6 @@ class HeloOptions(PluginOptions):
             if not is_name(name):
                 raise ValueError(f"{name!r} is no host or domain name; write others than ASCII as A-labels (xn--...)")
         return names
-
-    @field_validator("exempt")
-    @classmethod
-    def _lower(cls, value: frozenset[str]) -> frozenset[str]:
-        return frozenset(part.lower() for part in value)
 
     @model_validator(mode="after")
     def _agree(self) -> HeloOptions:

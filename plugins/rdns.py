@@ -23,6 +23,7 @@ from gateway.sdk import (
     AuthResult,
     DnsStatus,
     Duration,
+    LocalParts,
     Plugin,
     PluginOptions,
     Policy,
@@ -119,7 +120,7 @@ class RdnsOptions(PluginOptions):
         WORDS, max_length=200, description="Words that make a name generic, where no letter stands beside them."
     )
     wait: Duration = Field(5.0, gt=0, description="Time for all look-ups together; after it they count as failed.")
-    exempt: frozenset[str] = Field(
+    exempt: LocalParts = Field(
         frozenset({"postmaster"}), description="Local parts that any client may write to (RFC 5321 section 4.5.1)."
     )
 
@@ -131,11 +132,6 @@ class RdnsOptions(PluginOptions):
             if not _WORD.fullmatch(word):
                 raise ValueError(f"{word!r} is no word of the letters a to z")
         return lowered
-
-    @field_validator("exempt")
-    @classmethod
-    def _lower(cls, value: frozenset[str]) -> frozenset[str]:
-        return frozenset(part.lower() for part in value)
 
 
 class RdnsPolicy(Policy):

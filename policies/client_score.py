@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, Final, Self
 
-from pydantic import Field, FiniteFloat, field_validator, model_validator
+from pydantic import Field, FiniteFloat, model_validator
 
 from gateway.sdk import (
     PROCEED,
@@ -24,6 +24,7 @@ from gateway.sdk import (
     Dnsbl,
     DomainState,
     HeloName,
+    LocalParts,
     Policy,
     PolicyOptions,
     Recipient,
@@ -45,7 +46,7 @@ class ClientScoreOptions(PolicyOptions):
 
     reject_at: _Weight | None = Field(8.0, description="Refuse for good from this sum on; null never does.")
     defer_at: _Weight | None = Field(None, description="Refuse for now from this sum on; null never does.")
-    exempt: frozenset[str] = Field(
+    exempt: LocalParts = Field(
         frozenset({"postmaster"}), description="Local parts that any client may write to (RFC 5321 section 4.5.1)."
     )
     dnsbl: _Weight = Field(1.0, description="Factor for the score of `dnsbl`, which has weights of its own.")
@@ -73,11 +74,6 @@ class ClientScoreOptions(PolicyOptions):
     spf_permerror: _Weight = Field(1.0, description="The sender domain's SPF records are broken.")
     spf_temperror: _Weight = Field(0.0, description="The SPF records could not be had.")
     spf_helo_fail: _Weight = Field(3.0, description="SPF does not let the client use its HELO name.")
-
-    @field_validator("exempt")
-    @classmethod
-    def _lower(cls, value: frozenset[str]) -> frozenset[str]:
-        return frozenset(part.lower() for part in value)
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:

@@ -42,7 +42,7 @@ from gateway.sdk.findings import (
     WhenDown,
 )
 from gateway.sdk.log import get_logger
-from gateway.sdk.options import Duration, OptionsModel, Size
+from gateway.sdk.options import Duration, LocalParts, OptionsModel, Size
 from gateway.sdk.plugin import Plugin, PluginOptions, acts, finds
 from gateway.sdk.policy import Policy, PolicyOptions
 from gateway.sdk.services import (
@@ -124,6 +124,7 @@ __all__ = [
     "HeloName",
     "Lines",
     "ListHit",
+    "LocalParts",
     "MailParameters",
     "Message",
     "MethodResult",

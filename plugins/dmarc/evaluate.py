@@ -114,7 +114,7 @@ async def evaluate(
     message: Message,
     spf: Spf | None,
     dkim: Dkim | None,
-    records: DmarcRecords | None = None,
+    records: DmarcRecords,
 ) -> Dmarc:
     """The message's DMARC finding; `records` are those that were looked up before."""
     authors = author_domains(message.all("From"))
@@ -125,7 +125,7 @@ async def evaluate(
     if problem:
         return Dmarc(AuthResult.PERMERROR, "", problem=problem, list_id=evidence.list_id)
     near = _near(authors.domains, evidence.identifiers)
-    known = records.places if records else {}
+    known = records.places
     organizations: Organizations
     if rules is Rules.RFC7489:
         organizations = await SuffixList.ask(dns, authors.domains, known)

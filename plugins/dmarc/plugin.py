@@ -75,7 +75,7 @@ class DmarcPlugin(Plugin):
 
     @finds(Stage.MESSAGE)
     async def check(
-        self, session: Session, message: Message, spf: Spf | None, dkim: Dkim | None, records: DmarcRecords | None
+        self, session: Session, message: Message, spf: Spf | None, dkim: Dkim | None, records: DmarcRecords
     ) -> Dmarc:
         """DMARC by what SPF and DKIM found; clients of ours are not checked."""
         if session.trusted:

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from pydantic import ConfigDict, Field, FiniteFloat, ValidationError, field_validator, model_validator
 
-from gateway.sdk import Duration, OptionsModel, PluginOptions
+from gateway.sdk import Duration, LocalParts, OptionsModel, PluginOptions
 from plugins.dnsbl.codes import parse_code
 from plugins.dnsbl.tables import KEYED, TABLES, Kind, Table, gone
 
@@ -114,7 +114,7 @@ class DnsblOptions(PluginOptions):
         600.0, description="How often lists are probed; those that fail are bypassed until they pass. 0 never does."
     )
     private: bool = Field(True, description="Ask for private and loopback client addresses, too.")
-    exempt: frozenset[str] = Field(
+    exempt: LocalParts = Field(
         frozenset({"postmaster"}), description="Local parts that listed clients may write to (RFC 5321 section 4.5.1)."
     )
 
@@ -147,11 +147,6 @@ class DnsblOptions(PluginOptions):
         if 0 < value < LEAST_PROBE:
             raise ValueError("probe at most once a second, or never: 0")
         return value
-
-    @field_validator("exempt")
-    @classmethod
-    def _lower(cls, value: frozenset[str]) -> frozenset[str]:
-        return frozenset(part.lower() for part in value)
 
     def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
         for name, value in super().__repr_args__():

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from gateway.sdk import AuthResult, Dkim, Dmarc, DmarcPolicy, Spf, SpfResult
 from gateway.sdk.testing import Bench, FakeDns, make_message
 from plugins.dmarc.author import FIELD_CHARACTERS, author_domains, is_domain
-from plugins.dmarc.discovery import walk_names
+from plugins.dmarc.discovery import DmarcRecords, walk_names
 from plugins.dmarc.options import Rules
 from plugins.dmarc.record import RECORD_OCTETS, URIS, parse_record
 from plugins.dmarc.tally import Row
@@ -97,7 +97,9 @@ def test_any_message_and_record_give_a_finding(sender, record, rules, more):
     content = b"From: " + sender.encode("utf-8", "replace").replace(b"\r", b"").replace(b"\n", b"\r\n ")
     message = make_message(content + b"\r\n" + more + b"\r\n\r\nHello.\r\n")
     dns = FakeDns(txt={"_dmarc.example.com": [record], "_dmarc.com": [record]})
-    found = Bench(dns=dns).find("dmarc", {"rules": rules}, finding=Dmarc, message=message, findings=[SPF, Dkim(())])
+    found = Bench(dns=dns).find(
+        "dmarc", {"rules": rules}, finding=Dmarc, message=message, findings=[SPF, Dkim(()), DmarcRecords({})]
+    )
     assert isinstance(found, Dmarc)
     verdict = Bench().judge("dmarc", findings=[found])
     assert not verdict.decisive or found.result in (AuthResult.FAIL, AuthResult.PERMERROR)

@@ -16,6 +16,7 @@ from gateway.sdk.testing import FakeDirectory, FakeState, make_message, make_ses
 from gateway.services.clock import SystemClock
 from gateway.services.dns import DnsOptions, Resolver
 from plugins.dmarc import DmarcPlugin
+from plugins.dmarc.discovery import DmarcRecords
 from plugins.dmarc.report import NAMESPACE
 from tests.interop.test_judging import behind_proxy, found
 from tests.support.clients import ProxiedClient, queue_id, reference, transact
@@ -210,7 +211,7 @@ async def found_by_the_plugin() -> dict[tuple[str, str, str], tuple[str, str]]:
     for author, mail_from, signer in _CASES:
         spf = Spf(SpfResult.PASS if mail_from else SpfResult.NONE, mail_from or "bounce.test", SpfResult.NONE, "")
         dkim = Dkim((DkimSignature(AuthResult.PASS, signer),) if signer else ())
-        finding = await plugin.check(make_session(), make_message(mail(f"ann@{author}")), spf, dkim, None)
+        finding = await plugin.check(make_session(), make_message(mail(f"ann@{author}")), spf, dkim, DmarcRecords({}))
         out[author, mail_from, signer] = (finding.result.value, finding.policy.value if finding.policy else "none")
     await plugin.close()
     await resolver.close()

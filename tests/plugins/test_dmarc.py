@@ -62,7 +62,7 @@ def find(
         options,  # type: ignore[arg-type]
         finding=Dmarc,
         message=make_message(content or mail()),
-        findings=[spf(), NO_DKIM] if findings is None else findings,
+        findings=[DmarcRecords({}), *([spf(), NO_DKIM] if findings is None else findings)],
     )
     assert isinstance(found, Dmarc)
     return found
@@ -80,7 +80,8 @@ def test_records_that_were_looked_up_before_are_not_asked_for_again_and_say_the_
 
     message, signed = make_message(mail(author)), Dkim((DkimSignature(AuthResult.PASS, "example.com"),))
     _, one = bench()
-    alone = one.find("dmarc", {"rules": rules}, finding=Dmarc, message=message, findings=[spf(), signed])
+    nothing = DmarcRecords({})
+    alone = one.find("dmarc", {"rules": rules}, finding=Dmarc, message=message, findings=[spf(), signed, nothing])
     dns, two = bench()
     transaction = make_transaction(sender="bounce@example.com")
     early = two.find("dmarc", {"rules": rules}, finding=DmarcRecords, transaction=transaction, message=message)
@@ -590,7 +591,9 @@ def test_a_message_without_a_clear_author_is_set_aside_unless_told_otherwise():
 def test_trusted_clients_are_not_checked():
     ours = make_session(trusted=True)
     dns = FakeDns(txt={"_dmarc.example.com": ["v=DMARC1; p=reject"]})
-    found = Bench(dns=dns).find("dmarc", finding=Dmarc, session=ours, message=make_message(mail()))
+    found = Bench(dns=dns).find(
+        "dmarc", finding=Dmarc, session=ours, message=make_message(mail()), findings=[DmarcRecords({})]
+    )
     assert dns.asked == []
     assert not Bench().judge("dmarc", session=ours, findings=[found]).decisive
     assert not Bench().judge("dmarc", session=ours, findings=[failed()]).decisive

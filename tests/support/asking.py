@@ -50,6 +50,8 @@ class Asking:
     content: bytes = field(default=MESSAGE, repr=False)
     before: tuple[Mapping[str, Any], ...] = ()
     """Entries that are listed before it."""
+    lookups: int = 1
+    """Look-ups of the plugin that a message costs; the later ones need what the first one asks for."""
 
     def number(self, n: int) -> Asking:
         """The row for one transaction."""
@@ -175,6 +177,7 @@ ASKING: tuple[Asking, ...] = (
         sender="ann@s{n}.t{n}",
         content=_FROM.replace(b"s{n}.test", b"s{n}.t{n}"),
         before=({"spf": {}},),
+        lookups=2,
     ),
     Asking(
         id="dkim",
