@@ -15,7 +15,7 @@ import hypothesis
 import pytest
 
 from tests.support import summary
-from tests.support.gatepost import GatepostProcess
+from tests.support.gatepost import IMPATIENT, GatepostProcess
 from tests.support.process import alive, new_directory
 from tests.support.servers import Certificate, Dovecot, make_certificate
 
@@ -94,11 +94,17 @@ def dovecot() -> Iterator[Dovecot]:
 
 @pytest.fixture
 def gatepost(request: pytest.FixtureRequest) -> Iterator[Callable[..., GatepostProcess]]:
-    """Start Gatepost with these options; at the end it must stop cleanly. On failure its log is shown."""
+    """Start Gatepost with these options; at the end it must stop cleanly. On failure its log is shown.
+
+    With `breaker_pause`, breakers that open stay open for so many seconds at first, instead of half a minute.
+    """
     started: list[GatepostProcess] = []
 
-    def start(**options: Any) -> GatepostProcess:
-        process = GatepostProcess(options)
+    def start(*, breaker_pause: float | None = None, **options: Any) -> GatepostProcess:
+        if breaker_pause is None:
+            process = GatepostProcess(options)
+        else:
+            process = GatepostProcess(options, run=(sys.executable, str(IMPATIENT), f"{breaker_pause:g}"))
         started.append(process)
         return process
 

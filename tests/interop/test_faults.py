@@ -26,7 +26,7 @@ from tests.contract.dnsserver import Fault
 from tests.interop.settings import maildir
 from tests.support.asking import ASKING, Asking, Outcome
 from tests.support.clients import ProxiedClient, queue_id, reference, transact
-from tests.support.gatepost import GatepostProcess
+from tests.support.gatepost import IMPATIENT, GatepostProcess
 from tests.support.process import free_port, new_directory, wait_until
 from tests.support.scripted_dns import ScriptedDns
 
@@ -37,7 +37,7 @@ SLOW, TOO_SLOW = 0.2, 5.0
 PAUSE = 1.0
 """Seconds that the breakers of these tests stay open at first."""
 FAULTS_TO_OPEN = 5
-IMPATIENT = Path(__file__).parents[1] / "support" / "impatient.py"
+
 
 Trouble = Callable[[ScriptedDns, str], None]
 

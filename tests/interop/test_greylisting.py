@@ -214,8 +214,9 @@ def test_when_the_state_store_is_in_trouble_on_error_decides(gatepost, directory
     assert states(gate)["early"] == len(cases) - 1
 
 
-def test_a_dead_store_opens_the_breaker_and_costs_no_more_time(gatepost, directory):
+def test_a_dead_store_opens_the_breaker_costs_no_more_time_and_one_that_is_back_closes_it(gatepost, directory):
     gate = gatepost(
+        breaker_pause=1,
         domains=maildir(directory),
         pipeline=[{"greylist": {}, "on_error": "proceed", "timeout": "200ms"}],
     )
@@ -229,6 +230,9 @@ def test_a_dead_store_opens_the_breaker_and_costs_no_more_time(gatepost, directo
     with locked(gate):
         wait_until(lambda: attempt() > 0 and gate.metric("gatepost_breaker_open", plugin="greylist"), "it opens")
         assert attempt() < 0.2
+    with connect(gate.port) as client:
+        wait_until(lambda: transact(client, "eva@sender.test", ["ben@example.org"])[0] == 451, "it greylists again")
+    assert gate.metric("gatepost_breaker_open", plugin="greylist") == 0
 
 
 def test_where_it_is_told_to_the_reply_says_how_long_to_wait(gatepost, directory):

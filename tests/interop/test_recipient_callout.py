@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import time
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.interop.recipients import DOMAIN, SENDER, entry, rcpt, status, taken
-from tests.support.clients import connect, queue_id, transact
+from tests.support.clients import connect, queue_id, reference, transact
 from tests.support.postfix import Postfix, SmtpSink
 from tests.support.process import free_port, wait_until
 from tests.support.servers import Dovecot
@@ -160,17 +161,39 @@ def test_a_slow_next_hop_has_as_long_as_wait(gatepost, running):
         assert time.monotonic() - begun < 0.9, "from memory"
 
 
-def test_when_the_entrys_timeout_is_over_first_its_on_error_decides_and_its_breaker_opens(gatepost, running):
-    babbler = running(Babbler(b""))
+@pytest.mark.parametrize(("on_error", "reply"), [("proceed", 250), ("defer", 451), ("reject", 554)])
+def test_when_the_entrys_timeout_is_over_first_its_on_error_decides_and_its_breaker_opens_and_closes(
+    gatepost, running, on_error, reply
+):
+    sink = running(SmtpSink())
     gate = gatepost(
-        domains={DOMAIN: store(f"smtp:127.0.0.1:{babbler.port}")},
-        pipeline=[{"recipient": {}, "timeout": "200ms", "on_error": "proceed"}],
+        breaker_pause=2,
+        domains={DOMAIN: store(f"smtp:127.0.0.1:{sink.port}")},
+        pipeline=[{"recipient": {}, "timeout": "300ms", "on_error": on_error}],
     )
+    os.kill(sink._process.pid, signal.SIGSTOP)
+    try:
+        with connect(gate.port) as client:
+            said = [rcpt(client, f"r{n}@{DOMAIN}") for n in range(7)]
+        assert [code for code, _ in said] == [reply] * 7
+        if on_error != "proceed":
+            assert "breaker" in str(gate.cli("explain", reference(said[-1][1])))
+        assert gate.metric("gatepost_breaker_open", plugin="recipient") == 1
+        assert gate.metric("gatepost_findings_total", plugin="recipient", outcome="timeout") == 5
+        assert gate.metric("gatepost_findings_total", plugin="recipient", outcome="breaker") == 2
+    finally:
+        os.kill(sink._process.pid, signal.SIGCONT)
+    numbers = itertools.count(100)
+
+    def closed() -> bool:
+        with connect(gate.port) as client:
+            rcpt(client, f"r{next(numbers)}@{DOMAIN}")
+        return '"breaker.closed"' in gate.log
+
+    wait_until(closed, "the breaker closes", 30)
+    assert gate.metric("gatepost_breaker_open", plugin="recipient") == 0
     with connect(gate.port) as client:
-        assert [rcpt(client, f"r{n}@{DOMAIN}")[0] for n in range(7)] == [250] * 7
-    assert gate.metric("gatepost_breaker_open", plugin="recipient") == 1
-    assert gate.metric("gatepost_findings_total", plugin="recipient", outcome="timeout") == 5
-    assert gate.metric("gatepost_findings_total", plugin="recipient", outcome="breaker") == 2
+        assert rcpt(client, f"anybody@{DOMAIN}")[0] == 250
 
 
 def test_many_who_ask_for_one_address_at_once_cost_one_callout(gatepost, running):

@@ -16,6 +16,7 @@ from tests.support.process import Process, alive, banner, children, free_port, n
 
 PROGRAM = Path(sys.executable).with_name("gatepost")
 ROOT = Path(__file__).parents[2]
+IMPATIENT = Path(__file__).with_name("impatient.py")
 
 
 def configuration(directory: Path, options: Mapping[str, Any]) -> dict[str, Any]:
