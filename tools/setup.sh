@@ -33,7 +33,8 @@ install_packages() {
         die "installing $* would remove the packages above (one mail server per system); nothing was changed"
     fi
     fresh=""
-    for service in postfix dovecot-core unbound haproxy opendkim opendmarc postgrey slapd rbldnsd; do
+    for service in postfix dovecot-core unbound haproxy opendkim opendmarc postgrey slapd rbldnsd rspamd clamav-daemon \
+        clamav-milter spamd spamass-milter policyd-rate-limit policyd-weight; do
         case " $* " in *" $service "*) fresh="$fresh ${service%-core}" ;; esac
     done
     # Package scripts ask policy-rc.d before they start a service; 101 means "not allowed".
@@ -95,7 +96,9 @@ missing_servers() {
         unbound:unbound rbldnsd:rbldnsd haproxy:haproxy openssl:openssl strace:strace curl:curl \
         nbdkit:nbdkit nbdfuse:libnbd-bin mkfs.ext4:e2fsprogs mount:mount unshare:util-linux ip:iproute2 \
         opendkim:opendkim opendkim-genkey:opendkim-tools opendmarc:opendmarc postgrey:postgrey \
-        policyd-spf:postfix-policyd-spf-python slapd:slapd ldapsearch:ldap-utils xmllint:libxml2-utils; do
+        policyd-spf:postfix-policyd-spf-python policyd-rate-limit:policyd-rate-limit policyd-weight:policyd-weight \
+        rspamd:rspamd clamd:clamav-daemon clamav-milter:clamav-milter clamdscan:clamdscan spamd:spamd spamc:spamc \
+        spamassassin:spamassassin spamass-milter:spamass-milter miltertest:miltertest slapd:slapd ldapsearch:ldap-utils xmllint:libxml2-utils; do
         command -v "${pair%%:*}" >/dev/null || echo "${pair#*:}"
     done
     # swaks speaks TLS through it.
