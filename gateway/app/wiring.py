@@ -47,8 +47,8 @@ class Roads:
     def __init__(self, parts: Parts) -> None:
         self.parts = parts
 
-    def resolve(self, address: Address) -> Destination:
-        return self.parts.router.resolve(address)
+    def resolve(self, address: Address, next_hop: str = "") -> Destination:
+        return self.parts.router.resolve(address, next_hop)
 
     def for_destination(self, destination: Destination) -> Transport:
         return self.parts.transports.for_destination(destination)

@@ -70,11 +70,12 @@ class MailParameters:
 
 @dataclass(frozen=True, slots=True)
 class Envelope:
-    """Sender, recipients and parameters of one message."""
+    """Sender, recipients and parameters of one message. `next_hop` is its own, in place of the routes', or empty."""
 
     sender: Sender
     recipients: tuple[Recipient, ...]
     parameters: MailParameters = MailParameters()
+    next_hop: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """All but the recipients, which the spool keeps one by one with their state."""
@@ -90,6 +91,8 @@ class Envelope:
             out["ret"] = p.ret.value
         if p.envid:
             out["envid"] = p.envid
+        if self.next_hop:
+            out["next_hop"] = self.next_hop
         return out
 
     @classmethod
@@ -102,4 +105,4 @@ class Envelope:
             ret=Ret(data["ret"]) if "ret" in data else None,
             envid=data.get("envid", ""),
         )
-        return cls(sender, recipients, parameters)
+        return cls(sender, recipients, parameters, str(data.get("next_hop", "")))

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Final
 
+from gateway.mail.edit import Edit
 from gateway.mail.envelope import Recipient
-from gateway.mail.message import Edit
 from gateway.pipeline.plan import Entry
 from gateway.sdk.findings import Finding
 from gateway.sdk.stage import Transaction

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from gateway.ops import log
 from gateway.pipeline.catalog import Catalog, Listed, describe
-from gateway.pipeline.lookup import House
+from gateway.pipeline.house import House
 from gateway.pipeline.plan import Entry, OnError, Path, PipelineError, Plan, Row, StageDeadlines, make
 from gateway.pipeline.runner import Meters, PipelineSession
 from gateway.sdk.options import OptionsModel, parse_duration

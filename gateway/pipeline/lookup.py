@@ -7,32 +7,25 @@ when the plugin does not let itself be cancelled. Raising, timing out and answer
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final
 
 from gateway.ops import log
-from gateway.ops.metrics import FINDINGS, PLUGIN_SECONDS
-from gateway.pipeline.breaker import Breaker
 from gateway.pipeline.plan import Entry, Node, OnError, Scope
 from gateway.pipeline.record import Trace
-from gateway.sdk.ending import Ending
 from gateway.sdk.findings import Finding
-from gateway.sdk.services import Clock, StateError
-from gateway.services.tasks import Tasks
+from gateway.sdk.running import RUNNING
+from gateway.sdk.services import StateError
 
 if TYPE_CHECKING:
+    from gateway.mail.edit import Edit
     from gateway.mail.envelope import Recipient
-    from gateway.mail.message import Edit
     from gateway.mail.session import Session
+    from gateway.pipeline.house import House, Slots
     from gateway.sdk.stage import Message, Transaction
 
-SESSION_LOOKUPS: Final = 32
-WORKER_LOOKUPS: Final = 500
-TELLING: Final = 500
-"""Endings that plugins are being told of at once, per pipeline; more than that are left out."""
-TELLING_SECONDS: Final = 2.0
 _DETAIL: Final = 300
 
 _log = log.get()
@@ -60,91 +53,11 @@ class Fault:
     entry: Entry
     kind: FaultKind
     detail: str
+    halfway: bool = False
+    """It had begun to change the message: only a deferral is safe."""
 
     def __str__(self) -> str:
         return f"{self.entry.name}: {self.kind}: {self.detail}" if self.detail else f"{self.entry.name}: {self.kind}"
-
-
-class Slots:
-    """How many look-ups may run at once: so many per session, and so many in the worker."""
-
-    __slots__ = ("_session", "_worker")
-
-    def __init__(self, worker: asyncio.Semaphore) -> None:
-        self._session = asyncio.Semaphore(SESSION_LOOKUPS)
-        self._worker = worker
-
-    async def take(self) -> None:
-        await self._session.acquire()
-        try:
-            await self._worker.acquire()
-        except BaseException:
-            self._session.release()
-            raise
-
-    def give(self) -> None:
-        self._worker.release()
-        self._session.release()
-
-
-class House:
-    """What all sessions of a pipeline share: tasks, breakers, slots, clock, bound metrics."""
-
-    __slots__ = ("_ended", "_learners", "_seconds", "_telling", "breakers", "clock", "tasks", "worker_slots")
-
-    def __init__(self, entries: Sequence[Entry], clock: Clock, worker_slots: asyncio.Semaphore | None) -> None:
-        self.tasks = Tasks()
-        self.clock = clock
-        self.breakers = tuple(Breaker(entry.name, clock) for entry in entries)
-        self.worker_slots = worker_slots or asyncio.Semaphore(WORKER_LOOKUPS)
-        self._seconds: dict[Node, Any] = {}
-        self._ended: dict[tuple[str, str], Any] = {}
-        self._learners = tuple(entry for entry in entries if entry.plugin and entry.plugin.learns())
-        self._telling = Tasks()
-
-    @property
-    def learns(self) -> bool:
-        """Whether anybody wants to be told of endings."""
-        return bool(self._learners)
-
-    def tell(self, ending: Ending) -> None:
-        """Tell the plugins that learn from endings, in the background. When too many are being told, it is left out."""
-        for entry in self._learners:
-            if len(self._telling) >= TELLING:
-                FINDINGS.labels(entry.name, "not-told").inc()
-            else:
-                self._telling.start(_tell(entry, ending), name=f"{entry.name}.ended")
-
-    async def close(self) -> None:
-        """End what still runs; who is being told something has a moment to take it in."""
-        await self.tasks.cancel()
-        try:
-            async with asyncio.timeout(TELLING_SECONDS):
-                await self._telling.wait()
-        except TimeoutError:
-            await self._telling.cancel()
-
-    def count(self, node: Node, outcome: str, seconds: float | None) -> None:
-        """Count one look-up's end; `seconds` is None when its finder was never called."""
-        name = node.entry.name
-        if seconds is not None:
-            if (histogram := self._seconds.get(node)) is None:
-                histogram = self._seconds[node] = PLUGIN_SECONDS.labels(name, node.stage.value)
-            histogram.observe(seconds)
-        if (counter := self._ended.get((name, outcome))) is None:
-            counter = self._ended[name, outcome] = FINDINGS.labels(name, outcome)
-        counter.inc()
-
-
-async def _tell(entry: Entry, ending: Ending) -> None:
-    try:
-        async with asyncio.timeout(entry.timeout):
-            if entry.plugin:
-                await entry.plugin.ended(ending)
-    except Exception as error:  # noqa: BLE001 - whatever a plugin raises here changes nothing for the client
-        FINDINGS.labels(entry.name, "not-told").inc()
-        reason = f"{type(error).__name__}: {error}"
-        _log.warning("plugin.not_told", plugin=entry.name, session=ending.session.id, reason=reason)
 
 
 class Memo:
@@ -197,7 +110,7 @@ class Moment:
         self.memos = memos
         self.given = (session, txn, recipient, message, None)
 
-    def after(self, edits: Iterable[Edit]) -> Moment:
+    def after(self, edits: Sequence[Edit]) -> Moment:
         """The same moment with the message as these edits leave it, for those whose turn comes after them."""
         session, txn, recipient, message, _ = self.given
         edited = message.edited(edits) if message is not None else None
@@ -236,6 +149,7 @@ class Lookup:
 
     __slots__ = (
         "_began",
+        "_halfway",
         "_holds_slot",
         "_moment",
         "_permit",
@@ -263,6 +177,7 @@ class Lookup:
             self.note["recipient"] = str(moment.given[2].address) if moment.given[2] else ""
         self._moment = moment
         self._began: float | None = None
+        self._halfway = False
         self._permit = 0
         self._holds_slot = False
         self._timer: asyncio.TimerHandle | None = None
@@ -297,12 +212,25 @@ class Lookup:
         """End it because its stage of `deadline` seconds is over."""
         awaited = self.awaited()
         ran = self._ran()
-        fault = Fault(awaited.node.entry, FaultKind.DEADLINE, f"not done within {deadline:g}s")
+        detail = f"not done within {deadline:g}s"
+        fault = Fault(awaited.node.entry, FaultKind.DEADLINE, detail, awaited._halfway)
         # It is to blame only if the stage's time was its own and not spent by others before it.
         self._settle(fault=fault, blame=ran is not None and ran * 2 >= deadline)
         self._report(fault, None)
         self._task.cancel()
         return fault
+
+    # What its finder may say of itself: `gateway.sdk.running`.
+
+    def progress(self) -> None:
+        """It gets on: its timeout begins anew."""
+        if self._timer is not None and not self.settled:
+            self._timer.cancel()
+            self._start_timer()
+
+    def edit_begun(self) -> None:
+        """From now on it can only succeed, or defer."""
+        self._halfway = True
 
     def call_off(self) -> asyncio.Task[Any]:
         """End it because nobody wants it any more."""
@@ -337,7 +265,8 @@ class Lookup:
         await moment.slots.take()
         self._holds_slot = True
         self._began = moment.house.clock.monotonic()
-        self._timer = asyncio.get_running_loop().call_later(node.entry.timeout, self._expire)
+        self._start_timer()
+        RUNNING.set(self)
         value = await node.method(*arguments)
         if self.settled:
             return
@@ -365,13 +294,16 @@ class Lookup:
             arguments.append(value)
         return arguments
 
+    def _start_timer(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(self.node.entry.timeout, self._expire)
+
     def _expire(self) -> None:
         self._fail(FaultKind.TIMEOUT, f"no answer within {self.node.entry.timeout:g}s")
         self._task.cancel()
 
     def _fail(self, kind: FaultKind, detail: str, error: Exception | None = None) -> None:
         if not self.settled:
-            fault = Fault(self.node.entry, kind, detail[:_DETAIL])
+            fault = Fault(self.node.entry, kind, detail[:_DETAIL], self._halfway)
             self._settle(fault=fault, blame=True)
             self._report(fault, error)
 

@@ -33,7 +33,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 from gateway.mail.address import NULL_SENDER, Sender
-from gateway.mail.message import Edit, edit_json
+from gateway.mail.edit import Edit, edit_json
 from gateway.mail.session import Session
 from gateway.sdk.ending import Outcome
 

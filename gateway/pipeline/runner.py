@@ -8,31 +8,30 @@ fault, a broken policy defers.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
+from gateway.mail.edit import EDITS, Edit
 from gateway.mail.envelope import Recipient
-from gateway.mail.message import AddHeader, ChangeHeader, DeleteHeader, Edit
 from gateway.mail.session import Session
 from gateway.ops import log
 from gateway.ops.metrics import STAGE_SECONDS, VERDICTS
 from gateway.pipeline.decision import PROCEEDED, Decision, Named, Said
-from gateway.pipeline.lookup import Fault, FaultKind, House, Lookup, Memo, Moment, Slots
+from gateway.pipeline.house import House, Slots
+from gateway.pipeline.lookup import Fault, FaultKind, Lookup, Memo, Moment
 from gateway.pipeline.plan import Entry, Node, OnError, Plan, Scope, StagePlan, Step
 from gateway.pipeline.record import Trace
 from gateway.sdk.ending import Ending
 from gateway.sdk.findings import Finding
 from gateway.sdk.stage import Message, Stage, Transaction
-from gateway.sdk.verdict import PROCEED, Action, Verdict, defer, reject
+from gateway.sdk.verdict import PROCEED, Action, Verdict, When, defer, reject
 
 ON_ERROR: Final = "on_error"
 """Stands for the policy where a fault decided."""
 
 _FAREWELL: Final = 1.0
 """Seconds that called-off look-ups get to end before their transaction goes on without them."""
-
-_EDITS: Final = (AddHeader, ChangeHeader, DeleteHeader)
 
 _log = log.get()
 
@@ -66,7 +65,7 @@ class PipelineSession:
     `connect` again (after XCLIENT) forgets everything, `helo` again forgets what came from HELO on.
     """
 
-    __slots__ = ("_begun", "_helo", "_house", "_meters", "_plan", "_slots", "_whole")
+    __slots__ = ("_begun", "_edits", "_helo", "_house", "_meters", "_plan", "_session", "_slots", "_whole")
 
     def __init__(self, plan: Plan, house: House, meters: Meters) -> None:
         self._plan = plan
@@ -76,6 +75,8 @@ class PipelineSession:
         self._whole = Memo(Trace())
         self._helo = Memo(Trace())
         self._begun = 0
+        self._session: Session | None = None
+        self._edits: dict[Stage, tuple[Edit, ...]] = {}
 
     @property
     def traces(self) -> tuple[Trace, ...]:
@@ -101,12 +102,15 @@ class PipelineSession:
         self._whole.call_off()
         self._helo.call_off()
         self._whole, self._helo = Memo(Trace()), Memo(Trace())
+        self._session = session
+        self._edits.clear()
         return await self._judge(Stage.CONNECT, session, self._whole.trace)
 
     async def helo(self, session: Session) -> Decision:
         """HELO or EHLO was said."""
         self._helo.call_off()
         self._helo = Memo(Trace())
+        self._edits = {stage: edits for stage, edits in self._edits.items() if stage is Stage.CONNECT}
         return await self._judge(Stage.HELO, session, self._helo.trace)
 
     async def auth(self, session: Session) -> Decision:
@@ -125,14 +129,24 @@ class PipelineSession:
         return PipelineTransaction(self, self._plan, self._house, self._meters)
 
     async def close(self) -> None:
-        """The session is over: call off what still runs."""
+        """The session is over: call off what still runs, and let those who hold something for it know."""
         await _farewell([*self._helo.call_off(), *self._whole.call_off()])
+        if self._session is not None:
+            self._house.hang_up(self._session)
 
     async def _judge(self, stage: Stage, session: Session, trace: Trace) -> Decision:
         plan = self._plan.stages[stage]
         if plan.empty:
             return PROCEEDED
-        return await _judge(plan, self._moment(session), trace, self._meters)
+        decision = await _judge(plan, self._moment(session), trace, self._meters)
+        if decision.edits:
+            self._edits[stage] = decision.edits
+        return decision
+
+    @property
+    def edits(self) -> tuple[Edit, ...]:
+        """Edits that connect, helo and auth asked for, for every message of the session."""
+        return tuple(edit for edits in self._edits.values() for edit in edits)
 
     def _moment(self, session: Session) -> Moment:
         return Moment(self._house, self._slots, (self._whole, self._helo), session)
@@ -152,7 +166,7 @@ class PipelineSession:
 class PipelineTransaction:
     """One transaction's way through a pipeline. Made by `PipelineSession.begin`; `trace` holds what it found itself."""
 
-    __slots__ = ("_house", "_memo", "_meters", "_pipeline_session", "_plan", "trace")
+    __slots__ = ("_edits", "_house", "_memo", "_meters", "_pipeline_session", "_plan", "trace")
 
     def __init__(self, session: PipelineSession, plan: Plan, house: House, meters: Meters) -> None:
         self.trace = Trace()
@@ -161,6 +175,7 @@ class PipelineTransaction:
         self._house = house
         self._meters = meters
         self._memo = Memo(self.trace)
+        self._edits: dict[Edit, None] = dict.fromkeys(session.edits)
 
     @property
     def traces(self) -> tuple[Trace, ...]:
@@ -180,7 +195,7 @@ class PipelineTransaction:
 
     async def mail(self, txn: Transaction) -> Decision:
         """MAIL was given."""
-        return await self._judge(Stage.MAIL, txn)
+        return self._keep(await self._judge(Stage.MAIL, txn))
 
     async def rcpt(self, txn: Transaction, recipient: Recipient) -> Decision:
         """One RCPT was given; `txn.recipients` are those accepted before it."""
@@ -190,17 +205,31 @@ class PipelineTransaction:
         memo = Memo(self.trace)
         try:
             decision = await _judge(plan, self._moment(txn, memo, recipient=recipient), self.trace, self._meters)
+            self._keep(decision)
             return replace(decision, found=tuple(memo.found)) if self._house.learns else decision
         finally:
             memo.call_off()
 
     async def data(self, txn: Transaction) -> Decision:
         """DATA was given (or the first BDAT); nothing of the content is known."""
-        return await self._judge(Stage.DATA, txn)
+        return self._keep(await self._judge(Stage.DATA, txn))
 
     async def message(self, txn: Transaction, message: Message) -> Decision:
-        """The whole content is there; what this decides is the final reply."""
-        return await self._judge(Stage.MESSAGE, txn, message)
+        """The whole content is there; what this decides is the final reply.
+
+        Edits that earlier stages asked for come first.
+        """
+        before = tuple(self._edits)
+        plan = self._plan.stages[Stage.MESSAGE]
+        if plan.empty:
+            return Decision(PROCEED, edits=before) if before else PROCEEDED
+        return await _judge(plan, self._moment(txn, None, message=message), self.trace, self._meters, before)
+
+    def _keep(self, decision: Decision) -> Decision:
+        """Keep the edits of a stage before `message`, unless it refused. Equal ones count once."""
+        if decision.edits and decision.verdict.reply is None:
+            self._edits.update(dict.fromkeys(decision.edits))
+        return decision
 
     async def close(self) -> None:
         """The transaction is over: call off what still runs, and wait a moment for it to end.
@@ -209,11 +238,11 @@ class PipelineTransaction:
         """
         await _farewell(self._memo.call_off())
 
-    async def _judge(self, stage: Stage, txn: Transaction, message: Message | None = None) -> Decision:
+    async def _judge(self, stage: Stage, txn: Transaction) -> Decision:
         plan = self._plan.stages[stage]
         if plan.empty:
             return PROCEEDED
-        return await _judge(plan, self._moment(txn, None, message=message), self.trace, self._meters)
+        return await _judge(plan, self._moment(txn, None), self.trace, self._meters)
 
     def _moment(
         self, txn: Transaction, memo: Memo | None, *, recipient: Recipient | None = None, message: Message | None = None
@@ -232,17 +261,23 @@ async def _farewell(tasks: Sequence[asyncio.Task[Any]]) -> None:
             _log.warning("plugin.stuck", plugin=task.get_name(), reason="it does not let itself be cancelled")
 
 
-async def _judge(plan: StagePlan, moment: Moment, trace: Trace, meters: Meters) -> Decision:
-    """Begin the stage's look-ups, then give every entry its turn until one is decisive."""
+async def _judge(
+    plan: StagePlan, moment: Moment, trace: Trace, meters: Meters, edits: tuple[Edit, ...] = ()
+) -> Decision:
+    """Begin the stage's look-ups, then give every entry its turn until one is decisive.
+
+    `edits` are those that were asked for before.
+    """
     house = moment.house
     began = house.clock.monotonic()
     ends = asyncio.get_running_loop().time() + plan.deadline
     for node in plan.begin:
         moment.lookup(node)
-    edits: tuple[Edit, ...] = ()
-    original, seen = moment, edits
+    original = moment
+    seen: tuple[Edit, ...] = ()
     named: Named | None = None
     decision: Decision | None = None
+    waiting: dict[When, Said] = {}
     for step in plan.steps:
         if seen is not edits:
             moment, seen = original.after(edits), edits
@@ -266,10 +301,24 @@ async def _judge(plan: StagePlan, moment: Moment, trace: Trace, meters: Meters) 
         if said.verdict.decisive:
             decision = Decision(said.verdict, said.of.name, said.policy, edits)
             break
+        if said.verdict.when is not When.ALWAYS:
+            waiting.setdefault(said.verdict.when, said)
     meters.stage(plan.stage, house.clock.monotonic() - began)
     if decision is None:
         decision = Decision(PROCEED, edits=edits) if edits else PROCEEDED
+    if waiting:
+        decision = _heeding(waiting, decision)
     return named.split(decision) if named else decision
+
+
+def _heeding(waiting: Mapping[When, Said], decision: Decision) -> Decision:
+    """What comes of the stage when somebody wanted to defer unless, or if, another refuses (access(5) of Postfix)."""
+    said = None
+    if decision.verdict.action is Action.REJECT:
+        said = waiting.get(When.IF_REJECT)
+    elif decision.verdict.action in (Action.PROCEED, Action.ACCEPT):
+        said = waiting.get(When.IF_PERMIT)
+    return Decision(said.verdict, said.of.name, said.policy) if said else decision
 
 
 async def _turn(plan: StagePlan, step: Step, moment: Moment, ends: float) -> Said | None:
@@ -316,7 +365,9 @@ def _fault(found: Lookup, plan: StagePlan) -> Fault | None:
 def _on_error(fault: Fault, asker: Entry) -> Said:
     """What the owner of the entry at fault wants. A shadow entry cannot make others defer or reject."""
     owner = fault.entry
-    wanted = OnError.PROCEED if owner.shadow and not asker.shadow else owner.on_error
+    wanted = OnError.DEFER if fault.halfway else owner.on_error
+    if owner.shadow and not asker.shadow:
+        wanted = OnError.PROCEED
     reason = str(fault)
     match wanted:
         case OnError.PROCEED:
@@ -345,12 +396,9 @@ def _ask(stage: Stage, entry: Entry, method: Any, arguments: list[Any]) -> Said:
 def _check(verdict: object, stage: Stage) -> None:
     if not isinstance(verdict, Verdict):
         raise TypeError(f"answered {type(verdict).__name__} instead of a verdict")
-    if verdict.edits:
-        if stage is not Stage.MESSAGE:
-            raise ValueError(f"edits at stage {stage}, where there is no message")
-        for edit in verdict.edits:
-            if not isinstance(edit, _EDITS):
-                raise TypeError(f"{type(edit).__name__} is no edit")
+    for edit in verdict.edits:
+        if not isinstance(edit, EDITS):
+            raise TypeError(f"{type(edit).__name__} is no edit")
     if verdict.recipients and stage is not Stage.MESSAGE:
         raise ValueError(f"names recipients at stage {stage}, where there is no copy for each")
 

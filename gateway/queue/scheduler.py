@@ -52,7 +52,7 @@ __all__ = ["Router", "Scheduler", "SchedulerOptions", "Transports"]
 class Router(Protocol):
     """Says where a recipient's mail goes."""
 
-    def resolve(self, address: Address) -> Destination:
+    def resolve(self, address: Address, next_hop: str = "") -> Destination:
         """No I/O. Raises `AddressError` for a domain that can't be a mail domain."""
 
 
@@ -211,7 +211,7 @@ class Scheduler:
 
     def _route(self, message: Stored, number: int) -> Destination | Outcome:
         try:
-            return self._router.resolve(message.slots[number].recipient.address)
+            return self._router.resolve(message.slots[number].recipient.address, message.envelope.next_hop)
         except AddressError:
             return Outcome(Result.FAILED, BAD_DOMAIN)
         except Exception:  # noqa: BLE001 - a bug or a hole in the routing: no mail may be lost by it

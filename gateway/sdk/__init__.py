@@ -4,7 +4,22 @@ See docs/plugins.md for the guide. Names listed here keep their meaning between 
 """
 
 from gateway.mail.address import NULL_SENDER, Address, Sender
-from gateway.mail.envelope import MailParameters, Recipient
+from gateway.mail.edit import (
+    END,
+    AddHeader,
+    AddRecipient,
+    BodyContent,
+    ChangeHeader,
+    ChangeSender,
+    DeleteHeader,
+    DeleteRecipient,
+    Edit,
+    EditedContent,
+    ReplaceBody,
+    Reroute,
+    apply_edits,
+)
+from gateway.mail.envelope import Body, MailParameters, Notify, Recipient, Ret
 from gateway.mail.message import Content, HeaderField
 from gateway.mail.reply import Reply
 from gateway.mail.session import Session, Tls
@@ -21,7 +36,9 @@ from gateway.sdk.authentication import (
     SpfResult,
     authentication_results,
 )
+from gateway.sdk.contents import SpamScore, VirusScan
 from gateway.sdk.ending import Ending, Outcome
+from gateway.sdk.endpoint import Endpoint, EndpointOption, dial, find_addresses
 from gateway.sdk.files import FileContent, WatchedFile, read_file
 from gateway.sdk.findings import (
     Access,
@@ -41,10 +58,13 @@ from gateway.sdk.findings import (
     SenderDomain,
     WhenDown,
 )
+from gateway.sdk.handing import DelegatedAction, MilterAction, MilterReply
 from gateway.sdk.log import get_logger
 from gateway.sdk.options import Duration, LocalParts, OptionsModel, Size
 from gateway.sdk.plugin import Plugin, PluginOptions, acts, finds
 from gateway.sdk.policy import Policy, PolicyOptions
+from gateway.sdk.pool import Pool
+from gateway.sdk.running import edit_begun, progress
 from gateway.sdk.services import (
     Answer,
     Callout,
@@ -70,11 +90,8 @@ from gateway.sdk.turns import Turns
 from gateway.sdk.verdict import (
     PROCEED,
     Action,
-    AddHeader,
-    ChangeHeader,
-    DeleteHeader,
-    Edit,
     Verdict,
+    When,
     accept,
     annotate,
     defer,
@@ -85,23 +102,30 @@ from gateway.sdk.verdict import (
 )
 
 __all__ = [
+    "END",
     "NULL_SENDER",
     "PROCEED",
     "Access",
     "AccessAction",
     "Action",
     "AddHeader",
+    "AddRecipient",
     "Address",
     "Answer",
     "Arc",
     "AuthResult",
+    "Body",
+    "BodyContent",
     "Callout",
     "CalloutState",
     "Callouts",
     "ChangeHeader",
+    "ChangeSender",
     "Clock",
     "Content",
+    "DelegatedAction",
     "DeleteHeader",
+    "DeleteRecipient",
     "Directory",
     "Dkim",
     "DkimSignature",
@@ -114,7 +138,10 @@ __all__ = [
     "Duration",
     "EarlyTalk",
     "Edit",
+    "EditedContent",
     "Ending",
+    "Endpoint",
+    "EndpointOption",
     "FileContent",
     "Finding",
     "Geo",
@@ -128,7 +155,10 @@ __all__ = [
     "MailParameters",
     "Message",
     "MethodResult",
+    "MilterAction",
+    "MilterReply",
     "Mx",
+    "Notify",
     "OptionsModel",
     "Outbox",
     "OutboxError",
@@ -137,18 +167,23 @@ __all__ = [
     "PluginOptions",
     "Policy",
     "PolicyOptions",
+    "Pool",
     "Rate",
     "Recipient",
     "RecipientRule",
     "RecipientState",
     "RecipientStatus",
+    "ReplaceBody",
     "Reply",
+    "Reroute",
+    "Ret",
     "ReverseName",
     "Sender",
     "SenderDomain",
     "Services",
     "Session",
     "Size",
+    "SpamScore",
     "Spf",
     "SpfResult",
     "Stage",
@@ -160,17 +195,24 @@ __all__ = [
     "Transaction",
     "Turns",
     "Verdict",
+    "VirusScan",
     "WatchedFile",
+    "When",
     "WhenDown",
     "accept",
     "acts",
     "annotate",
+    "apply_edits",
     "authentication_results",
     "defer",
+    "dial",
     "discard",
     "disconnect",
+    "edit_begun",
+    "find_addresses",
     "finds",
     "get_logger",
+    "progress",
     "quarantine",
     "read_file",
     "reject",

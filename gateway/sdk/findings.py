@@ -1,9 +1,10 @@
 """Findings: what plugins found out, as frozen typed values. Policies take them by type.
 
-Those of mail authentication are in `gateway.sdk.authentication`.
+Those of mail authentication are in `gateway.sdk.authentication`, of other people's filters in `gateway.sdk.handing`, of
+what looks into a message in `gateway.sdk.contents`.
 
 An author's plugin defines its own by subclassing `Finding`; fields must be JSON-friendly (numbers, text, enums,
-booleans, None, tuples and dataclasses of those), since every finding goes into the decision record.
+booleans, None, edits, tuples and dataclasses of those), since every finding goes into the decision record.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import math
 from dataclasses import dataclass
 from enum import Enum, StrEnum
 from typing import TYPE_CHECKING, Any, Final
+
+from gateway.mail.edit import EDITS, edit_json
 
 if TYPE_CHECKING:
     from gateway.sdk.authentication import MethodResult
@@ -64,7 +67,9 @@ class _Room:
             return value if math.isfinite(value) else str(value)
         if isinstance(value, bytes):
             return self.plain(value[: _TEXT_LENGTH + 1].decode("latin-1"), depth)
-        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        if isinstance(value, EDITS):
+            value = edit_json(value)
+        elif dataclasses.is_dataclass(value) and not isinstance(value, type):
             value = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
         elif isinstance(value, (frozenset, set)):
             value = sorted(value, key=str)

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, TypeVar
 
 from gateway.mail.envelope import Recipient
+from gateway.mail.session import Session
 from gateway.sdk.ending import Ending
 from gateway.sdk.findings import Finding
 from gateway.sdk.options import OptionsModel
@@ -124,10 +125,21 @@ class Plugin:
         Whatever it does changes nothing about that reply; the entry's `timeout` holds, and what it raises is logged.
         """
 
+    async def hung_up(self, session: Session) -> None:
+        """Called once when a session is over, in the background. For plugins that hold something for each session.
+
+        The entry's `timeout` holds, and what it raises is logged. `connect` can come several times before (XCLIENT).
+        """
+
     @classmethod
     def learns(cls) -> bool:
         """Whether this plugin wants to be told of endings: it has an `ended` of its own."""
         return cls.ended is not Plugin.ended
+
+    @classmethod
+    def holds(cls) -> bool:
+        """Whether this plugin wants to be told of sessions that are over: it has a `hung_up` of its own."""
+        return cls.hung_up is not Plugin.hung_up
 
 
 def _read_finder(cls: type[Plugin], name: str) -> Finder:

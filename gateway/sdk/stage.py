@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
 from gateway.mail.address import Sender
+from gateway.mail.edit import Edit, EditedContent, apply_edits, replaced_body
 from gateway.mail.envelope import MailParameters, Recipient
-from gateway.mail.message import Content, Edit, EditedContent, HeaderField, apply_edits
+from gateway.mail.message import Content, HeaderField
 from gateway.mail.session import Session
 
 
@@ -60,11 +61,12 @@ class Message:
         lower = name.lower()
         return next((f.value for f in self.fields if f.name.lower() == lower), None)
 
-    def edited(self, edits: Iterable[Edit]) -> Message:
-        """The message as these edits leave it."""
+    def edited(self, edits: Sequence[Edit]) -> Message:
+        """The message as these edits leave it; those of the envelope change nothing here."""
         fields = tuple(apply_edits(self.fields, edits))
         head = b"".join(field.raw for field in fields)
-        return Message(fields, EditedContent(self.content, head, sum(len(field.raw) for field in self.fields)))
+        skip = sum(len(field.raw) for field in self.fields)
+        return Message(fields, EditedContent(self.content, head, skip, replaced_body(edits)))
 
     async def octets(self, limit: int) -> bytes:
         """The whole content at once, cut off after `limit` octets."""

@@ -11,9 +11,10 @@ misspelt one fails here too. The fakes pass the same contract tests as the real 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ipaddress
 import itertools
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import entry_points
 from typing import Any, TypeVar
 
@@ -52,6 +53,7 @@ __all__ = [
     "FakeOutbox",
     "FakeState",
     "ManualClock",
+    "Started",
     "make_message",
     "make_recipient",
     "make_session",
@@ -119,6 +121,46 @@ def make_message(content: bytes = b"Subject: test\r\n\r\nHello\r\n") -> Message:
     return Message(tuple(fields), body)
 
 
+class Started:
+    """A plugin on the bench (`Bench.started`), as `plugin`."""
+
+    def __init__(self, plugin: Plugin, runner: asyncio.Runner) -> None:
+        self.plugin = plugin
+        self._runner = runner
+
+    def find(
+        self,
+        stage: Stage | None = None,
+        *,
+        finding: type[Finding] | None = None,
+        session: Session | None = None,
+        transaction: Transaction | None = None,
+        recipient: Recipient | None = None,
+        message: Message | None = None,
+        findings: Iterable[Finding] = (),
+    ) -> Finding:
+        """Run a finder and give the finding; see `Bench.find`."""
+        finder = _choose(self.plugin, stage, finding)
+        inputs = _Inputs(session, transaction, recipient, message, findings)
+        found = self.run(getattr(self.plugin, finder.method)(*inputs.take(finder.inputs, finder.optional)))
+        if not isinstance(found, finder.finding):
+            where = f"{type(self.plugin).__qualname__}.{finder.method}"
+            raise TypeError(f"{where} gave {found!r} and no {finder.finding.__name__}")
+        return found
+
+    def end(self, ending: Ending) -> None:
+        """Tell it how something ended (`Plugin.ended`)."""
+        self.run(self.plugin.ended(ending))
+
+    def hang_up(self, session: Session) -> None:
+        """Tell it that a session is over (`Plugin.hung_up`)."""
+        self.run(self.plugin.hung_up(session))
+
+    def run(self, work: Coroutine[Any, Any, _T]) -> _T:
+        """Run a coroutine on the plugin's event loop."""
+        return self._runner.run(work)
+
+
 class Bench:
     """Runs one finder of a plugin, or one hook of a policy, with fakes behind it; their state lasts from call to call.
 
@@ -168,17 +210,28 @@ class Bench:
 
         Raises LookupError when with these options it has none there: the pipeline would not run it.
         """
+        with self.started(plugin, options) as made:
+            return made.find(
+                stage,
+                finding=finding,
+                session=session,
+                transaction=transaction,
+                recipient=recipient,
+                message=message,
+                findings=findings,
+            )
+
+    @contextlib.contextmanager
+    def started(self, plugin: type[Plugin] | str, options: Options = None) -> Iterator[Started]:
+        """A plugin that goes on from call to call, for those that hold something for each session."""
         cls = plugin_class(plugin)
-        inputs = _Inputs(session, transaction, recipient, message, findings)
-
-        async def run(made: Plugin) -> Finding:
-            finder = _choose(made, stage, finding)
-            found = await getattr(made, finder.method)(*inputs.take(finder.inputs, finder.optional))
-            if not isinstance(found, finder.finding):
-                raise TypeError(f"{cls.__qualname__}.{finder.method} gave {found!r} and no {finder.finding.__name__}")
-            return found
-
-        return self._with(cls, options, run)
+        with asyncio.Runner() as runner:
+            made = cls(cls.Options.model_validate(parse_options(options)), self.services)
+            runner.run(made.start())
+            try:
+                yield Started(made, runner)
+            finally:
+                runner.run(made.close())
 
     def end(
         self,
@@ -197,19 +250,8 @@ class Bench:
     ) -> None:
         """Start the plugin, tell it how something ended (`Plugin.ended`), close it."""
         session = session or (transaction.session if transaction else make_session())
-        ending = Ending(outcome, stage, session, transaction, recipient, reply, entry, size, tuple(findings))
-        self._with(plugin_class(plugin), options, lambda made: made.ended(ending))
-
-    def _with(self, cls: type[Plugin], options: Options, work: Callable[[Plugin], Coroutine[Any, Any, _T]]) -> _T:
-        async def run() -> _T:
-            made = cls(cls.Options.model_validate(parse_options(options)), self.services)
-            await made.start()
-            try:
-                return await work(made)
-            finally:
-                await made.close()
-
-        return asyncio.run(run())
+        with self.started(plugin, options) as made:
+            made.end(Ending(outcome, stage, session, transaction, recipient, reply, entry, size, tuple(findings)))
 
     def judge(
         self,

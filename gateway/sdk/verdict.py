@@ -10,18 +10,15 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Final
 
+from gateway.mail.edit import Edit, edit_json
 from gateway.mail.envelope import Recipient
-from gateway.mail.message import AddHeader, ChangeHeader, DeleteHeader, Edit, edit_json
 from gateway.mail.reply import Reply
 
 __all__ = [
     "PROCEED",
     "Action",
-    "AddHeader",
-    "ChangeHeader",
-    "DeleteHeader",
-    "Edit",
     "Verdict",
+    "When",
     "accept",
     "annotate",
     "defer",
@@ -44,6 +41,16 @@ class Action(StrEnum):
     DISCONNECT = "disconnect"
 
 
+class When(StrEnum):
+    """When a defer holds (access(5) of Postfix: DEFER_IF_PERMIT, DEFER_IF_REJECT)."""
+
+    ALWAYS = "always"
+    IF_PERMIT = "if-permit"
+    """Unless a later entry of the stage refuses."""
+    IF_REJECT = "if-reject"
+    """If a later entry of the stage rejects: then this is said instead."""
+
+
 _CODES: Final = {
     Action.REJECT: range(500, 600),
     Action.DEFER: range(400, 500),
@@ -53,10 +60,11 @@ _CODES: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """A policy's answer. `reply` is set for reject, defer and disconnect only; `edits` only at stage `message`.
+    """A policy's answer. `reply` is set for reject, defer and disconnect only, `when` is for defer only.
 
-    `recipients`, at stage `message` only, are those that it is for; none means all that are left (see `only`). Raises
-    ValueError for a reply that contradicts the action, or is missing.
+    `edits` of stages before `message` are kept until then and come first. `recipients`, at stage `message` only, are
+    those that it is for; none means all that are left (see `only`). Raises ValueError for a reply that contradicts the
+    action, or is missing.
     """
 
     action: Action
@@ -64,6 +72,7 @@ class Verdict:
     reason: str = ""
     edits: tuple[Edit, ...] = field(default=())
     recipients: tuple[Recipient, ...] = field(default=())
+    when: When = When.ALWAYS
 
     def __post_init__(self) -> None:
         codes = _CODES.get(self.action)
@@ -72,10 +81,12 @@ class Verdict:
                 raise ValueError(f"{self.action} has no reply of its own")
         elif self.reply is None or self.reply.code not in codes:
             raise ValueError(f"{self.action} needs a reply from {codes[0]} to {codes[-1]}")
+        if self.when is not When.ALWAYS and (self.action is not Action.DEFER or self.recipients):
+            raise ValueError("only a defer for everybody waits for what others say")
 
     @property
     def decisive(self) -> bool:
-        return self.action is not Action.PROCEED
+        return self.action is not Action.PROCEED and self.when is When.ALWAYS
 
     def only(self, recipients: Iterable[Recipient]) -> Verdict:
         """The same for these recipients of the message, each of whom gets a copy of its own kind; the others go on.
@@ -98,6 +109,8 @@ class Verdict:
             out["edits"] = [edit_json(e) for e in self.edits]
         if self.recipients:
             out["recipients"] = [str(r.address) for r in self.recipients]
+        if self.when is not When.ALWAYS:
+            out["when"] = self.when.value
         return out
 
 
@@ -105,7 +118,7 @@ PROCEED: Final = Verdict(Action.PROCEED)
 
 
 def annotate(*edits: Edit) -> Verdict:
-    """Proceed, with edits to the message (stage `message`). All edits of a message are applied, or none."""
+    """Proceed, with edits to the message. All edits of a message are applied, or none."""
     return Verdict(Action.PROCEED, edits=edits)
 
 
@@ -119,9 +132,9 @@ def reject(detail: str, text: str, *, code: int = 550, reason: str = "") -> Verd
     return Verdict(Action.REJECT, Reply(code, detail, text), reason)
 
 
-def defer(detail: str, text: str, *, code: int = 451, reason: str = "") -> Verdict:
-    """Refuse for now. Raises ValueError unless the code is 4xx."""
-    return Verdict(Action.DEFER, Reply(code, detail, text), reason)
+def defer(detail: str, text: str, *, code: int = 451, reason: str = "", when: When = When.ALWAYS) -> Verdict:
+    """Refuse for now; `when` makes that wait for what later entries of the stage say. Raises ValueError unless 4xx."""
+    return Verdict(Action.DEFER, Reply(code, detail, text), reason, when=when)
 
 
 def discard(reason: str) -> Verdict:

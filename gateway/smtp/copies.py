@@ -10,12 +10,13 @@ away (`split_refused`). A deferral of some defers all, since nothing of the mess
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from gateway.mail.address import NULL_SENDER, Address
+from gateway.mail.address import NULL_SENDER, Address, Sender
+from gateway.mail.edit import Edit, edit_envelope, is_header_edit, render_field, replaced_body
 from gateway.mail.envelope import Envelope, Recipient
-from gateway.mail.message import Edit, render_field
+from gateway.mail.message import Content
 from gateway.mail.reply import Reply
 from gateway.pipeline.decision import Decision, Part
 from gateway.sdk.authentication import Spf, SpfResult, authentication_results
@@ -24,10 +25,12 @@ from gateway.sdk.findings import Finding
 from gateway.sdk.stage import Transaction
 from gateway.sdk.verdict import Action
 from gateway.smtp import trace
+from gateway.smtp.data import ChunkDecoder
 from gateway.smtp.group import Group
 from gateway.smtp.judges import REFUSALS
 from gateway.smtp.options import SmtpOptions, SplitRefused
-from gateway.spool.spool import NewMessage, SpoolError, State
+from gateway.spool.spool import Draft, NewMessage, Spool, SpoolError, State
+from gateway.transport.routing import parse_next_hop
 
 _STATES: Final = {Outcome.ACCEPTED: State.QUEUED, Outcome.QUARANTINED: State.QUARANTINE}
 
@@ -93,6 +96,8 @@ def _copy(group: Group, part: Part) -> Copy:
         outcome, reason = Outcome.QUARANTINED, judges.quarantine or verdict.reason or "quarantined"
     else:
         outcome, reason = Outcome.ACCEPTED, ""
+    if part.edits and not edit_envelope(Envelope(NULL_SENDER, part.recipients), part.edits).recipients:
+        outcome, reason = Outcome.DISCARDED, "its edits left no recipient"
     return Copy(group, part.recipients, outcome, reason, part.entry, part.edits)
 
 
@@ -101,10 +106,16 @@ def make(
 ) -> NewMessage:
     """A copy as the spool takes it, with trace fields and edits; `txn` has its id and its recipients.
 
-    `section` is the header section as it was received. Raises `SpoolError` for edits that cannot be made.
+    `section` is the header section as it was received. Where edits replace the body, `head` is the whole header
+    section, and `with_bodies` follows. Raises `SpoolError` for edits that cannot be made.
     """
     try:
-        head, skip = trace.rewrite(section, options.authserv_id, copy.edits)
+        head, skip = trace.rewrite(section, options.authserv_id, tuple(filter(is_header_edit, copy.edits)))
+        if not skip and replaced_body(copy.edits) is not None:
+            head, skip = section if section.endswith(b"\r\n") or not section else section + b"\r\n", len(section)
+        envelope = edit_envelope(Envelope(txn.sender, txn.recipients, txn.parameters), copy.edits)
+        if envelope.next_hop:
+            parse_next_hop(envelope.next_hop)
     except ValueError as error:
         raise SpoolError(f"an edit cannot be made: {error}") from error
     utf8 = txn.parameters.smtputf8
@@ -114,22 +125,54 @@ def make(
         top = render_field("Authentication-Results", results) + top
     return NewMessage(
         txn.id,
-        Envelope(txn.sender, txn.recipients, txn.parameters),
+        envelope,
         now,
         top + head,
         skip,
         _STATES[copy.outcome],
-        owed=options.bounces and _owed(txn, found),
+        owed=options.bounces and _owed(envelope.sender, trusted=txn.session.trusted, found=found),
         trusted=txn.session.trusted,
         reason=copy.reason,
         record=record,
     )
 
 
-def _owed(txn: Transaction, found: Iterable[Finding]) -> bool:
+async def with_bodies(copies: Sequence[tuple[Copy, NewMessage]], spool: Spool) -> list[NewMessage]:
+    """The messages, with drafts of their own where edits replaced the body.
+
+    Raises `SpoolError`; nothing is left behind then.
+    """
+    drafts: list[Draft] = []
+    messages: list[NewMessage] = []
+    try:
+        for copy, message in copies:
+            if (body := replaced_body(copy.edits)) is not None:
+                draft = spool.draft(message.id, edited=True)
+                drafts.append(draft)
+                await _write(draft, message.head, body)
+                message = replace(message, head=b"", skip=0, content=draft)
+            messages.append(message)
+    except BaseException as error:
+        for draft in drafts:
+            await draft.abandon()
+        if isinstance(error, Exception) and not isinstance(error, SpoolError):
+            raise SpoolError(f"an edited body cannot be read: {type(error).__name__}: {error}") from error
+        raise
+    return messages
+
+
+async def _write(draft: Draft, head: bytes, body: Content) -> None:
+    # No filter is trusted with line ends: what leaves us never holds a stray one.
+    mender = ChunkDecoder()
+    await draft.write(head + b"\r\n")
+    async for block in body.blocks():
+        await draft.write(mender.feed(block))
+    await draft.write(mender.end())
+
+
+def _owed(sender: Sender, *, trusted: bool, found: Iterable[Finding]) -> bool:
     """Whether the sender is owed a DSN: it is one of our clients, or SPF proved its domain."""
-    sender = txn.sender
-    if sender is NULL_SENDER or txn.session.trusted:
+    if sender is NULL_SENDER or trusted:
         return sender is not NULL_SENDER
     return isinstance(sender, Address) and any(
         isinstance(f, Spf) and f.result is SpfResult.PASS and f.domain == sender.ascii_domain for f in found

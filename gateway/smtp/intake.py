@@ -26,7 +26,7 @@ from gateway.sdk.stage import Message, Stage, Transaction
 from gateway.sdk.verdict import Action
 from gateway.smtp import replies, trace
 from gateway.smtp.command import Mail
-from gateway.smtp.copies import Copy, Refusal, make, sort
+from gateway.smtp.copies import Copy, Refusal, make, sort, with_bodies
 from gateway.smtp.domains import Domains
 from gateway.smtp.group import Group
 from gateway.smtp.judges import REFUSALS, Judges
@@ -279,14 +279,15 @@ class Intake:
         reply = Reply(250, "0.0", f"queued as {opened.begun.id}")
         ids = [txn.id for _, txn in made] if len(made) > 1 else []
         now = self.desk.clock.now()
-        messages: list[NewMessage] = []
         thrown_away: list[dict[str, object]] = []
+        kept: list[tuple[Copy, NewMessage]] = []
         for copy, txn in made:
             record = self._record_of(opened, copy, txn, reply, ids)
             if copy.outcome is Outcome.DISCARDED:
                 thrown_away.append(record)
             else:
-                messages.append(make(copy, txn, section, now, self.desk.options, record))
+                kept.append((copy, make(copy, txn, section, now, self.desk.options, record)))
+        messages = await with_bodies(kept, self.desk.spool)
         if messages:
             opened.storing = True
             await self.desk.spool.commit(self.draft, *messages)

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from gateway.mail.edit import Edit
 from gateway.mail.envelope import Recipient
-from gateway.mail.message import Edit
 from gateway.mail.reply import Reply
 from gateway.mail.session import Session, transaction_id
 from gateway.ops import log, metrics

@@ -10,8 +10,9 @@ from collections.abc import Iterable
 from email.utils import formatdate
 from typing import Final
 
+from gateway.mail.edit import Edit, apply_edits
 from gateway.mail.envelope import Recipient
-from gateway.mail.message import Edit, HeaderField, apply_edits, split_header
+from gateway.mail.message import HeaderField, split_header
 from gateway.mail.session import IPAddress, Session
 
 OWN_HOPS: Final = 8

@@ -67,10 +67,10 @@ class DraftFile:
         except OSError as error:
             raise translate(error) from error
 
-    def finish(self, data: bytearray, size: int, links: Sequence[str], on_step: Callable[[Step], None]) -> None:
+    def finish(self, data: bytearray, size: int, names: Sequence[str], on_step: Callable[[Step], None]) -> None:
         """Write the rest, `size` octets in all; make the file and its names durable; close it. Raises `SpoolError`.
 
-        `links` are further names in the same directory, for copies.
+        `names` are what it is called from now on, all in its directory.
         """
         started = time.perf_counter()
         with self._lock:
@@ -82,7 +82,10 @@ class DraftFile:
                 os.fsync(self._fd)
                 on_step(Step.FILE_SYNCED)
                 self._close()
-                for link in links:
+                if self.path != names[0]:
+                    os.rename(self.path, names[0])
+                    self.path = names[0]
+                for link in names[1:]:
                     os.link(self.path, link)
                     self._links.append(link)
                 sync_directory(os.path.dirname(self.path))
@@ -187,14 +190,14 @@ class FileDraft:
             data, self._buffer = self._buffer, bytearray()
             await asyncio.get_running_loop().run_in_executor(self._executor, file.append, data)
 
-    async def sync(self, links: Sequence[str] = ()) -> None:
-        """Make the file durable, under its name and `links`. Nothing to do for a draft in memory."""
+    async def sync(self, names: Sequence[str]) -> None:
+        """Make the file durable, under these names. Nothing to do for a draft in memory."""
         if self.file is not None:
             async with self._flushing:
                 self._check_room(len(self._buffer))
                 data, self._buffer = self._buffer, bytearray()
                 loop = asyncio.get_running_loop()
-                await loop.run_in_executor(self._executor, self.file.finish, data, self.size, links, self._on_step)
+                await loop.run_in_executor(self._executor, self.file.finish, data, self.size, names, self._on_step)
 
     async def blocks(self) -> AsyncIterator[bytes]:
         if self.file is None:

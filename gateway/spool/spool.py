@@ -84,6 +84,8 @@ class NewMessage:
     trusted: bool = False
     reason: str = ""
     record: dict[str, Any] | None = None
+    content: Draft | None = None
+    """A draft of its own (`Spool.draft` with `edited`) in place of the one that is committed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,13 +204,14 @@ class Spool(Protocol):
     def check_room(self, size: int) -> None:
         """Raise `SpoolFull` when `size` more octets would leave less than `min_free`. Cheap enough for every MAIL."""
 
-    def draft(self, id: str) -> Draft:
-        """Begin a message."""
+    def draft(self, id: str, *, edited: bool = False) -> Draft:
+        """Begin a message; with `edited` the content that it gets in place of its draft's."""
 
     async def commit(self, draft: Draft, message: NewMessage, *copies: NewMessage) -> None:
         """Make it durable. When this returns we are responsible for the message.
 
-        `copies` are further messages of the same content, for other recipients; all are stored, or none.
+        `copies` are further messages of the same content (or of `NewMessage.content`), for other recipients; all are
+        stored, or none.
         """
 
     def note(self, record: dict[str, Any]) -> None:

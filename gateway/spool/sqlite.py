@@ -14,7 +14,7 @@ import shutil
 import sqlite3
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -49,6 +49,14 @@ _PAGE: Final = 500
 _Change = Callable[[list[dict[str, Any]]], None]
 _Insert = Callable[[sqlite3.Connection], None]
 _Landed = Callable[[SpoolError | None], None]
+
+
+def _ours(draft: Draft) -> FileDraft:
+    if not isinstance(draft, FileDraft):
+        raise TypeError("the draft is of another spool")
+    return draft
+
+
 _SHARD_NAME = re.compile(r"shard-(\d{2,4})\Z")
 
 
@@ -99,27 +107,41 @@ class SqliteSpool:
         if self._room - size < self._options.min_free:
             raise SpoolFull(f"{self._room} octets free, spool.min_free is {self._options.min_free}")
 
-    def draft(self, id: str) -> FileDraft:
-        return FileDraft(id, self._shards[0].path_of(id), self._executor, self._on_step, self.check_room)
+    def draft(self, id: str, *, edited: bool = False) -> FileDraft:
+        path = self._shards[0].path_of(id)
+        # What is edited is read while its successor is written. No message has such an id, so a crash leaves an orphan.
+        return FileDraft(id, path + ".edited" if edited else path, self._executor, self._on_step, self.check_room)
 
     async def commit(self, draft: Draft, message: NewMessage, *copies: NewMessage) -> None:
-        if not isinstance(draft, FileDraft):
-            raise TypeError("the draft is of another spool")
+        # The draft comes first: it gives its name away before an edited one takes it.
+        drafts: dict[FileDraft, list[NewMessage]] = {_ours(draft): []}
+        for one in (message, *copies):
+            drafts.setdefault(_ours(one.content or draft), []).append(one)
         try:
-            self.check_room(draft.size * (1 + len(copies)) if draft.file is None else draft.size)
-            await draft.sync([self._shards[0].path_of(copy.id) for copy in copies])
-            # From here on the row decides what becomes of the draft, even when the caller is cancelled.
-            draft.settled = True
-            await self._insert(draft, [message, *copies])
-        except SpoolError:
-            draft.settled = False
-            await draft.abandon()
+            await self._sync(drafts)
+            await self._insert(drafts)
+        except BaseException as error:
+            for each in drafts:
+                each.settled = each.settled and not isinstance(error, SpoolError)
+                await each.abandon()
             raise
 
-    def _insert(self, draft: FileDraft, messages: Sequence[NewMessage]) -> asyncio.Future[None]:
+    async def _sync(self, drafts: Mapping[FileDraft, Sequence[NewMessage]]) -> None:
+        """Make all content durable that is in files, under the names of its messages."""
+        self.check_room(sum(d.size * (len(of) if d.file is None else 1) for d, of in drafts.items()))
+        for draft, messages in drafts.items():
+            if messages:
+                await draft.sync([self._shards[0].path_of(message.id) for message in messages])
+            else:
+                await draft.abandon()
+        # From here on the rows decide what becomes of the drafts, even when the caller is cancelled.
+        for draft in drafts:
+            draft.settled = True
+
+    def _insert(self, drafts: Mapping[FileDraft, Sequence[NewMessage]]) -> asyncio.Future[None]:
         """Hand all of them to the writer as one step, so that all are durable or none."""
         shard = self._shards[0]
-        made = [self._prepare(shard, draft, message) for message in messages]
+        made = [self._prepare(shard, draft, message) for draft, messages in drafts.items() for message in messages]
 
         def step(db: sqlite3.Connection) -> None:
             for insert, _ in made:
@@ -129,8 +151,9 @@ class SqliteSpool:
         def landed(error: SpoolError | None) -> None:
             for _, land in made:
                 land(error)
-            if error is not None and draft.file is not None:
-                self._executor.submit(draft.file.remove)
+            for draft in drafts:
+                if error is not None and draft.file is not None:
+                    self._executor.submit(draft.file.remove)
 
         return shard.writer.submit(step, after=partial(self._on_step, Step.COMMIT_DONE), landed=landed)
 

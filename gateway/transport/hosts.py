@@ -10,19 +10,14 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-import os
 import random
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import groupby
-from typing import Final
 
 from gateway.mail.reply import Reply
+from gateway.sdk.hosts import from_hosts_file
 from gateway.sdk.services import Dns, DnsStatus, Mx
 from gateway.transport.transport import Fault, Result
-
-HOSTS_FILE: Final = "/etc/hosts"
-_HOSTS_OCTETS: Final = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +79,7 @@ async def addresses(host: str, dns: Dns, *, configured: bool) -> list[str] | Unr
         return [str(ipaddress.ip_address(host))]
     except ValueError:
         pass
-    if configured and (found := await asyncio.to_thread(_from_hosts_file, host)):
+    if configured and (found := await asyncio.to_thread(from_hosts_file, host)):
         return found
     answers = await asyncio.gather(dns.lookup(host, "A"), dns.lookup(host, "AAAA"))
     found = [r for answer in answers for r in answer.records if isinstance(r, str)]
@@ -96,30 +91,3 @@ async def addresses(host: str, dns: Dns, *, configured: bool) -> list[str] | Unr
     if configured:
         return deferred("4.3", f"DNS: the next hop {host} has no address", host)
     return failed(550, "1.2", f"the mail host {host} has no address")
-
-
-def _from_hosts_file(host: str) -> list[str]:
-    try:
-        status = os.stat(HOSTS_FILE)
-        table = _hosts_table(HOSTS_FILE, status.st_mtime_ns, status.st_size)
-    except OSError:
-        table = {}
-    name = host.rstrip(".").lower()
-    # RFC 6761 section 6.3: localhost needs no look-up.
-    return list(table.get(name, ("127.0.0.1", "::1") if name == "localhost" else ()))
-
-
-@lru_cache(maxsize=1)
-def _hosts_table(path: str, mtime: int, size: int) -> dict[str, tuple[str, ...]]:
-    """The hosts file as name -> addresses, IPv4 first; read again when its time or size changes."""
-    table: dict[str, list[str]] = {}
-    with open(path, encoding="utf-8", errors="replace") as file:
-        for line in file.read(_HOSTS_OCTETS).splitlines():
-            address, *names = line.partition("#")[0].split() or [""]
-            try:
-                ipaddress.ip_address(address)
-            except ValueError:
-                continue
-            for name in names:
-                table.setdefault(name.lower(), []).append(address)
-    return {name: tuple(sorted(set(found), key=lambda a: (":" in a, a))) for name, found in table.items()}

@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Final
 
 from gateway.mail.address import Address
-from gateway.mail.message import Content, render_field
+from gateway.mail.edit import render_field
+from gateway.mail.message import Content
 from gateway.mail.reply import Reply
 from gateway.sdk.services import Clock
 from gateway.transport.content import LineFeeds, whole

@@ -99,10 +99,13 @@ class Router:
     domains: Mapping[str, Destination]
     default: Destination | None = None
 
-    def resolve(self, address: Address) -> Destination:
-        """The destination, the nearest entry first. Raises `gateway.mail.address.AddressError` for a bad domain."""
+    def resolve(self, address: Address, next_hop: str = "") -> Destination:
+        """The destination, the nearest entry first; with `next_hop`, which a message brings along, that.
+
+        Raises `gateway.mail.address.AddressError` for a bad domain, ValueError for a next hop that is none.
+        """
         domain = address.ascii_domain
-        found = self.domains.get(domain)
+        found = parse_next_hop(next_hop) if next_hop else self.domains.get(domain)
         if found is None:
             found = self._nearest(domain)
         return _for_domain(found, domain) if found.mx and not found.host else found

@@ -5,7 +5,8 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.mail.message import AddHeader, ChangeHeader, DeleteHeader, apply_edits, render_field, split_header
+from gateway.mail.edit import AddHeader, ChangeHeader, DeleteHeader, apply_edits, render_field
+from gateway.mail.message import split_header
 
 PIECE = st.one_of(
     st.sampled_from([b"Subject", b"X-A", b":", b": ", b" ", b"\t", b"\r\n", b"\r", b"\n", b"\r\n ", b"\x00", b"\xff"]),

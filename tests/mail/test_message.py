@@ -8,17 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.mail.message import (
-    AddHeader,
-    ChangeHeader,
-    DeleteHeader,
-    apply_edits,
-    check_field,
-    dotted_line,
-    edit_json,
-    render_field,
-    split_header,
-)
+from gateway.mail.edit import AddHeader, ChangeHeader, DeleteHeader, apply_edits, check_field, edit_json, render_field
+from gateway.mail.message import dotted_line, split_header
 
 HEADER = b"Received: one\r\nSubject: first\r\n folded\r\nReceived: two\r\n"
 

@@ -528,7 +528,6 @@ def _raises() -> Verdict:
         (MAIL, _raises),
         (MAIL, lambda: None),
         (MAIL, lambda: "reject"),
-        (MAIL, lambda: annotate(AddHeader("X-Early", "there is no message yet"))),
         (MESSAGE, lambda: annotate(AddHeader("X-Bad", "a\r\nBcc: everybody"))),
         (MESSAGE, lambda: Verdict(Action.PROCEED, edits=("not an edit",))),  # type: ignore[arg-type]
         (MESSAGE, lambda: Verdict(Action.REJECT)),
@@ -844,7 +843,7 @@ def test_an_action_sees_the_message_with_the_edits_before_it_and_a_look_up_the_o
 
 
 def test_somebody_who_is_told_too_much_is_left_out() -> None:
-    from gateway.pipeline.lookup import TELLING
+    from gateway.pipeline.house import TELLING
 
     class Slow(Plugin):
         name = "slow"

@@ -129,7 +129,7 @@ class World:
         )
         self.task: asyncio.Task[None] | None = None
 
-    def resolve(self, address: Address) -> Destination:
+    def resolve(self, address: Address, next_hop: str = "") -> Destination:
         if address.domain == "nowhere.example":
             raise LookupError("no route")
         return Destination(Kind.SMTP, host=address.ascii_domain, port=25)

@@ -8,8 +8,9 @@ from dataclasses import replace
 import pytest
 
 from gateway.mail.address import Address
+from gateway.mail.edit import AddHeader
 from gateway.mail.envelope import Recipient
-from gateway.mail.message import AddHeader, HeaderField, split_header
+from gateway.mail.message import HeaderField, split_header
 from gateway.mail.session import Session, Tls
 from gateway.smtp import trace
 

@@ -47,7 +47,7 @@ def test_up_to_256_kib_stay_in_memory_and_one_octet_more_goes_to_a_file(tmp_path
         assert made.file is None and not list(tmp_path.iterdir())
         await made.write(b"b")
         assert made.file is not None
-        await made.sync()
+        await made.sync([str(tmp_path / "id")])
         assert (tmp_path / "id").read_bytes() == b"a" * SPILL + b"b"
         assert made.head == b"a" * SPILL and made.size == SPILL + 1
 
@@ -84,7 +84,7 @@ def test_durable_steps_come_in_their_order(tmp_path, executor):
         steps: list[Step] = []
         made = FileDraft("id", str(tmp_path / "id"), executor, steps.append, room)
         await made.write(b"a" * (SPILL + 1))
-        await made.sync()
+        await made.sync([str(tmp_path / "id")])
         assert steps == [Step.FILE_WRITTEN, Step.FILE_SYNCED, Step.DIRECTORY_SYNCED]
 
     asyncio.run(check())
@@ -162,7 +162,7 @@ def test_a_draft_whose_write_failed_can_not_be_made_durable(tmp_path, executor):
         made.file._fd = fd
         await made.write(b"c")
         with pytest.raises(SpoolError, match="had failed"):
-            await made.sync()
+            await made.sync([str(tmp_path / "id")])
         await made.abandon()
         assert not list(tmp_path.iterdir())
 
@@ -199,7 +199,10 @@ def test_threads_and_file_descriptors_do_not_outlive_a_draft(tmp_path, executor)
             blocks = made.blocks()
             assert await anext(blocks)
             await blocks.aclose()  # type: ignore[attr-defined]
-            await ending(made)
+            if ending is FileDraft.sync:
+                await made.sync([str(tmp_path / "id")])
+            else:
+                await made.abandon()
             (tmp_path / "id").unlink(missing_ok=True)
         assert len(os.listdir("/proc/self/fd")) == before
 

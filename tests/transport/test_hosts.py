@@ -98,7 +98,7 @@ def test_localhost_needs_no_dns():
 def test_the_hosts_file_is_asked_first_for_configured_names_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     file = tmp_path / "hosts"
     file.write_text("# nothing\n2001:db8::7 store.test\n192.0.2.7  Store.test alias.test # comment\nnonsense here\n\n")
-    monkeypatch.setattr(hosts, "HOSTS_FILE", str(file))
+    monkeypatch.setattr("gateway.sdk.hosts.HOSTS_FILE", str(file))
     dns = FakeDns(a={"store.test": ["192.0.2.1"], "other.test": ["192.0.2.2"]})
     assert addresses("store.test", dns, configured=True) == ["192.0.2.7", "2001:db8::7"]
     assert addresses("alias.test", dns, configured=True) == ["192.0.2.7"]
@@ -107,7 +107,7 @@ def test_the_hosts_file_is_asked_first_for_configured_names_only(tmp_path: Path,
 
 
 def test_a_missing_hosts_file_is_no_trouble(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(hosts, "HOSTS_FILE", str(tmp_path / "none"))
+    monkeypatch.setattr("gateway.sdk.hosts.HOSTS_FILE", str(tmp_path / "none"))
     assert addresses("a.test", FakeDns(a={"a.test": ["192.0.2.1"]}), configured=True) == ["192.0.2.1"]
 
 

@@ -1,0 +1,137 @@
+"""What all sessions of a pipeline share, and how plugins are told what became of things.
+
+*Promises*: what a plugin does when it is told changes nothing for the client, and is bounded in number and time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from gateway.ops import log
+from gateway.ops.metrics import FINDINGS, PLUGIN_SECONDS
+from gateway.pipeline.breaker import Breaker
+from gateway.pipeline.plan import Entry, Node
+from gateway.sdk.ending import Ending
+from gateway.sdk.services import Clock
+from gateway.services.tasks import Tasks
+
+if TYPE_CHECKING:
+    from gateway.mail.session import Session
+
+SESSION_LOOKUPS: Final = 32
+WORKER_LOOKUPS: Final = 500
+TELLING: Final = 500
+"""Endings that plugins are being told of at once, per pipeline; more than that are left out."""
+TELLING_SECONDS: Final = 2.0
+
+_log = log.get()
+
+
+class Slots:
+    """How many look-ups may run at once: so many per session, and so many in the worker."""
+
+    __slots__ = ("_session", "_worker")
+
+    def __init__(self, worker: asyncio.Semaphore) -> None:
+        self._session = asyncio.Semaphore(SESSION_LOOKUPS)
+        self._worker = worker
+
+    async def take(self) -> None:
+        await self._session.acquire()
+        try:
+            await self._worker.acquire()
+        except BaseException:
+            self._session.release()
+            raise
+
+    def give(self) -> None:
+        self._worker.release()
+        self._session.release()
+
+
+class House:
+    """What all sessions of a pipeline share: tasks, breakers, slots, clock, bound metrics."""
+
+    __slots__ = (
+        "_ended",
+        "_holders",
+        "_learners",
+        "_seconds",
+        "_telling",
+        "breakers",
+        "clock",
+        "tasks",
+        "worker_slots",
+    )
+
+    def __init__(self, entries: Sequence[Entry], clock: Clock, worker_slots: asyncio.Semaphore | None) -> None:
+        self.tasks = Tasks()
+        self.clock = clock
+        self.breakers = tuple(Breaker(entry.name, clock) for entry in entries)
+        self.worker_slots = worker_slots or asyncio.Semaphore(WORKER_LOOKUPS)
+        self._seconds: dict[Node, Any] = {}
+        self._ended: dict[tuple[str, str], Any] = {}
+        self._learners = tuple(entry for entry in entries if entry.plugin and entry.plugin.learns())
+        self._holders = tuple(entry for entry in entries if entry.plugin and entry.plugin.holds())
+        self._telling = Tasks()
+
+    @property
+    def learns(self) -> bool:
+        """Whether anybody wants to be told of endings."""
+        return bool(self._learners)
+
+    def tell(self, ending: Ending) -> None:
+        """Tell the plugins that learn from endings, in the background. When too many are being told, it is left out."""
+        for entry in self._learners:
+            if len(self._telling) >= TELLING:
+                FINDINGS.labels(entry.name, "not-told").inc()
+            else:
+                self._telling.start(_tell(entry, ending), name=f"{entry.name}.ended")
+
+    def hang_up(self, session: Session) -> None:
+        """Tell the plugins that hold something for each session that this one is over, in the background."""
+        for entry in self._holders:
+            self._telling.start(_hang_up(entry, session), name=f"{entry.name}.hung_up")
+
+    async def close(self) -> None:
+        """End what still runs; who is being told something has a moment to take it in."""
+        await self.tasks.cancel()
+        try:
+            async with asyncio.timeout(TELLING_SECONDS):
+                await self._telling.wait()
+        except TimeoutError:
+            await self._telling.cancel()
+
+    def count(self, node: Node, outcome: str, seconds: float | None) -> None:
+        """Count one look-up's end; `seconds` is None when its finder was never called."""
+        name = node.entry.name
+        if seconds is not None:
+            if (histogram := self._seconds.get(node)) is None:
+                histogram = self._seconds[node] = PLUGIN_SECONDS.labels(name, node.stage.value)
+            histogram.observe(seconds)
+        if (counter := self._ended.get((name, outcome))) is None:
+            counter = self._ended[name, outcome] = FINDINGS.labels(name, outcome)
+        counter.inc()
+
+
+async def _tell(entry: Entry, ending: Ending) -> None:
+    try:
+        async with asyncio.timeout(entry.timeout):
+            if entry.plugin:
+                await entry.plugin.ended(ending)
+    except Exception as error:  # noqa: BLE001 - whatever a plugin raises here changes nothing for the client
+        FINDINGS.labels(entry.name, "not-told").inc()
+        reason = f"{type(error).__name__}: {error}"
+        _log.warning("plugin.not_told", plugin=entry.name, session=ending.session.id, reason=reason)
+
+
+async def _hang_up(entry: Entry, session: Session) -> None:
+    try:
+        async with asyncio.timeout(entry.timeout):
+            if entry.plugin:
+                await entry.plugin.hung_up(session)
+    except Exception as error:  # noqa: BLE001 - nobody waits for it, and the session is over either way
+        reason = f"{type(error).__name__}: {error}"
+        _log.warning("plugin.not_told", plugin=entry.name, session=session.id, reason=reason)
