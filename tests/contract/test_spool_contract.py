@@ -557,3 +557,54 @@ def test_of_copies_all_are_stored_or_none(on_spool):
             assert [m.id for m in await spool.list()] == [taken]
 
     on_spool(check)
+
+
+@pytest.mark.parametrize("original", [SMALL, LARGE])
+@pytest.mark.parametrize("edited", [b"other\r\n", b"other" * 100_000 + b"\r\n"])
+@pytest.mark.parametrize("whose", ["first", "second", "both"])
+def test_copies_whose_body_was_edited_have_content_of_their_own(on_spool, original, edited, whose):
+    async def check(place: Place) -> None:
+        spool = await place.open()
+        expected: dict[str, bytes] = {}
+        draft = spool.draft((messages := [message(recipients=["ann"]), message(recipients=["ben"])])[0].id)
+        await draft.write(original)
+        for number, name in enumerate(("first", "second")):
+            new = messages[number]
+            expected[new.id] = HEAD + original
+            if whose in (name, "both"):
+                own = spool.draft(new.id, edited=True)
+                # Edited content is read from the draft while it is written.
+                await own.write(edited)
+                async for block in draft.blocks():
+                    await own.write(block)
+                messages[number] = replace(new, head=b"", content=own)
+                expected[new.id] = edited + original
+        await spool.commit(draft, *messages)
+        for id, content in expected.items():
+            found = await spool.show(id)
+            assert found is not None and await octets(found) == content
+        spool = await place.open()
+        claimed = await take(spool)
+        assert set(claimed) == set(expected)
+        for one in claimed.values():
+            assert await octets(one) == expected[one.message.id]
+            await deliver(spool, one.message)
+        assert await spool.list() == []
+
+    on_spool(check)
+
+
+def test_an_edited_draft_whose_commit_fails_is_gone_with_the_original(on_spool):
+    async def check(place: Place) -> None:
+        spool = await place.open()
+        taken = await put(spool)
+        for content in (SMALL, LARGE):
+            first = message()
+            draft, own = spool.draft(first.id), spool.draft(taken, edited=True)
+            await draft.write(content)
+            await own.write(content)
+            with pytest.raises(SpoolError):
+                await spool.commit(draft, first, replace(message(id=taken), content=own))
+            assert [m.id for m in await spool.list()] == [taken]
+
+    on_spool(check)

@@ -9,7 +9,8 @@ from gateway.spool.spool import Draft, Spool
 
 
 class Faulty:
-    """Hands everything on to `spool`, but raises what `faults` has for a step: ``check_room``, ``write``, ``commit``.
+    """Hands everything on to `spool`, but raises what `faults` has for a step: ``check_room``, ``write``,
+    ``write_edited``, ``commit``.
 
     `before_commit` is awaited before the real commit.
     """
@@ -27,11 +28,12 @@ class Faulty:
             raise self._faults["check_room"]
         self._spool.check_room(size)
 
-    def draft(self, id: str) -> Any:
+    def draft(self, id: str, *, edited: bool = False) -> Any:
         if "draft" in self._faults:
             raise self._faults["draft"]
-        draft = self._spool.draft(id)
-        return _FaultyDraft(draft, self._faults["write"]) if "write" in self._faults else draft
+        draft = self._spool.draft(id, edited=edited)
+        fault = self._faults.get("write_edited" if edited else "write")
+        return _FaultyDraft(draft, fault) if fault else draft
 
     async def commit(self, draft: Draft, *messages: Any) -> None:
         if "commit" in self._faults:

@@ -113,3 +113,13 @@ def test_an_address_literal_is_reached_without_mx(literal: str, host: str):
 def test_the_bare_postmaster_goes_to_his_entry_or_to_the_first():
     assert Router({"example.org": A, "": B}).resolve(Address("postmaster", "")) == B
     assert Router({"example.org": A, "*": B}).resolve(Address("postmaster", "")) == A
+
+
+def test_a_message_that_brings_its_next_hop_goes_there():
+    router = Router({"example.org": A}, B)
+    assert router.resolve(Address("x", "example.org"), "smtp:filter.test:10025") == Destination(
+        Kind.SMTP, "filter.test", 10025
+    )
+    assert router.resolve(Address("x", "example.net"), "mx") == Destination(Kind.SMTP, "example.net", 25, mx=True)
+    with pytest.raises(ValueError, match="no next hop"):
+        router.resolve(Address("x", "example.org"), "carrier-pigeon")
