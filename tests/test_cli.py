@@ -314,3 +314,39 @@ def test_a_counters_directory_that_is_given_is_emptied_of_old_counters(
     with metrics_directory():
         assert os.listdir(tmp_path) == ["notes"]
     assert tmp_path.exists()
+
+
+def test_explain_without_an_id_searches_the_newest_first(bench: Bench) -> None:
+    found = bench.json("explain", "--since", "20000d")
+    assert [record["id"] for record in found] == sorted((QUEUED, HELD, JAILED, REFUSED), reverse=True)
+    assert [r["id"] for r in bench.json("explain", "--outcome", "rejected")] == [REFUSED]
+    assert len(bench.json("explain", "--sender", "sender.example", "--recipient", "ben@example.org")) == 4
+    assert len(bench.json("explain", "--client", "192.0.2.0/24", "--limit", "2")) == 2
+    result = bench.run("explain", "--client", "192.0.2.1")
+    assert result.exit_code == 0 and "CLIENT" in result.stdout and "anna@sender.example" in result.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("--client", "198.51.100.1"), ("--since", "1s"), ("--plugin", "nobody"), ("--sender", "zoe@sender.example")],
+)
+def test_a_search_that_finds_nothing_gives_status_1(bench: Bench, arguments: tuple[str, ...]) -> None:
+    assert bench.run("explain", *arguments).exit_code == 1
+
+
+@pytest.mark.parametrize(
+    "arguments", [("--client", "nonsense"), ("--since", "soon"), (QUEUED, "--sender", "x@y.example")]
+)
+def test_a_search_that_makes_no_sense_gives_status_2(bench: Bench, arguments: tuple[str, ...]) -> None:
+    assert bench.run("explain", *arguments).exit_code == 2
+
+
+def test_the_shadow_report_counts_what_would_have_been_done(bench: Bench) -> None:
+    found = bench.json("shadow", "report", "--since", "20000d")
+    assert found["records"] == 4
+    entry = found["entries"]["dnsbl"]
+    assert entry["differences"] == {"reject": 3} and entry["agreements"] == {"reject": 1}
+    assert entry["senders"] == {"sender.example": 3} and entry["samples"] == {"reject": [QUEUED, HELD, JAILED]}
+    text = bench.run("shadow", "report", "--since", "20000d").stdout
+    assert "dnsbl: judged 4" in text and "would have said reject in 3, which was not done: " + QUEUED in text
+    assert bench.run("shadow", "report", "--since", "1s").exit_code == 1

@@ -1,38 +1,68 @@
-"""``gatepost explain``: why a message, or a session, ended as it did."""
+"""``gatepost explain``: why a message, or a session, ended as it did; and the search for it."""
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import click
-from rich.text import Text
-from rich.tree import Tree
 
 from gateway.cli import output
-from gateway.cli.options import AnswerNo, config_option, json_option, read_config, with_spool
-from gateway.cli.output import text, when
-from gateway.mail.session import SESSION_ID_LENGTH
+from gateway.cli.options import AGO, NETWORK, AnswerNo, config_option, json_option, read_config, with_spool
+from gateway.cli.output import when
+from gateway.cli.tree import tree
+from gateway.config import Config
+from gateway.mail.session import SESSION_ID_LENGTH, ids_from
+from gateway.ops.search import Network, Search, client, recipients, spoken
 from gateway.ops.view import explained_json
+from gateway.sdk.ending import Outcome
 from gateway.spool.spool import Explained, Spool
 
 _REFERENCE: Final = re.compile(r"\(?(?:ref\s+)?([0-9A-Za-z]{1,64})\)?\Z")
-_GOOD: Final = {"accepted", "delivered", "accept", "proceed"}
-_BAD: Final = {"rejected", "failed", "expired", "reject", "disconnect", "disconnected", "corrupt"}
-_STAGES: Final = ("connect", "helo", "auth", "mail", "rcpt", "data", "message")
+_PAGE: Final = 1000
+_LOOKED_AT: Final = 1_000_000
 
 
 @click.command()
-@click.argument("id")
+@click.argument("id", required=False)
+@click.option("--sender", default="", metavar="ADDRESS", help="Search: this sender, or this domain.")
+@click.option("--recipient", default="", metavar="ADDRESS", help="Search: this recipient, or this domain.")
+@click.option("--client", "client_", type=NETWORK, metavar="NETWORK", help="Search: a client in this network.")
+@click.option("--outcome", type=click.Choice([o.value for o in Outcome]), help="Search: ended like this.")
+@click.option("--plugin", default="", metavar="ENTRY", help="Search: this entry had something to say.")
+@click.option("--since", type=AGO, metavar="DURATION", help="Search: not older than this, such as 2h or 3d.")
+@click.option("--limit", type=click.IntRange(1, 10_000), default=50, show_default=True, help="Search: at most so many.")
 @config_option
 @json_option
-def explain(id: str, config_file: str | None, as_json: bool) -> None:
-    """Explain a message or a session.
+def explain(
+    id: str | None,
+    sender: str,
+    recipient: str,
+    client_: Network | None,
+    outcome: str | None,
+    plugin: str,
+    since: float | None,
+    limit: int,
+    config_file: str | None,
+    as_json: bool,
+) -> None:
+    """Explain a message or a session, or search for it.
 
-    ID is a queue id, a session id, or the reference that ends a refusal.
+    ID is a queue id, a session id, or the reference that ends a refusal. Without one the newest transactions that
+    match are listed.
     """
+    search = Search(sender, recipient, client_, outcome or "", plugin)
+    if id is None:
+        _search(read_config(config_file), search, since, limit, as_json)
+        return
+    if search != Search() or since is not None:
+        raise click.UsageError("give an ID, or something to search for")
+    _explain(id, read_config(config_file), as_json)
+
+
+def _explain(id: str, config: Config, as_json: bool) -> None:
     match = _REFERENCE.match(id.strip())
     if not match or len(match[1]) < SESSION_ID_LENGTH:
         raise AnswerNo(f"{output.safe(id)} is no id: expected {SESSION_ID_LENGTH} or more letters and digits")
@@ -40,7 +70,7 @@ def explain(id: str, config_file: str | None, as_json: bool) -> None:
     async def work(spool: Spool) -> Sequence[Explained]:
         return await spool.explain(match[1].upper())
 
-    found = [explained_json(explained) for explained in with_spool(read_config(config_file), work)]
+    found = [explained_json(explained) for explained in with_spool(config, work)]
     if not found:
         raise AnswerNo(f"no record of {output.safe(id)}")
     if as_json:
@@ -50,150 +80,48 @@ def explain(id: str, config_file: str | None, as_json: bool) -> None:
         output.show(tree(explained))
 
 
-def tree(explained: dict[str, Any]) -> Tree:
-    """One transaction as a tree, from the JSON that ``--json`` prints; without attempts it was only simulated."""
-    record = explained["record"]
-    outcome = record.get("outcome", "?")
-    root = Tree(_line((record.get("id", "?"), "bold"), (outcome, _style(outcome)), (record.get("reply", ""), "")))
-    _session(root, record)
-    _stages(root, record)
-    _recipients(root, record)
-    _edits(root, record)
-    _delivery(root, explained)
-    return root
+def _search(config: Config, search: Search, since: float | None, limit: int, as_json: bool) -> None:
+    async def work(spool: Spool) -> list[dict[str, Any]]:
+        return await newest(spool, search.matches, since, limit)
+
+    found = with_spool(config, work)
+    if as_json:
+        output.as_json(found)
+    elif found:
+        columns = ("TIME", "ID", "CLIENT", "SENDER", "TO", "OUTCOME", "REPLY", "WHO")
+        output.show(output.table(columns, [_row(record) for record in found]))
+    if not found:
+        raise AnswerNo("no record matches")
 
 
-def _line(*parts: tuple[object, str]) -> Text:
-    """Parts with their styles, joined by spaces; empty ones left out."""
-    return Text(" ").join(text(part, style) for part, style in parts if part not in ("", None))
+async def newest(
+    spool: Spool, matches: Callable[[dict[str, Any]], bool], since: float | None, limit: int
+) -> list[dict[str, Any]]:
+    """The newest records that match, the newest first; `since` is in seconds ago. Looks at a million at most."""
+    after = ids_from(time.time_ns() / 1e9 - since) if since is not None else ""
+    found: list[dict[str, Any]] = []
+    before = ""
+    for _ in range(_LOOKED_AT // _PAGE):
+        page = await spool.records(after=after, before=before, limit=_PAGE, newest=True)
+        found += [record for record in page if matches(record)][: limit - len(found)]
+        if len(page) < _PAGE or len(found) >= limit:
+            break
+        before = str(page[-1]["id"])
+    return found
 
 
-def _style(word: str) -> str:
-    return "green" if word in _GOOD else "red" if word in _BAD else "yellow"
-
-
-def _session(root: Tree, record: dict[str, Any]) -> None:
-    client = record.get("client") or {}
-    where = f"[{client.get('ip', '?')}]:{client.get('port', 0)}"
-    branch = root.add(_line(("session", "bold"), (record.get("session", ""), "")))
-    branch.add(_line(("client", "dim"), (client.get("name", ""), ""), (where, "")))
-    if peer := client.get("peer"):
-        branch.add(_line(("through", "dim"), (peer, "")))
-    branch.add(_line(("listener", "dim"), (record.get("listener", ""), "")))
-    branch.add(_line(("helo", "dim"), (record.get("helo") or "none", "")))
-    tls = record.get("tls")
-    encryption = f"{tls.get('version', '')} {tls.get('cipher', '')} {tls.get('sni', '')}" if tls else "none"
-    branch.add(_line(("tls", "dim"), (encryption.strip(), "")))
-    branch.add(_line(("time", "dim"), (when(record.get("time", 0)), "")))
-    if record.get("sender") is not None:
-        branch.add(_line(("sender", "dim"), (record["sender"], "")))
-    branch.add(_line(("pipeline", "dim"), (record.get("pipeline", ""), "")))
-    if record.get("size"):
-        branch.add(_line(("size", "dim"), (f"{record['size']} octets", "")))
-
-
-def _stages(root: Tree, record: dict[str, Any]) -> None:
-    findings, verdicts = record.get("findings", []), record.get("verdicts", [])
-    for stage in _STAGES:
-        here = [f for f in findings if f.get("stage") == stage]
-        said = [v for v in verdicts if v.get("stage") == stage]
-        if not here and not said:
-            continue
-        branch = root.add(_line((f"stage {stage}", "bold")))
-        for finding in here:
-            branch.add(_finding(finding))
-        for verdict in said:
-            branch.add(_verdict(verdict))
-    if any(note.get("truncated") for note in (*findings, *verdicts)):
-        root.add(text("the record was too long and is cut here", "yellow"))
-
-
-def _finding(finding: dict[str, Any]) -> Text:
-    name = f"{finding.get('plugin', '?')}: {finding.get('finding', '?')}"
-    recipient = f"for {finding['recipient']}" if finding.get("recipient") else ""
-    took = f"{finding['ms']:g} ms" if isinstance(finding.get("ms"), (int, float)) else ""
-    if finding.get("fault"):
-        return _line(
-            (name, ""), (recipient, "dim"), (finding["fault"], "red"), (finding.get("detail", ""), ""), (took, "dim")
-        )
-    if finding.get("pending"):
-        return _line((name, ""), (recipient, "dim"), ("not waited for", "yellow"))
-    took = "given" if finding.get("given") else took
-    return _line((name, ""), (recipient, "dim"), (_values(finding.get("value")), ""), (took, "dim"))
-
-
-def _values(value: Any) -> str:
-    if not isinstance(value, dict):
-        return json.dumps(value)
-    return " ".join(f"{key}={v if isinstance(v, str) and v else json.dumps(v)}" for key, v in value.items())
-
-
-def _verdict(verdict: dict[str, Any]) -> Text:
-    action = str(verdict.get("action", "?"))
-    policy, version = verdict.get("policy", "?"), verdict.get("version", "")
-    by = (
-        f"{verdict.get('plugin', '?')} says"
-        if policy == "on_error"
-        else f"{policy}{f' v{version}' if version else ''} says"
+def _row(record: dict[str, Any]) -> tuple[object, ...]:
+    named = recipients(record)
+    more = f" and {len(named) - 1} more" if len(named) > 1 else ""
+    to = (named[0] if named else "-") + more
+    who = ", ".join(dict.fromkeys(str(v.get("plugin", "?")) for v in spoken(record) if not v.get("shadow")))
+    return (
+        when(record.get("time", 0)),
+        record.get("id", "?"),
+        client(record),
+        record.get("sender") or "-",
+        to,
+        record.get("outcome", "?"),
+        record.get("reply", ""),
+        who or "-",
     )
-    recipient = f"for {verdict['recipient']}" if verdict.get("recipient") else ""
-    return _line(
-        (by, ""),
-        (action, _style(action)),
-        ("(shadow: not applied)" if verdict.get("shadow") else "", "magenta"),
-        ("(by on_error)" if policy == "on_error" else "", "yellow"),
-        (recipient, "dim"),
-        (verdict.get("reply", ""), ""),
-        (f"because {verdict['reason']}" if verdict.get("reason") else "", "dim"),
-    )
-
-
-def _recipients(root: Tree, record: dict[str, Any]) -> None:
-    recipients = record.get("recipients") or []
-    if recipients:
-        branch = root.add(_line(("recipients", "bold")))
-        for recipient in recipients:
-            reply = str(recipient.get("reply", ""))
-            branch.add(_line((recipient.get("address", "?"), ""), (reply, "green" if reply.startswith("2") else "red")))
-
-
-def _edits(root: Tree, record: dict[str, Any]) -> None:
-    edits = record.get("edits") or []
-    if edits:
-        branch = root.add(_line(("edits", "bold")))
-        for edit in edits:
-            nth = f"#{edit['nth']}" if edit.get("nth") else ""
-            size = f"{edit['size']} octets" if "size" in edit else ""
-            values = [edit.get(key, "") for key in ("value", "sender", "recipient", "next_hop")]
-            shown = [edit.get("edit", "?"), edit.get("name", ""), nth, size, *values]
-            branch.add(_line(*((part, "") for part in shown)))
-
-
-def _delivery(root: Tree, explained: dict[str, Any]) -> None:
-    if "attempts" not in explained:
-        return
-    if explained["attempts"]:
-        branch = root.add(_line(("delivery attempts", "bold")))
-        for attempt in explained["attempts"]:
-            outcome = str(attempt.get("outcome", "?"))
-            host = f"by {attempt['host']}" if attempt.get("host") else ""
-            branch.add(
-                _line(
-                    (when(attempt.get("time", 0)), "dim"),
-                    (attempt.get("recipient", "?"), ""),
-                    (outcome, _style(outcome)),
-                    (host, ""),
-                    (attempt.get("reply", ""), ""),
-                    (f"{attempt.get('seconds', 0):g} s", "dim"),
-                )
-            )
-    stored = explained["stored"]
-    if stored is None:
-        root.add(_line(("now", "bold"), ("no longer in the spool", "")))
-        return
-    branch = root.add(_line(("now", "bold"), (stored["state"], _style(stored["state"])), (stored["reason"], "")))
-    for slot in stored["recipients"]:
-        due = f"due {when(slot['due'])}" if slot["status"] in ("pending", "deferred") else ""
-        branch.add(
-            _line((slot["address"], ""), (slot["status"], _style(slot["status"])), (due, ""), (slot["last"], ""))
-        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import os
 from collections.abc import Awaitable, Callable
 from typing import IO, Any, Final, TypeVar
@@ -10,6 +11,8 @@ from typing import IO, Any, Final, TypeVar
 import click
 
 from gateway.config import Config, ConfigError, load
+from gateway.ops.search import Network
+from gateway.sdk.options import parse_duration
 from gateway.spool.spool import Spool, SpoolError
 
 DEFAULT_FILES: Final = ("./gatepost.yaml", "/etc/gatepost/gatepost.yaml")
@@ -46,6 +49,34 @@ def config_option(command: Callable[..., Any]) -> Callable[..., Any]:
 def json_option(command: Callable[..., Any]) -> Callable[..., Any]:
     """The option ``--json``."""
     return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(command)
+
+
+class _Ago(click.ParamType[float]):
+    """A duration such as ``2h``, as seconds."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        try:
+            return parse_duration(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+class _NetworkParameter(click.ParamType[Network]):
+    """An address, or a network in CIDR notation."""
+
+    name = "network"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Network:
+        try:
+            return ipaddress.ip_network(value, strict=False)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+AGO: Final = _Ago()
+NETWORK: Final = _NetworkParameter()
 
 
 def find_config(config_file: str | None) -> str:

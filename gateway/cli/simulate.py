@@ -16,8 +16,8 @@ import click
 import yaml
 
 from gateway.cli import output
-from gateway.cli.explain import tree
 from gateway.cli.options import Failure, config_option, json_option, read_config
+from gateway.cli.tree import tree
 from gateway.config import Config, ConfigError
 from gateway.mail.address import AddressError, parse_forward_path, parse_reverse_path
 from gateway.mail.envelope import Recipient

@@ -83,6 +83,11 @@ def new_session_id() -> str:
 SESSION_ID_LENGTH: Final = 13
 
 
+def ids_from(seconds: float) -> str:
+    """What ids of sessions and transactions from this moment on sort behind; `seconds` since 1970."""
+    return base32(max(0, int(seconds * 1000)), 9)
+
+
 def transaction_id(session_id: str, number: int) -> str:
     """Id of the session's `number`-th transaction, which becomes the queue id when the message is accepted."""
     return session_id + (base32(number, 1) if number < 32 else base32(number, 4))

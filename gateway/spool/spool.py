@@ -256,6 +256,14 @@ class Spool(Inlet, Protocol):
     async def explain(self, id: str) -> Sequence[Explained]:
         """By queue id or transaction id (one), or by session id (all of its transactions)."""
 
+    async def records(
+        self, *, after: str = "", before: str = "", limit: int = 1000, newest: bool = False
+    ) -> Sequence[dict[str, Any]]:
+        """Decision records with ids between these, at most `limit`: the first ones, rising, or the last ones, falling.
+
+        Ids rise with time: `gateway.mail.session.ids_from` makes a bound of a moment.
+        """
+
     async def close(self) -> None:
         """Finish what was begun and close the files."""
 

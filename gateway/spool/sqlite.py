@@ -329,6 +329,16 @@ class SqliteSpool:
             for key, record, attempts, row in sorted(found, key=lambda row: row[0])
         ]
 
+    async def records(
+        self, *, after: str = "", before: str = "", limit: int = 1000, newest: bool = False
+    ) -> Sequence[dict[str, Any]]:
+        order = "DESC" if newest else "ASC"
+        query = f"SELECT id, body FROM record WHERE id > ? AND id < ? ORDER BY id {order} LIMIT ?"
+        bounds = (after, before or "\uffff", limit)
+        rows = await self._read(lambda db: db.execute(query, bounds).fetchall())
+        found = sorted(rows, key=lambda row: row[0], reverse=newest)[:limit]
+        return [next(iter(schema.read_notes([body])), {"id": id}) for id, body in found]
+
     async def close(self) -> None:
         for shard in self._shards:
             await shard.close()

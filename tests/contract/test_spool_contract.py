@@ -608,3 +608,17 @@ def test_an_edited_draft_whose_commit_fails_is_gone_with_the_original(on_spool):
             assert [m.id for m in await spool.list()] == [taken]
 
     on_spool(check)
+
+
+def test_records_come_in_pages_in_either_order(on_spool):
+    async def check(place: Place) -> None:
+        spool = await place.open()
+        ids = [await put(spool) for _ in range(5)]
+        spool = await place.open()
+        assert [r["id"] for r in await spool.records()] == ids
+        assert [r["id"] for r in await spool.records(limit=2)] == ids[:2]
+        assert [r["id"] for r in await spool.records(after=ids[1], before=ids[4])] == ids[2:4]
+        assert [r["id"] for r in await spool.records(limit=2, newest=True)] == [ids[4], ids[3]]
+        assert [r["id"] for r in await spool.records(before=ids[3], limit=2, newest=True)] == [ids[2], ids[1]]
+
+    on_spool(check)
