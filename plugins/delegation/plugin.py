@@ -36,9 +36,9 @@ from gateway.sdk import (
     quarantine,
     reject,
 )
-from plugins.delegation.actions import Word, parse_action
+from plugins.delegation.actions import ActionError, Word, parse_action
 from plugins.delegation.attributes import PostfixVersion, Question, attributes
-from plugins.delegation.codec import encode
+from plugins.delegation.codec import CodecError, encode
 from plugins.delegation.service import Bounds, Service
 
 _SECONDS: Final = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -84,6 +84,10 @@ class DelegationOptions(PluginOptions):
         if value:
             parse_action(value, "")
         return value
+
+
+class PolicyServerError(OSError):
+    """The server is there and does not answer as it must."""
 
 
 class DelegationPolicy(Policy):
@@ -227,6 +231,9 @@ class DelegationPlugin(Plugin):
         counted = "failed"
         try:
             found = parse_action(await service.ask(session.id, request), service.name)
+        except (CodecError, ActionError) as error:
+            raise PolicyServerError(f"{service.name}: {error}") from error
+        else:
             counted = f"{found.code // 100}xx" if found.code else found.action.lower()
         finally:
             REQUESTS.labels(service.name, counted).inc()

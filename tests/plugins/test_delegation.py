@@ -40,6 +40,7 @@ from plugins.delegation import DelegationOptions, DelegationPlugin
 from plugins.delegation.actions import ActionError, parse_action
 from plugins.delegation.attributes import PostfixVersion, Question, attributes
 from plugins.delegation.codec import VALUE_OCTETS, CodecError, ReplyReader, State, encode
+from plugins.delegation.plugin import PolicyServerError
 from plugins.delegation.service import Bounds, Service
 from tests.support.policy_server import PolicyServer, Request, Trouble
 
@@ -645,5 +646,5 @@ def test_a_server_that_is_not_there_is_an_error_at_once(server):
 
 def test_an_action_that_nobody_knows_fails(server):
     server.always(Trouble.UNKNOWN)
-    with pytest.raises(ActionError, match="MAYBE"):
+    with pytest.raises(PolicyServerError, match="'MAYBE' is no action"):
         Bench().find(DelegationPlugin, {"connect": server.address})
