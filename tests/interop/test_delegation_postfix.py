@@ -189,6 +189,20 @@ def test_a_session_is_asked_about_over_one_connection(rig):
         assert len({request.connection for request in requests}) == 1
 
 
+def test_a_session_leaves_its_connection_to_the_next_ones(rig):
+    seen: list[int] = []
+
+    def known() -> bool:
+        rig.server.take()
+        dialogue(rig.gate.port)
+        seen.append(rig.server.take()[0].connection)
+        return seen[-1] in seen[:-1]
+
+    # Gatepost lets go of it a moment after the session's end.
+    wait_until(known, "a session has the connection of another one")
+    assert len(seen) < 20
+
+
 # What its answers do
 
 
