@@ -45,7 +45,12 @@ RECORD: dict[str, Any] = {
             "shadow": False,
         },
     ],
-    "edits": [{"edit": "AddHeader", "name": "X-Seen", "index": 0, "value": "yes"}],
+    "edits": [
+        {"edit": "AddHeader", "name": "X-Seen", "index": 0, "value": "yes"},
+        {"edit": "ReplaceBody", "size": 4096},
+        {"edit": "AddRecipient", "recipient": "archive@example.net"},
+        {"edit": "Reroute", "next_hop": "smtp:filter.example:10025"},
+    ],
     "outcome": "accepted",
     "reply": "250 2.0.0 queued",
 }
@@ -206,6 +211,9 @@ def test_explain_tells_the_whole_story_of_a_message(bench: Bench) -> None:
         "slow: Slow not waited for",
         "ben@example.org 250 2.1.5 ok",
         "AddHeader X-Seen yes",
+        "ReplaceBody 4096 octets",
+        "AddRecipient archive@example.net",
+        "Reroute smtp:filter.example:10025",
         "2023-11-14 22:13:25Z ben@example.org deferred by store.example 451 later 0.25 s",
         "now queued",
     ):

@@ -162,9 +162,10 @@ def _edits(root: Tree, record: dict[str, Any]) -> None:
         branch = root.add(_line(("edits", "bold")))
         for edit in edits:
             nth = f"#{edit['nth']}" if edit.get("nth") else ""
-            branch.add(
-                _line((edit.get("edit", "?"), ""), (edit.get("name", ""), ""), (nth, ""), (edit.get("value", ""), ""))
-            )
+            size = f"{edit['size']} octets" if "size" in edit else ""
+            values = [edit.get(key, "") for key in ("value", "sender", "recipient", "next_hop")]
+            shown = [edit.get("edit", "?"), edit.get("name", ""), nth, size, *values]
+            branch.add(_line(*((part, "") for part in shown)))
 
 
 def _delivery(root: Tree, explained: dict[str, Any]) -> None:

@@ -92,6 +92,7 @@ def stored_json(stored: StoredView) -> dict[str, Any]:
         "smtputf8": parameters.smtputf8,
         "ret": parameters.ret.value if parameters.ret else None,
         "envid": parameters.envid,
+        "next_hop": stored.envelope.next_hop,
         "owed": stored.owed,
         "trusted": stored.trusted,
         "warned": stored.warned,
