@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -126,10 +126,10 @@ class PolicyServer:
             with self._lock:
                 self._open.discard(sock)
 
-    def _talk(self, sock: socket.socket, lines: object, number: int, ended: threading.Event) -> None:
+    def _talk(self, sock: socket.socket, lines: Iterable[bytes], number: int, ended: threading.Event) -> None:
         answered = 0
         attributes: list[tuple[str, str]] = []
-        for line in lines:  # type: ignore[attr-defined]
+        for line in lines:
             text = line.decode().removesuffix("\n")
             if text:
                 name, _, value = text.partition("=")
