@@ -30,7 +30,7 @@ from gateway.smtp.domains import Domain, Domains
 from gateway.smtp.intake import Desk
 from gateway.smtp.listener import tls_context
 from gateway.smtp.options import Limits, ListenerOptions, Networks, SmtpOptions, Split, SplitRefused, Timeouts, TlsMode
-from gateway.spool.spool import Spool
+from gateway.spool.spool import Inlet
 from gateway.transport.factory import Transports
 from gateway.transport.hosts import Unreachable, addresses
 from gateway.transport.options import SmtpOptions as DeliveryOptions
@@ -83,7 +83,7 @@ class Parts:
         await self.transports.close()
         await self.resolver.close()
 
-    def desk(self, spool: Spool, clock: Clock, ring: Callable[[], None]) -> Desk:
+    def desk(self, spool: Inlet, clock: Clock, ring: Callable[[], None]) -> Desk:
         """What the front door's sessions work with."""
         return Desk(self.smtp, self.domains, self.pipelines, spool, clock, ring)
 

@@ -8,6 +8,7 @@ from gateway.cli.explain import explain
 from gateway.cli.gateway import check, pipeline, run
 from gateway.cli.plugin import plugin
 from gateway.cli.queue import queue
+from gateway.cli.simulate import simulate
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -16,5 +17,5 @@ def main() -> None:
     """Gatepost, a mail filtering gateway."""
 
 
-for _command in (run, check, pipeline, queue, explain, plugin):
+for _command in (run, check, pipeline, queue, explain, simulate, plugin):
     main.add_command(_command)

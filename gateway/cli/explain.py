@@ -51,7 +51,7 @@ def explain(id: str, config_file: str | None, as_json: bool) -> None:
 
 
 def tree(explained: dict[str, Any]) -> Tree:
-    """One transaction as a tree, from the JSON that ``--json`` prints."""
+    """One transaction as a tree, from the JSON that ``--json`` prints; without attempts it was only simulated."""
     record = explained["record"]
     outcome = record.get("outcome", "?")
     root = Tree(_line((record.get("id", "?"), "bold"), (outcome, _style(outcome)), (record.get("reply", ""), "")))
@@ -118,6 +118,7 @@ def _finding(finding: dict[str, Any]) -> Text:
         )
     if finding.get("pending"):
         return _line((name, ""), (recipient, "dim"), ("not waited for", "yellow"))
+    took = "given" if finding.get("given") else took
     return _line((name, ""), (recipient, "dim"), (_values(finding.get("value")), ""), (took, "dim"))
 
 
@@ -169,6 +170,8 @@ def _edits(root: Tree, record: dict[str, Any]) -> None:
 
 
 def _delivery(root: Tree, explained: dict[str, Any]) -> None:
+    if "attempts" not in explained:
+        return
     if explained["attempts"]:
         branch = root.add(_line(("delivery attempts", "bold")))
         for attempt in explained["attempts"]:

@@ -9,11 +9,11 @@ keeps the list. Header fields are numbered from the top, and each edit sees the 
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, TypeGuard
 
-from gateway.mail.address import NULL_SENDER, Address, Sender
+from gateway.mail.address import NULL_SENDER, Address, Sender, parse_mailbox
 from gateway.mail.envelope import Envelope, Recipient, Ret
 from gateway.mail.message import Content, HeaderField
 
@@ -194,6 +194,8 @@ def edit_json(edit: Edit) -> dict[str, Any]:
             for field in ("nth", "index", "value"):
                 if hasattr(edit, field):
                     out[field] = getattr(edit, field)
+            if getattr(edit, "lead", " ") != " ":
+                out["lead"] = getattr(edit, "lead", " ")
         case ReplaceBody():
             out["size"] = edit.body.size
         case ChangeSender():
@@ -205,6 +207,31 @@ def edit_json(edit: Edit) -> dict[str, Any]:
         case Reroute():
             out["next_hop"] = edit.next_hop
     return out
+
+
+def edit_from_json(data: Mapping[str, Any]) -> Edit:
+    """The edit that `edit_json` described. Raises ValueError for one that cannot be told from that, as a body."""
+    try:
+        kind, rest = data["edit"], {key: value for key, value in data.items() if key != "edit"}
+        match kind:
+            case "AddHeader":
+                return AddHeader(**rest)
+            case "ChangeHeader":
+                return ChangeHeader(**rest)
+            case "DeleteHeader":
+                return DeleteHeader(**rest)
+            case "ChangeSender":
+                sender = rest["sender"]
+                return ChangeSender(NULL_SENDER if sender == "<>" else parse_mailbox(sender, utf8=True))
+            case "AddRecipient":
+                return AddRecipient(Recipient(parse_mailbox(rest["recipient"], utf8=True)))
+            case "DeleteRecipient":
+                return DeleteRecipient(parse_mailbox(rest["recipient"], utf8=True))
+            case "Reroute":
+                return Reroute(str(rest["next_hop"]))
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"an edit that lacks something, or has too much: {error}") from error
+    raise ValueError(f"{kind} cannot be read back from a record")
 
 
 def check_field(name: str, value: str, lead: str = " ") -> None:

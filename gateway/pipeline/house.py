@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from gateway.ops import log
@@ -14,6 +14,7 @@ from gateway.ops.metrics import FINDINGS, PLUGIN_SECONDS
 from gateway.pipeline.breaker import Breaker
 from gateway.pipeline.plan import Entry, Node
 from gateway.sdk.ending import Ending
+from gateway.sdk.findings import Finding
 from gateway.sdk.services import Clock
 from gateway.services.tasks import Tasks
 
@@ -62,12 +63,15 @@ class House:
         "_telling",
         "breakers",
         "clock",
+        "fixed",
         "tasks",
         "worker_slots",
     )
 
     def __init__(self, entries: Sequence[Entry], clock: Clock, worker_slots: asyncio.Semaphore | None) -> None:
         self.tasks = Tasks()
+        self.fixed: Mapping[type[Finding], Finding] = {}
+        """What is taken as found, so that nobody looks for it: for simulations."""
         self.clock = clock
         self.breakers = tuple(Breaker(entry.name, clock) for entry in entries)
         self.worker_slots = worker_slots or asyncio.Semaphore(WORKER_LOOKUPS)

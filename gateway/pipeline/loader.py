@@ -21,6 +21,7 @@ from gateway.pipeline.catalog import Catalog, Listed, describe
 from gateway.pipeline.house import House
 from gateway.pipeline.plan import Entry, OnError, Path, PipelineError, Plan, Row, StageDeadlines, make
 from gateway.pipeline.runner import Meters, PipelineSession
+from gateway.sdk.findings import Finding
 from gateway.sdk.options import OptionsModel, parse_duration
 from gateway.sdk.plugin import Plugin
 from gateway.sdk.policy import Policy
@@ -81,6 +82,16 @@ class Pipeline:
                     await entry.plugin.close()
             except Exception as error:  # noqa: BLE001 - one plugin's trouble must not keep the others open
                 _log.error("plugin.close_failed", plugin=entry.name, exc_info=error)
+
+    @property
+    def findings(self) -> dict[str, type[Finding]]:
+        """The kinds of findings that its plugins give, by name."""
+        finders = (finder for entry in self.entries if entry.plugin for finder in entry.plugin.finders)
+        return {finder.finding.__name__: finder.finding for finder in finders}
+
+    def fix(self, findings: Mapping[type[Finding], Finding]) -> None:
+        """Take these as found, in all sessions from now on: their plugins are not asked. For simulations."""
+        self._house.fixed = dict(findings)
 
     def open(self) -> PipelineSession:
         """Begin a session."""

@@ -125,11 +125,12 @@ class Moment:
 
     def begin(self, node: Node) -> Lookup:
         """Begin the node's look-up, and before it those it needs."""
-        for source in node.sources:
+        given = self.house.fixed.get(node.finder.finding)
+        for source in node.sources if given is None else ():
             if isinstance(source, Node):
                 self.lookup(source)
         memo = self.memos[node.scope]
-        lookup = memo.lookups[node.index] = Lookup(node, self)
+        lookup = memo.lookups[node.index] = Lookup(node, self, given)
         memo.trace.finding(lookup.note)
         return lookup
 
@@ -163,11 +164,12 @@ class Lookup:
         "value",
     )
 
-    def __init__(self, node: Node, moment: Moment) -> None:
+    def __init__(self, node: Node, moment: Moment, given: Finding | None = None) -> None:
+        """With `given` there is nothing to look up."""
         self.node = node
-        self.value: Finding | None = None
+        self.value = given
         self.fault: Fault | None = None
-        self.settled = False
+        self.settled = given is not None
         self.note: dict[str, Any] = {
             "stage": node.stage.value,
             "plugin": node.entry.name,
@@ -182,7 +184,10 @@ class Lookup:
         self._holds_slot = False
         self._timer: asyncio.TimerHandle | None = None
         self._waiters: list[asyncio.Future[None]] = []
-        self._task = moment.house.tasks.start(self._run(), name=node.label)
+        if given is None:
+            self._task = moment.house.tasks.start(self._run(), name=node.label)
+        else:
+            self.note.update(value=given.to_json(), given=True, ms=0.0)
 
     async def wait(self, seconds: float | None = None) -> bool:
         """Wait until it is settled, at most so long; says whether it is. Does not end it."""

@@ -14,7 +14,8 @@ A record is a JSON object with these keys:
 ``recipients``  one object per RCPT: ``address`` and the ``reply`` it got
 ``size``        octets of content, 0 when none came
 ``findings``    ``stage``, ``plugin``, ``finding``, ``ms`` and ``value``; or ``fault`` and ``detail``; or ``pending``
-                true when it was not waited for, or ``missing`` true when an action that it needs had no turn;
+                true when it was not waited for, or ``missing`` true when an action that it needs had no turn, or
+                ``given`` true beside the value in a simulation that was told what to find;
                 ``recipient`` where it was found for one
 ``verdicts``    ``stage``, ``plugin``, ``policy``, ``version``, ``action``, ``shadow``; where there are: ``reply``,
                 ``reason``, ``edits``, ``recipient``. ``policy`` is ``on_error`` where a fault decided

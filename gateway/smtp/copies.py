@@ -29,7 +29,7 @@ from gateway.smtp.data import ChunkDecoder
 from gateway.smtp.group import Group
 from gateway.smtp.judges import REFUSALS
 from gateway.smtp.options import SmtpOptions, SplitRefused
-from gateway.spool.spool import Draft, NewMessage, Spool, SpoolError, State
+from gateway.spool.spool import Draft, Inlet, NewMessage, SpoolError, State
 from gateway.transport.routing import parse_next_hop
 
 _STATES: Final = {Outcome.ACCEPTED: State.QUEUED, Outcome.QUARANTINED: State.QUARANTINE}
@@ -137,7 +137,7 @@ def make(
     )
 
 
-async def with_bodies(copies: Sequence[tuple[Copy, NewMessage]], spool: Spool) -> list[NewMessage]:
+async def with_bodies(copies: Sequence[tuple[Copy, NewMessage]], spool: Inlet) -> list[NewMessage]:
     """The messages, with drafts of their own where edits replaced the body.
 
     Raises `SpoolError`; nothing is left behind then.

@@ -32,7 +32,7 @@ from gateway.smtp.group import Group
 from gateway.smtp.judges import REFUSALS, Judges
 from gateway.smtp.ledger import Ledger, outcome_of, told
 from gateway.smtp.options import SmtpOptions, Split
-from gateway.spool.spool import Draft, NewMessage, Spool, SpoolError, SpoolFull, State
+from gateway.spool.spool import Draft, Inlet, NewMessage, SpoolError, SpoolFull, State
 
 _log = log.get()
 
@@ -44,7 +44,7 @@ class Desk:
     options: SmtpOptions
     domains: Domains
     pipelines: Mapping[str, Pipeline]
-    spool: Spool
+    spool: Inlet
     clock: Clock
     ring: Callable[[], None]
 

@@ -21,7 +21,7 @@ from gateway.sdk.stage import Stage, Transaction
 from gateway.smtp.copies import Copy
 from gateway.smtp.group import Group
 from gateway.smtp.judges import Judges
-from gateway.spool.spool import Spool
+from gateway.spool.spool import Inlet
 
 _log = log.get()
 
@@ -34,7 +34,7 @@ def outcome_of(refusal: Reply) -> Outcome:
 class Ledger:
     """Writes down how a session, its recipients and its messages end."""
 
-    def __init__(self, spool: Spool, clock: Clock) -> None:
+    def __init__(self, spool: Inlet, clock: Clock) -> None:
         self._spool = spool
         self._clock = clock
 

@@ -198,8 +198,8 @@ class Draft(Protocol):
         """Forget it; after `commit` this does nothing."""
 
 
-class Spool(Protocol):
-    """Where accepted mail lives. One instance per worker."""
+class Inlet(Protocol):
+    """What the front door needs of a spool."""
 
     def check_room(self, size: int) -> None:
         """Raise `SpoolFull` when `size` more octets would leave less than `min_free`. Cheap enough for every MAIL."""
@@ -216,6 +216,10 @@ class Spool(Protocol):
 
     def note(self, record: dict[str, Any]) -> None:
         """Keep a decision record (keys `id` and `time`); written soon, not waited for. Same id replaces."""
+
+
+class Spool(Inlet, Protocol):
+    """Where accepted mail lives. One instance per worker."""
 
     async def claim(self, now: float, limit: int) -> Sequence[Claimed]:
         """At most `limit` queued messages with a recipient due by `now`, each handed out once until settled."""

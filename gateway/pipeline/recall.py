@@ -1,0 +1,58 @@
+"""Findings from their JSON: as the decision record keeps them, or as somebody writes them by hand.
+
+*Fails by*: `RecallError` for what is no such finding, or was cut when it was recorded.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from gateway.mail.edit import Edit, edit_from_json
+from gateway.sdk.findings import Finding
+
+
+class RecallError(ValueError):
+    """The JSON does not make the finding. ``str(error)`` says why."""
+
+
+def recall(kind: type[Finding], value: Mapping[str, Any]) -> Finding:
+    """The finding of this kind that `value` describes; fields that are left out have their defaults.
+
+    Raises `RecallError`.
+    """
+    readers = _readers(kind)
+    try:
+        return kind(**{name: readers[name](given) for name, given in value.items()})
+    except KeyError as error:
+        raise RecallError(f"{kind.__name__} has no field {error}") from error
+    except ValidationError as error:
+        problem = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        where = ".".join(map(str, problem["loc"]))
+        raise RecallError(f"{kind.__name__}: {where + ': ' if where else ''}{problem['msg']}") from error
+    except (ValueError, TypeError) as error:
+        raise RecallError(f"{kind.__name__}: {error}") from error
+
+
+_Readers = Mapping[str, Callable[[Any], Any]]
+_made: dict[type[Finding], _Readers] = {}
+
+
+def _readers(kind: type[Finding]) -> _Readers:
+    """How each field is read: by its type, but edits from their description."""
+    if kind not in _made:
+        hints = typing.get_type_hints(kind)
+        _made[kind] = {field.name: _reader(hints[field.name]) for field in dataclasses.fields(kind)}
+    return _made[kind]
+
+
+def _reader(hint: Any) -> Callable[[Any], Any]:
+    return _edits if hint == tuple[Edit, ...] else TypeAdapter(hint).validate_python
+
+
+def _edits(given: Any) -> tuple[Edit, ...]:
+    return tuple(edit_from_json(one) for one in given)

@@ -1,0 +1,99 @@
+"""Findings read back from their JSON."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from gateway.pipeline.recall import RecallError, recall
+from gateway.sdk import (
+    NULL_SENDER,
+    AddHeader,
+    AddRecipient,
+    Address,
+    BodyContent,
+    ChangeHeader,
+    ChangeSender,
+    DeleteHeader,
+    DeleteRecipient,
+    Dnsbl,
+    Finding,
+    ListHit,
+    MilterAction,
+    MilterReply,
+    Recipient,
+    ReplaceBody,
+    Reroute,
+    Spf,
+    SpfResult,
+)
+
+BEN = Address("ben", "example.org")
+
+
+@pytest.mark.parametrize(
+    "finding",
+    [
+        Dnsbl(3.0, (ListHit("a", ("127.0.0.2",), 2.0),), ("b",), ("spam",), "2026-01-01"),
+        Spf(SpfResult.PASS, "sender.test", SpfResult.NONE, "client.test"),
+        MilterReply(
+            MilterAction.CONTINUE,
+            "m",
+            edits=(
+                AddHeader("A", "b", index=3, lead=""),
+                ChangeHeader("A", 1, "c", lead="\t"),
+                DeleteHeader("A", 2),
+                ChangeSender(NULL_SENDER),
+                ChangeSender(BEN),
+                AddRecipient(Recipient(BEN)),
+                DeleteRecipient(BEN),
+                Reroute("lmtp:127.0.0.1:24"),
+            ),
+        ),
+    ],
+)
+def test_what_is_recorded_whole_is_read_back_as_it_was(finding: Finding) -> None:
+    assert recall(type(finding), finding.to_json()) == finding
+
+
+def test_fields_that_are_left_out_have_their_defaults() -> None:
+    assert recall(Dnsbl, {"score": 1}) == Dnsbl(1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Own(Finding):
+    """A finding of somebody's plugin."""
+
+    words: frozenset[str]
+    place: tuple[int, str] | None = None
+
+
+def test_findings_of_any_plugin_are_read_back() -> None:
+    own = Own(frozenset({"a", "b"}), (1, "x"))
+    assert recall(Own, own.to_json()) == own
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [
+        (Dnsbl, {}),
+        (Dnsbl, {"score": "high"}),
+        (Dnsbl, {"score": 1, "hits": "…"}),
+        (Dnsbl, {"score": 1, "colour": "red"}),
+        (Spf, {"result": "maybe", "domain": "", "helo": "none", "helo_domain": ""}),
+        (MilterReply, {"action": "continue", "milter": "m", "edits": [{"edit": "Explode"}]}),
+        (MilterReply, {"action": "continue", "milter": "m", "edits": [{"edit": "AddHeader", "name": "X"}]}),
+        (MilterReply, {"action": "continue", "milter": "m", "edits": [{"name": "X"}]}),
+    ],
+)
+def test_what_is_no_such_finding_is_refused(kind: type[Finding], value: dict[str, Any]) -> None:
+    with pytest.raises(RecallError, match=r"\w"):
+        recall(kind, value)
+
+
+def test_a_body_is_in_no_record() -> None:
+    edited = MilterReply(MilterAction.CONTINUE, "m", edits=(ReplaceBody(BodyContent(b"x")),))
+    with pytest.raises(RecallError, match="ReplaceBody"):
+        recall(MilterReply, edited.to_json())
