@@ -104,6 +104,13 @@ class DeleteRecipient:
 
 
 @dataclass(frozen=True, slots=True)
+class Redirect:
+    """Deliver to this recipient and to none of those there are so far."""
+
+    recipient: Recipient
+
+
+@dataclass(frozen=True, slots=True)
 class Reroute:
     """Deliver to this next hop (as `domains.X.next_hop` is written) and not where the routes lead."""
 
@@ -111,11 +118,11 @@ class Reroute:
 
 
 HeaderEdit = AddHeader | ChangeHeader | DeleteHeader
-EnvelopeEdit = ChangeSender | AddRecipient | DeleteRecipient | Reroute
+EnvelopeEdit = ChangeSender | AddRecipient | DeleteRecipient | Redirect | Reroute
 Edit = HeaderEdit | ReplaceBody | EnvelopeEdit
 
 HEADER_EDITS: Final = (AddHeader, ChangeHeader, DeleteHeader)
-EDITS: Final = (*HEADER_EDITS, ReplaceBody, ChangeSender, AddRecipient, DeleteRecipient, Reroute)
+EDITS: Final = (*HEADER_EDITS, ReplaceBody, ChangeSender, AddRecipient, DeleteRecipient, Redirect, Reroute)
 
 
 def is_header_edit(edit: Edit) -> TypeGuard[HeaderEdit]:
@@ -193,7 +200,7 @@ def edit_json(edit: Edit) -> dict[str, Any]:
             out["size"] = edit.body.size
         case ChangeSender():
             out["sender"] = "<>" if edit.sender is NULL_SENDER else str(edit.sender)
-        case AddRecipient():
+        case AddRecipient() | Redirect():
             out["recipient"] = str(edit.recipient.address)
         case DeleteRecipient():
             out["recipient"] = str(edit.address)
@@ -311,6 +318,8 @@ def edit_envelope(envelope: Envelope, edits: Sequence[Edit]) -> Envelope:
             case DeleteRecipient(address):
                 left = tuple(r for r in envelope.recipients if r.address.key != address.key)
                 envelope = replace(envelope, recipients=left)
+            case Redirect(recipient):
+                envelope = replace(envelope, recipients=(recipient,))
             case Reroute():
                 envelope = replace(envelope, next_hop=edit.next_hop)
     return envelope

@@ -252,9 +252,9 @@ class Lookup:
                 self._settle(quiet=True)
                 raise
             self._fail(FaultKind.ERROR, "it was cancelled from within")
-        except StateError as error:
-            # Trouble of the store and no bug of the plugin's: where it was raised tells nothing.
-            self._fail(FaultKind.ERROR, f"StateError: {error}")
+        except (StateError, OSError) as error:
+            # Trouble of somebody outside and no bug of the plugin's: where it was raised tells nothing.
+            self._fail(FaultKind.ERROR, f"{type(error).__name__}: {error}")
         except Exception as error:  # noqa: BLE001 - whatever a plugin raises is a fault of its entry, and logged
             self._fail(FaultKind.ERROR, f"{type(error).__name__}: {error}", error)
 

@@ -3,7 +3,7 @@
 See docs/plugins.md for the guide. Names listed here keep their meaning between minor versions.
 """
 
-from gateway.mail.address import NULL_SENDER, Address, Sender
+from gateway.mail.address import NULL_SENDER, Address, Sender, parse_mailbox
 from gateway.mail.edit import (
     END,
     AddHeader,
@@ -15,6 +15,7 @@ from gateway.mail.edit import (
     DeleteRecipient,
     Edit,
     EditedContent,
+    Redirect,
     ReplaceBody,
     Reroute,
     apply_edits,
@@ -38,7 +39,7 @@ from gateway.sdk.authentication import (
 )
 from gateway.sdk.contents import SpamScore, VirusScan
 from gateway.sdk.ending import Ending, Outcome
-from gateway.sdk.endpoint import Endpoint, EndpointOption, dial, find_addresses
+from gateway.sdk.endpoint import Endpoint, EndpointOption, dial, find_addresses, parse_endpoint
 from gateway.sdk.files import FileContent, WatchedFile, read_file
 from gateway.sdk.findings import (
     Access,
@@ -173,6 +174,7 @@ __all__ = [
     "RecipientRule",
     "RecipientState",
     "RecipientStatus",
+    "Redirect",
     "ReplaceBody",
     "Reply",
     "Reroute",
@@ -212,6 +214,8 @@ __all__ = [
     "find_addresses",
     "finds",
     "get_logger",
+    "parse_endpoint",
+    "parse_mailbox",
     "progress",
     "quarantine",
     "read_file",

@@ -15,6 +15,7 @@ from gateway.mail.edit import (
     ChangeSender,
     DeleteRecipient,
     EditedContent,
+    Redirect,
     ReplaceBody,
     Reroute,
     edit_envelope,
@@ -81,6 +82,13 @@ def test_edits_change_sender_recipients_and_next_hop() -> None:
     assert edit_envelope(ENVELOPE, [ChangeSender(NULL_SENDER)]).sender is NULL_SENDER
 
 
+def test_a_redirected_message_has_one_recipient_and_those_who_are_added_later() -> None:
+    first, second, copy = (Recipient(Address(name, "example.net")) for name in ("first", "second", "copy"))
+    assert edit_envelope(ENVELOPE, [Redirect(first), Redirect(second)]).recipients == (second,)
+    assert edit_envelope(ENVELOPE, [AddRecipient(copy), Redirect(first)]).recipients == (first,)
+    assert edit_envelope(ENVELOPE, [Redirect(first), AddRecipient(copy)]).recipients == (first, copy)
+
+
 def test_a_recipient_that_is_there_already_is_not_added_again() -> None:
     again = Recipient(Address("Ben", "EXAMPLE.org"))
     assert edit_envelope(ENVELOPE, [AddRecipient(again)]) == ENVELOPE
@@ -94,6 +102,7 @@ def test_the_record_has_every_edit_and_no_body() -> None:
             ChangeSender(NULL_SENDER),
             AddRecipient(Recipient(BEN)),
             DeleteRecipient(BEN),
+            Redirect(Recipient(BEN)),
             Reroute("discard"),
         )
     ] == [
@@ -101,5 +110,6 @@ def test_the_record_has_every_edit_and_no_body() -> None:
         {"edit": "ChangeSender", "sender": "<>"},
         {"edit": "AddRecipient", "recipient": "ben@example.org"},
         {"edit": "DeleteRecipient", "recipient": "ben@example.org"},
+        {"edit": "Redirect", "recipient": "ben@example.org"},
         {"edit": "Reroute", "next_hop": "discard"},
     ]

@@ -432,7 +432,9 @@ def test_raise_timeout_and_garbage_take_the_road_of_on_error(
     run(scenario())
 
 
-@pytest.mark.parametrize(("error", "shown"), [(StateError("locked"), False), (OSError("bug"), True)])
+@pytest.mark.parametrize(
+    ("error", "shown"), [(StateError("locked"), False), (ConnectionError("gone"), False), (ValueError("bug"), True)]
+)
 def test_only_what_may_be_a_bug_is_logged_with_where_it_was_raised(error: Exception, shown: bool) -> None:
     thing = plugin("p", finder(MAIL, A, [Transaction], Counter(error)), policy=rejecting("p", MAIL, A))
 

@@ -141,6 +141,13 @@ class Postfix:
         return int((self.home / "queue/pid/master.pid").read_text())
 
     @property
+    def version(self) -> tuple[int, int]:
+        """Its version, without the number of the patch."""
+        argv = [binary("postconf"), "-c", str(self.etc), "-h", "mail_version"]
+        major, minor = subprocess.check_output(argv, text=True, timeout=60).split(".")[:2]
+        return int(major), int(minor)
+
+    @property
     def log(self) -> str:
         path = self.home / "maillog"
         return path.read_text(errors="replace") if path.exists() else ""

@@ -21,7 +21,7 @@ class Postgrey:
         clients, recipients = self.home / "clients", self.home / "recipients"
         clients.write_text("")
         recipients.write_text("postmaster@\nabuse@\n")
-        argv = [
+        self._argv = [
             binary("postgrey"),
             f"--inet=127.0.0.1:{self.port}",
             f"--dbdir={database}",
@@ -32,11 +32,19 @@ class Postgrey:
         ]
         if os.getuid() == 0:
             shutil.chown(database, "postgrey", "postgrey")
-        # Perl must not look for modules where nobody may look.
-        self._process = Process(argv, self.home / "log", cwd=Path("/"))
-        self._process.wait_ready(lambda: listens(self.port))
+        self.start()
         self._socket = socket.create_connection(("127.0.0.1", self.port), timeout=30)
         self._replies = self._socket.makefile("r", encoding="utf-8", newline="\n")
+
+    def start(self) -> None:
+        """Start it (again), with the database that is there."""
+        # Perl must not look for modules where nobody may look.
+        self._process = Process(self._argv, self.home / "log", cwd=Path("/"))
+        self._process.wait_ready(lambda: listens(self.port))
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        self._process.kill()
 
     def ask(self, when: float, client: str, sender: str, recipient: str) -> str:
         """The action for one recipient of a message that comes at `when`, in seconds."""
