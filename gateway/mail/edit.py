@@ -225,6 +225,8 @@ def edit_from_json(data: Mapping[str, Any]) -> Edit:
                 return ChangeSender(NULL_SENDER if sender == "<>" else parse_mailbox(sender, utf8=True))
             case "AddRecipient":
                 return AddRecipient(Recipient(parse_mailbox(rest["recipient"], utf8=True)))
+            case "Redirect":
+                return Redirect(Recipient(parse_mailbox(rest["recipient"], utf8=True)))
             case "DeleteRecipient":
                 return DeleteRecipient(parse_mailbox(rest["recipient"], utf8=True))
             case "Reroute":
