@@ -10,7 +10,7 @@ from gateway.mail.envelope import Recipient
 from gateway.pipeline.plan import Entry
 from gateway.sdk.findings import Finding
 from gateway.sdk.stage import Transaction
-from gateway.sdk.verdict import PROCEED, Verdict
+from gateway.sdk.verdict import PROCEED, Action, Verdict, When
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,3 +95,54 @@ class Named:
         for recipient in whom:
             groups.setdefault(self._edits.get(recipient, edits), []).append(recipient)
         self._parts += [Part(tuple(group), verdict, entry, edits) for edits, group in groups.items()]
+
+
+class Deliberation:
+    """What a stage comes to, answer by answer, in list order.
+
+    `edits` are those asked for so far; `txn` is None before there is a transaction.
+    """
+
+    def __init__(self, txn: Transaction | None, edits: tuple[Edit, ...] = ()) -> None:
+        self.edits = edits
+        self._txn = txn
+        self._named: Named | None = None
+        self._decision: Decision | None = None
+        self._waiting: dict[When, Said] = {}
+
+    def take(self, said: Said) -> bool:
+        """Take one answer; says whether nobody else has to be asked."""
+        verdict = said.verdict
+        if said.shadow:
+            return False
+        if verdict.recipients:
+            self._named = self._named or Named(self._txn)
+            self._named.take(said, self.edits)
+            return self._named.nobody_left
+        if verdict.edits:
+            self.edits += verdict.edits
+            if self._named:
+                self._named.edit(verdict.edits)
+        if verdict.decisive:
+            self._decision = Decision(verdict, said.of.name, said.policy, self.edits)
+        elif verdict.when is not When.ALWAYS:
+            self._waiting.setdefault(verdict.when, said)
+        return verdict.decisive
+
+    def decide(self) -> Decision:
+        """What it came to."""
+        decision = self._decision
+        if decision is None:
+            decision = Decision(PROCEED, edits=self.edits) if self.edits else PROCEEDED
+        if self._waiting:
+            decision = self._heeding(decision)
+        return self._named.split(decision) if self._named else decision
+
+    def _heeding(self, decision: Decision) -> Decision:
+        """With defers that hold unless, or if, another refuses (access(5) of Postfix)."""
+        said = None
+        if decision.verdict.action is Action.REJECT:
+            said = self._waiting.get(When.IF_REJECT)
+        elif decision.verdict.action in (Action.PROCEED, Action.ACCEPT):
+            said = self._waiting.get(When.IF_PERMIT)
+        return Decision(said.verdict, said.of.name, said.policy) if said else decision

@@ -8,27 +8,25 @@ fault, a broken policy defers.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Final
 
-from gateway.mail.edit import EDITS, Edit
+from gateway.mail.edit import Edit
 from gateway.mail.envelope import Recipient
 from gateway.mail.session import Session
 from gateway.ops import log
 from gateway.ops.metrics import STAGE_SECONDS, VERDICTS
-from gateway.pipeline.decision import PROCEEDED, Decision, Named, Said
+from gateway.pipeline.asking import ask, on_error
+from gateway.pipeline.decision import PROCEEDED, Decision, Deliberation, Said
 from gateway.pipeline.house import House, Slots
 from gateway.pipeline.lookup import Fault, FaultKind, Lookup, Memo, Moment
-from gateway.pipeline.plan import Entry, Node, OnError, Plan, Scope, StagePlan, Step
+from gateway.pipeline.plan import Node, Plan, Scope, StagePlan, Step
 from gateway.pipeline.record import Trace
 from gateway.sdk.ending import Ending
 from gateway.sdk.findings import Finding
 from gateway.sdk.stage import Message, Stage, Transaction
-from gateway.sdk.verdict import PROCEED, Action, Verdict, When, defer, reject
-
-ON_ERROR: Final = "on_error"
-"""Stands for the policy where a fault decided."""
+from gateway.sdk.verdict import PROCEED, Action
 
 _FAREWELL: Final = 1.0
 """Seconds that called-off look-ups get to end before their transaction goes on without them."""
@@ -273,52 +271,22 @@ async def _judge(
     ends = asyncio.get_running_loop().time() + plan.deadline
     for node in plan.begin:
         moment.lookup(node)
+    deliberation = Deliberation(moment.given[1], edits)
     original = moment
     seen: tuple[Edit, ...] = ()
-    named: Named | None = None
-    decision: Decision | None = None
-    waiting: dict[When, Said] = {}
     for step in plan.steps:
-        if seen is not edits:
-            moment, seen = original.after(edits), edits
+        if seen is not deliberation.edits:
+            seen = deliberation.edits
+            moment = original.after(seen)
         said = await _turn(plan, step, moment, ends)
         if said is None:
             continue
         _write(plan.stage, said, moment, trace)
         meters.verdict(plan.stage, said)
-        if said.shadow:
-            continue
-        if said.verdict.recipients:
-            named = named or Named(moment.given[1])
-            named.take(said, edits)
-            if named.nobody_left:
-                break
-            continue
-        if said.verdict.edits:
-            edits += said.verdict.edits
-            if named:
-                named.edit(said.verdict.edits)
-        if said.verdict.decisive:
-            decision = Decision(said.verdict, said.of.name, said.policy, edits)
+        if deliberation.take(said):
             break
-        if said.verdict.when is not When.ALWAYS:
-            waiting.setdefault(said.verdict.when, said)
     meters.stage(plan.stage, house.clock.monotonic() - began)
-    if decision is None:
-        decision = Decision(PROCEED, edits=edits) if edits else PROCEEDED
-    if waiting:
-        decision = _heeding(waiting, decision)
-    return named.split(decision) if named else decision
-
-
-def _heeding(waiting: Mapping[When, Said], decision: Decision) -> Decision:
-    """What comes of the stage when somebody wanted to defer unless, or if, another refuses (access(5) of Postfix)."""
-    said = None
-    if decision.verdict.action is Action.REJECT:
-        said = waiting.get(When.IF_REJECT)
-    elif decision.verdict.action in (Action.PROCEED, Action.ACCEPT):
-        said = waiting.get(When.IF_PERMIT)
-    return Decision(said.verdict, said.of.name, said.policy) if said else decision
+    return deliberation.decide()
 
 
 async def _turn(plan: StagePlan, step: Step, moment: Moment, ends: float) -> Said | None:
@@ -330,7 +298,7 @@ async def _turn(plan: StagePlan, step: Step, moment: Moment, ends: float) -> Sai
         if not lookup.settled and not await lookup.wait(ends - loop.time()):
             lookup.cut(plan.deadline)
         if lookup.fault:
-            passed_over = _on_error(lookup.fault, step.entry)
+            passed_over = on_error(lookup.fault, step.entry)
             if passed_over.verdict.decisive:
                 return passed_over
     question = step.question
@@ -345,14 +313,14 @@ async def _turn(plan: StagePlan, step: Step, moment: Moment, ends: float) -> Sai
         if found is not None and not found.settled:
             await found.wait(ends - loop.time())
         if found is not None and (fault := _fault(found, plan)):
-            said = _on_error(fault, step.entry)
+            said = on_error(fault, step.entry)
             if said.verdict.decisive or not optional:
                 return said
         value = found.value if found is not None else None
         if value is None and not optional:
             return passed_over
         arguments.append(value)
-    return _ask(plan.stage, step.entry, question.method, arguments)
+    return ask(plan.stage, step.entry, question.method, arguments)
 
 
 def _fault(found: Lookup, plan: StagePlan) -> Fault | None:
@@ -360,47 +328,6 @@ def _fault(found: Lookup, plan: StagePlan) -> Fault | None:
     if found.settled:
         return found.fault
     return Fault(found.awaited().node.entry, FaultKind.DEADLINE, f"not done within {plan.deadline:g}s")
-
-
-def _on_error(fault: Fault, asker: Entry) -> Said:
-    """What the owner of the entry at fault wants. A shadow entry cannot make others defer or reject."""
-    owner = fault.entry
-    wanted = OnError.DEFER if fault.halfway else owner.on_error
-    if owner.shadow and not asker.shadow:
-        wanted = OnError.PROCEED
-    reason = str(fault)
-    match wanted:
-        case OnError.PROCEED:
-            verdict = Verdict(Action.PROCEED, reason=reason)
-        case OnError.DEFER:
-            verdict = defer("3.0", "try again later", reason=reason)
-        case OnError.REJECT:
-            verdict = reject("3.0", "cannot be taken", code=554, reason=reason)
-    return Said(verdict, owner, ON_ERROR, "", asker.shadow)
-
-
-def _ask(stage: Stage, entry: Entry, method: Any, arguments: list[Any]) -> Said:
-    """Ask the policy. A policy that raises, or answers what it must not, is our bug: defer."""
-    policy = entry.policy
-    version = policy.version if policy else ""
-    try:
-        verdict = method(*arguments)
-        _check(verdict, stage)
-    except Exception as error:  # noqa: BLE001 - a policy's bug may be anything; it is logged, recorded and defers
-        _log.error("policy.failed", plugin=entry.name, stage=stage.value, exc_info=error)
-        reason = f"policy {entry.policy_name} failed: {type(error).__name__}: {error}"
-        verdict = defer("3.0", "try again later", reason=reason[:300])
-    return Said(verdict, entry, entry.policy_name, version, entry.shadow)
-
-
-def _check(verdict: object, stage: Stage) -> None:
-    if not isinstance(verdict, Verdict):
-        raise TypeError(f"answered {type(verdict).__name__} instead of a verdict")
-    for edit in verdict.edits:
-        if not isinstance(edit, EDITS):
-            raise TypeError(f"{type(edit).__name__} is no edit")
-    if verdict.recipients and stage is not Stage.MESSAGE:
-        raise ValueError(f"names recipients at stage {stage}, where there is no copy for each")
 
 
 def _write(stage: Stage, said: Said, moment: Moment, trace: Trace) -> None:
