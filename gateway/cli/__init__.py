@@ -8,6 +8,7 @@ from gateway.cli.explain import explain
 from gateway.cli.gateway import check, pipeline, run
 from gateway.cli.plugin import plugin
 from gateway.cli.queue import queue
+from gateway.cli.replay import replay
 from gateway.cli.shadow import shadow
 from gateway.cli.simulate import simulate
 
@@ -18,5 +19,5 @@ def main() -> None:
     """Gatepost, a mail filtering gateway."""
 
 
-for _command in (run, check, pipeline, queue, explain, simulate, shadow, plugin):
+for _command in (run, check, pipeline, queue, explain, simulate, shadow, replay, plugin):
     main.add_command(_command)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -20,6 +20,7 @@ from gateway.ops import log
 from gateway.pipeline.catalog import Catalog, Listed, describe
 from gateway.pipeline.house import House
 from gateway.pipeline.plan import Entry, OnError, Path, PipelineError, Plan, Row, StageDeadlines, make
+from gateway.pipeline.replay import Replay
 from gateway.pipeline.runner import Meters, PipelineSession
 from gateway.sdk.findings import Finding
 from gateway.sdk.options import OptionsModel, parse_duration
@@ -52,6 +53,10 @@ class Pipeline:
     def empty(self) -> bool:
         """Whether there is nothing to ask at any stage."""
         return self._plan.empty
+
+    def replay(self, unchanged: Collection[str] = ()) -> Replay:
+        """For judging recorded transactions again; see `gateway.pipeline.replay`."""
+        return Replay(self._plan, unchanged)
 
     def table(self) -> tuple[Row, ...]:
         """Who is asked what, stage by stage; ``gatepost pipeline`` prints it."""

@@ -1,0 +1,133 @@
+"""``gatepost replay``: recorded transactions, judged again by another configuration."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import click
+
+from gateway.cli import output
+from gateway.cli.options import AGO, AnswerNo, Failure, config_option, json_option, read_config, with_spool
+from gateway.config import Config, ConfigError, load
+from gateway.mail.session import ids_from
+from gateway.spool.spool import Spool
+
+_PAGE: Final = 1000
+_CONDITION: Final = re.compile(
+    r"\s*(newly_refused|newly_accepted|changed|unknown)\s*(>=|>)\s*([0-9]{1,9}(?:\.[0-9]{1,6})?)\s*(%?)\s*\Z"
+)
+_WORDS: Final = {
+    "newly_refused": "newly refused",
+    "newly_accepted": "newly accepted",
+    "changed": "changed",
+    "unknown": "cannot be judged again",
+    "same": "the same",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """A bound on a count, in transactions or in per cent of all; see `parse`."""
+
+    text: str
+    kind: str
+    inclusive: bool
+    number: float
+    share: bool
+
+    def holds(self, found: dict[str, Any]) -> bool:
+        """Whether what was found is over the bound."""
+        value = float(found[self.kind])
+        if self.share:
+            value = 100 * value / found["transactions"] if found["transactions"] else 0.0
+        return value >= self.number if self.inclusive else value > self.number
+
+
+class _ConditionParameter(click.ParamType[Condition]):
+    name = "condition"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Condition:
+        match = _CONDITION.match(value)
+        if not match:
+            self.fail("write for example 'newly_refused > 0.1%' or 'changed >= 10'", param, ctx)
+        return Condition(value.strip(), match[1], match[2] == ">=", float(match[3]), bool(match[4]))
+
+
+@click.command()
+@click.option("--with", "candidate", required=True, metavar="FILE", help="The other configuration.")
+@click.option("--since", type=AGO, default="24h", show_default=True, metavar="DURATION", help="How far to look back.")
+@click.option("--fail-if", multiple=True, type=_ConditionParameter(), help="End with status 1 if, as 'changed > 1%'.")
+@config_option
+@json_option
+def replay(
+    candidate: str, since: float, fail_if: tuple[Condition, ...], config_file: str | None, as_json: bool
+) -> None:
+    """Judge recorded transactions again with another configuration."""
+    config = read_config(config_file)
+    try:
+        other = load(candidate)
+    except ConfigError as error:
+        raise Failure(str(error)) from error
+    found = _replay(config, other, since)
+    if as_json:
+        output.as_json(found)
+    else:
+        _print(found)
+    if failed := [condition.text for condition in fail_if if condition.holds(found)]:
+        raise AnswerNo(f"too much: {', '.join(failed)}")
+
+
+def _replay(config: Config, other: Config, since: float) -> dict[str, Any]:
+    # The metrics library decides at import whether it counts for one process or for many.
+    from gateway import app
+    from gateway.pipeline.difference import Difference, other_options, unchanged
+
+    try:
+        then, now = app.load_pipelines(config), app.load_pipelines(other)
+    except ConfigError as error:
+        raise Failure(str(error)) from error
+    pairs = {name: (then[name].entries if name in then else (), pipeline.entries) for name, pipeline in now.items()}
+    difference = Difference(
+        {name: pipeline.replay(unchanged(*pairs[name])) for name, pipeline in now.items()},
+        lambda client: any(client in network for network in other.relay_from),
+    )
+
+    async def work(spool: Spool) -> None:
+        after = ids_from(time.time_ns() / 1e9 - since)
+        while page := await spool.records(after=after, limit=_PAGE):
+            for record in page:
+                difference.add(record)
+            after = str(page[-1]["id"])
+
+    with_spool(config, work)
+    options = {f"{name}: {entry}" for name, pair in pairs.items() for entry in other_options(*pair)}
+    return {**difference.to_json(), "other_options": sorted(options)}
+
+
+def _print(found: dict[str, Any]) -> None:
+    total = found["transactions"]
+    click.echo(f"{total} transactions")
+    for kind, words in _WORDS.items():
+        share = f" ({100 * found[kind] / total:.2f} %)" if total else ""
+        click.echo(f"{found[kind]:>9} {words}{share}")
+    if found["not_judged_to_the_end"]:
+        click.echo(f"{found['not_judged_to_the_end']:>9} of those newly accepted had been refused before their end")
+    if found["unknown_because"]:
+        click.echo("\nCannot be judged again:")
+        for reason, count in found["unknown_because"].items():
+            click.echo(f"{count:>9} {output.safe(reason)}")
+    if found["other_options"]:
+        click.echo("\nOptions differ, and findings are those of then: " + ", ".join(found["other_options"]))
+    for kind, samples in found["samples"].items():
+        if kind != "unknown":
+            _print_samples(_WORDS[kind], samples)
+
+
+def _print_samples(words: str, samples: Sequence[dict[str, str]]) -> None:
+    click.echo(f"\n{words[0].upper()}{words[1:]}, for example:")
+    rows = [(sample["id"], sample["then"], sample["now"], sample["why"]) for sample in samples]
+    output.show(output.table(("ID", "THEN", "NOW", "WHO"), rows))

@@ -1,0 +1,165 @@
+"""What another configuration would have done with recorded transactions, beside what was done.
+
+The unit is the transaction. Limits and relay control are not judged again: what they refused stays refused.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Final
+
+from gateway.pipeline.past import NotTold, Past
+from gateway.pipeline.plan import Entry
+from gateway.pipeline.replay import Fate, Replay, Unknown
+from gateway.sdk.stage import Stage
+
+SAMPLES: Final = 5
+_REASONS: Final = 200
+_REFUSED: Final = frozenset({"rejected", "deferred"})
+
+
+class Kind(StrEnum):
+    """How a transaction comes out, compared with how it came out."""
+
+    SAME = "same"
+    NEWLY_REFUSED = "newly_refused"
+    """It was taken, or more of its recipients were, and now is refused."""
+    NEWLY_ACCEPTED = "newly_accepted"
+    """It was refused, or more of its recipients were, and now is not."""
+    CHANGED = "changed"
+    """Taken or refused as it was, but otherwise: set aside, thrown away, deferred and not rejected."""
+    UNKNOWN = "unknown"
+    """It cannot be judged again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """One transaction. `why` says who decides now, or why that is not known; `further` is set where a transaction would
+    now go on behind the stage at which its record ends."""
+
+    kind: Kind
+    then: str
+    now: str
+    why: str
+    further: bool = False
+
+
+class Difference:
+    """Adds up transactions; keeps a few samples of each kind."""
+
+    def __init__(self, pipelines: Mapping[str, Replay], trusted: Callable[[Any], bool]) -> None:
+        self.counts: Counter[Kind] = Counter(dict.fromkeys(Kind, 0))
+        self.further = 0
+        self.reasons: Counter[str] = Counter()
+        self.samples: dict[Kind, list[dict[str, str]]] = {}
+        self._pipelines = pipelines
+        self._trusted = trusted
+
+    @property
+    def total(self) -> int:
+        return sum(self.counts.values())
+
+    def add(self, record: Mapping[str, Any]) -> Compared:
+        """Judge one record again and count it."""
+        found = self._compare(record)
+        self.counts[found.kind] += 1
+        self.further += found.further
+        if found.kind is Kind.UNKNOWN:
+            reason = found.why if found.why in self.reasons or len(self.reasons) < _REASONS else "other reasons"
+            self.reasons[reason] += 1
+        samples = self.samples.setdefault(found.kind, [])
+        if found.kind is not Kind.SAME and len(samples) < SAMPLES:
+            samples.append({"id": str(record.get("id")), "then": found.then, "now": found.now, "why": found.why})
+        return found
+
+    def _compare(self, record: Mapping[str, Any]) -> Compared:
+        then = str(record.get("outcome", ""))
+        name = str(record.get("pipeline", ""))
+        if "," in name or record.get("copies"):
+            return Compared(Kind.UNKNOWN, then, "", "it was queued in several copies")
+        replay = self._pipelines.get(name)
+        if replay is None:
+            return Compared(Kind.UNKNOWN, then, "", f"there is no pipeline {name}")
+        try:
+            past = Past(record, self._trusted)
+            reached = past.reached
+        except NotTold as error:
+            return Compared(Kind.UNKNOWN, then, "", str(error))
+        fate = replay.judge(past, reached)
+        if isinstance(fate, Unknown):
+            return Compared(Kind.UNKNOWN, then, "", f"{fate.entry}: {fate.why}")
+        return _classify(past, past.outcome, fate, reached)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "transactions": self.total,
+            **{kind.value: self.counts[kind] for kind in Kind},
+            "not_judged_to_the_end": self.further,
+            "unknown_because": dict(self.reasons.most_common()),
+            "samples": {kind.value: samples for kind, samples in self.samples.items() if samples},
+        }
+
+
+def _classify(past: Past, then: str, fate: Fate, reached: Stage) -> Compared:
+    why = f"{fate.entry}: {fate.reply}" if fate.entry else fate.reply
+    unfinished = then in ("aborted", "disconnected")
+    was_refused = then in _REFUSED
+    if was_refused and _by_limit(past, reached):
+        # The pipeline had let it pass, and a limit refused it: that stands, unless the pipeline refuses it now.
+        return Compared(Kind.SAME if fate.word not in _REFUSED else Kind.CHANGED, then, fate.word, why)
+    refused = fate.word in _REFUSED
+    before = {str(told["address"]) for told in past.record["recipients"] if not str(told["reply"]).startswith("2")}
+    more, fewer = set(fate.refused) - before, before - set(fate.refused)
+    if refused and not was_refused:
+        return Compared(Kind.NEWLY_REFUSED, then, fate.word, why)
+    if was_refused and not refused:
+        return Compared(Kind.NEWLY_ACCEPTED, then, fate.word, why, further=reached is not Stage.MESSAGE)
+    if more or fewer:
+        kind = Kind.NEWLY_REFUSED if more else Kind.NEWLY_ACCEPTED
+        return Compared(kind, then, fate.word, ", ".join(sorted(more or fewer)), further=not more)
+    if fate.word == then or (unfinished and not refused):
+        return Compared(Kind.SAME, then, fate.word, why)
+    return Compared(Kind.CHANGED, then, fate.word, why)
+
+
+def _by_limit(past: Past, reached: Stage) -> bool:
+    """Whether no verdict refused it, but a limit of the protocol, the spool or the configuration."""
+    if reached is Stage.RCPT:
+        refused = [str(told["address"]) for told in past.record["recipients"]]
+        return not any(past.verdict_on(address) for address in refused)
+    return not past.verdict_on()
+
+
+def unchanged(then: tuple[Entry, ...], now: tuple[Entry, ...]) -> set[str]:
+    """Names of entries that are the same in both pipelines: plugin, policy, version and all options."""
+    before = {entry.name: _signature(entry) for entry in then}
+    return {entry.name for entry in now if before.get(entry.name) == _signature(entry)}
+
+
+def other_options(then: tuple[Entry, ...], now: tuple[Entry, ...]) -> set[str]:
+    """Names of entries whose plugin is the same with other options: what it found was found by those of then."""
+    before = {entry.name: entry.plugin for entry in then if entry.plugin}
+    return {
+        entry.name
+        for entry in now
+        if entry.plugin
+        and (plugin := before.get(entry.name))
+        and type(plugin) is type(entry.plugin)
+        and plugin.options != entry.plugin.options
+    }
+
+
+def _signature(entry: Entry) -> tuple[Any, ...]:
+    plugin, policy = entry.plugin, entry.policy
+    return (
+        type(plugin),
+        plugin.options.model_dump(mode="json") if plugin else None,
+        type(policy),
+        policy.version if policy else "",
+        policy.options.model_dump(mode="json") if policy else None,
+        entry.on_error,
+        entry.shadow,
+    )

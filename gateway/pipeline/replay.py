@@ -1,0 +1,217 @@
+"""Judging recorded transactions again: the policies of a pipeline, asked about what was found then. No I/O.
+
+What a policy needs and no record holds (the message itself, or a finding that nobody looked up) cannot be judged again.
+Where an entry is the same now as it was then, its recorded verdict stands in; where it is not, that is said.
+
+*Promises*: what is not known is never guessed: a transaction is either judged by what was found, or `Unknown`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from gateway.mail.edit import Edit, edit_from_json
+from gateway.mail.envelope import Recipient
+from gateway.mail.reply import Reply
+from gateway.pipeline.asking import ask, on_error
+from gateway.pipeline.decision import PROCEEDED, Decision, Deliberation, Said
+from gateway.pipeline.lookup import Fault
+from gateway.pipeline.past import NotTold, Past
+from gateway.pipeline.plan import INPUTS, NOTHING, Entry, Node, Plan, StagePlan, Step
+from gateway.sdk.stage import Message, Stage, Transaction
+from gateway.sdk.verdict import Action, Verdict, When
+
+_MESSAGE: Final = INPUTS[Message]
+_REFUSALS: Final = frozenset({Action.REJECT, Action.DEFER, Action.DISCONNECT})
+
+
+@dataclass(frozen=True, slots=True)
+class Fate:
+    """What a transaction comes to. `word` is as `gateway.sdk.ending.Outcome`; `entry` is whose verdict that was.
+
+    `refused` are recipients that were not taken. `seen` is the last stage that was judged.
+    """
+
+    word: str
+    entry: str
+    reply: str
+    refused: tuple[str, ...]
+    seen: Stage
+
+
+@dataclass(frozen=True, slots=True)
+class Unknown:
+    """Why a transaction cannot be judged again, and whose turn it was."""
+
+    entry: str
+    why: str
+
+
+class Replay:
+    """Judges records by one pipeline. `unchanged` are names of entries that are as they were when it was recorded."""
+
+    def __init__(self, plan: Plan, unchanged: Collection[str] = ()) -> None:
+        self._plan = plan
+        self._unchanged = frozenset(unchanged)
+
+    def judge(self, past: Past, reached: Stage) -> Fate | Unknown:
+        """What the pipeline says of it now; `reached` is the last stage of which the record tells."""
+        try:
+            return _Course(self._plan, self._unchanged, past, reached).run()
+        except _Stop as stop:
+            return stop.unknown
+
+
+class _Stop(Exception):
+    def __init__(self, entry: Entry, why: str) -> None:
+        self.unknown = Unknown(entry.name, why)
+
+
+class _Course:
+    """One transaction's way through the stages."""
+
+    def __init__(self, plan: Plan, unchanged: frozenset[str], past: Past, reached: Stage) -> None:
+        self._plan = plan
+        self._unchanged = unchanged
+        self._past = past
+        self._reached = reached
+        self._refused: list[str] = []
+        self._set_aside = ""
+        self._seen = Stage.CONNECT
+
+    def run(self) -> Fate:
+        for stage in (Stage.CONNECT, Stage.HELO, Stage.MAIL):
+            if self._over(stage):
+                return self._fate("accepted")
+            txn = self._past.transaction(()) if stage is Stage.MAIL else None
+            if fate := self._refusal(self._stage(stage, txn)):
+                return fate
+        if self._over(Stage.RCPT):
+            return self._fate("accepted")
+        taken, last = self._recipients()
+        if not taken:
+            return last or self._fate("rejected")
+        txn = self._past.transaction(tuple(taken))
+        for stage in (Stage.DATA, Stage.MESSAGE):
+            if self._over(stage):
+                break
+            if fate := self._refusal(self._stage(stage, txn)):
+                return fate
+        return self._fate(self._set_aside or "accepted")
+
+    def _over(self, stage: Stage) -> bool:
+        order = tuple(Stage)
+        return order.index(stage) > order.index(self._reached)
+
+    def _recipients(self) -> tuple[list[Recipient], Fate | None]:
+        """Recipients that are taken, and what became of the last one that is not."""
+        taken: list[Recipient] = []
+        last: Fate | None = None
+        for recipient, reply in self._past.recipients:
+            if not reply.startswith("2") and not self._past.verdict_on(str(recipient.address)):
+                # Relay control or a limit: nothing that a pipeline says changes that.
+                self._refused.append(str(recipient.address))
+                last = self._fate("deferred" if reply.startswith("4") else "rejected", "", reply)
+                continue
+            txn = self._past.transaction(tuple(taken))
+            decision = self._stage(Stage.RCPT, txn, recipient)
+            if decision.verdict.action in _REFUSALS:
+                self._refused.append(str(recipient.address))
+            if fate := self._refusal(decision):
+                last = fate
+            elif recipient not in taken:
+                taken.append(recipient)
+        return taken, last
+
+    def _refusal(self, decision: Decision) -> Fate | None:
+        """How it ends if this refuses; quarantine and discard are carried out at the end."""
+        action = decision.verdict.action
+        if action in _REFUSALS and (reply := decision.verdict.reply) is not None:
+            word = "deferred" if reply.temporary else "rejected"
+            return self._fate(word, decision.entry, str(reply))
+        if action is Action.DISCARD:
+            self._set_aside = "discarded"
+        elif action is Action.QUARANTINE:
+            self._set_aside = self._set_aside or "quarantined"
+        return None
+
+    def _fate(self, word: str, entry: str = "", reply: str = "") -> Fate:
+        return Fate(word, entry, reply, tuple(self._refused), self._seen)
+
+    def _stage(self, stage: Stage, txn: Transaction | None, recipient: Recipient | None = None) -> Decision:
+        self._seen = stage
+        plan = self._plan.stages[stage]
+        if not plan.steps:
+            return PROCEEDED
+        deliberation = Deliberation(txn)
+        given = (self._past.session, txn, recipient, None, None)
+        for step in plan.steps:
+            said = self._turn(plan, step, given)
+            if said is not None and deliberation.take(said):
+                break
+        return deliberation.decide()
+
+    def _turn(self, plan: StagePlan, step: Step, given: tuple[Any, ...]) -> Said | None:
+        """One entry's turn, as `gateway.pipeline.runner` gives it."""
+        try:
+            return self._judge(plan, step, given)
+        except NotTold as error:
+            if step.entry.shadow:
+                return None
+            if step.entry.name in self._unchanged:
+                return self._recorded(plan, step.entry, given[2], str(error))
+            raise _Stop(step.entry, str(error)) from None
+
+    def _judge(self, plan: StagePlan, step: Step, given: tuple[Any, ...]) -> Said | None:
+        address = str(given[2].address) if given[2] else ""
+        passed_over: Said | None = None
+        for node in step.acts:
+            found = self._past.finding(node, address)
+            if isinstance(found, Fault):
+                passed_over = on_error(found, step.entry)
+                if passed_over.verdict.decisive:
+                    return passed_over
+        question = step.question
+        if question is None:
+            return passed_over
+        arguments: list[Any] = []
+        for source, optional in question.sources:
+            if not isinstance(source, Node):
+                if source == _MESSAGE:
+                    raise NotTold("the message itself is not recorded")
+                arguments.append(None if source == NOTHING else given[source])
+                continue
+            found = self._past.finding(source, address)
+            if isinstance(found, Fault):
+                said = on_error(found, step.entry)
+                if said.verdict.decisive or not optional:
+                    return said
+                found = None
+            if found is None and not optional:
+                return passed_over
+            arguments.append(found)
+        return ask(plan.stage, step.entry, question.method, arguments)
+
+    def _recorded(self, plan: StagePlan, entry: Entry, recipient: Recipient | None, why: str) -> Said | None:
+        """What the same entry said then."""
+        address = str(recipient.address) if recipient else ""
+        for told in self._past.record["verdicts"]:
+            same = told.get("plugin") == entry.name and told.get("stage") == plan.stage.value
+            if same and told.get("recipient", "") == address:
+                return Said(_verdict(told, entry, why), entry, told["policy"], told["version"], entry.shadow)
+        raise _Stop(entry, f"{why}, and it had no turn then")
+
+
+def _verdict(told: Mapping[str, Any], entry: Entry, why: str) -> Verdict:
+    try:
+        said = str(told.get("reply", ""))
+        reply = Reply.parse(int(said[:3]), said[4:]) if said else None
+        edits: Sequence[Edit] = [edit_from_json(edit) for edit in told.get("edits", ())]
+        when = When(told.get("when", When.ALWAYS))
+        if told.get("recipients"):
+            raise ValueError("for some recipients only")
+        return Verdict(Action(told["action"]), reply, told.get("reason", ""), tuple(edits), when=when)
+    except (KeyError, ValueError, TypeError) as error:
+        raise _Stop(entry, f"{why}, and its verdict cannot be read back") from error

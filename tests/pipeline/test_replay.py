@@ -1,0 +1,200 @@
+"""Recorded traffic judged again, beside the same traffic judged anew by the other configuration."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gateway.pipeline.difference import Difference, Kind, other_options, unchanged
+from gateway.pipeline.past import NotTold, Past
+from gateway.sdk import PROCEED, Message, Policy, PolicyOptions, Stage, Verdict
+from tests.pipeline.traffic import CATALOG, Mailing, Options, mailings, pipeline, record
+
+TRAFFIC = mailings(400, seed=1)
+BASE: Options = {
+    "client": {"reject_at": 95, "defer_at": 90},
+    "sender-value": {"reject_at": 92},
+    "recipient-value": {"reject_at": 85, "defer_at": 75},
+    "content": {"reject_at": 80, "quarantine_at": 70},
+}
+
+
+def nobody(client: Any) -> bool:
+    return False
+
+
+def replay(now: Options, *, then: Options | None = None) -> Difference:
+    candidate = pipeline(now)
+    same = unchanged(pipeline(then).entries, candidate.entries) if then is not None else ()
+    return Difference({"default": candidate.replay(same)}, nobody)
+
+
+def refused(told: dict[str, Any]) -> set[str]:
+    return {r["address"] for r in told["recipients"] if not r["reply"].startswith("2")}
+
+
+def ended(told: dict[str, Any]) -> str:
+    """How it ended for the client: who has no recipient taken gives up, but was refused."""
+    if told["outcome"] == "aborted" and len(refused(told)) == len(told["recipients"]):
+        return "deferred" if told["recipients"][-1]["reply"].startswith("4") else "rejected"
+    return str(told["outcome"])
+
+
+def kind_of(then: dict[str, Any], now: dict[str, Any]) -> Kind:
+    """How two records of the same mailing differ, worked out from what the clients heard."""
+    taken = ("accepted", "quarantined", "discarded", "aborted")
+    if ended(then) in taken and ended(now) not in taken:
+        return Kind.NEWLY_REFUSED
+    if ended(then) not in taken and ended(now) in taken:
+        return Kind.NEWLY_ACCEPTED
+    if refused(now) - refused(then):
+        return Kind.NEWLY_REFUSED
+    if refused(then) - refused(now):
+        return Kind.NEWLY_ACCEPTED
+    return Kind.SAME if ended(then) == ended(now) else Kind.CHANGED
+
+
+RECORDS = record(BASE, TRAFFIC)
+
+
+def test_the_same_configuration_changes_nothing() -> None:
+    difference = replay(BASE)
+    for told in RECORDS.values():
+        assert difference.add(told).kind is Kind.SAME
+    assert difference.total == len(TRAFFIC) == difference.counts[Kind.SAME]
+    assert {ended(told) for told in RECORDS.values()} == {"accepted", "quarantined", "rejected", "deferred", "aborted"}
+
+
+THRESHOLD = st.integers(0, 100)
+OPTIONS = st.fixed_dictionaries({"reject_at": THRESHOLD, "defer_at": THRESHOLD, "quarantine_at": THRESHOLD})
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.fixed_dictionaries({name: OPTIONS for name in BASE}))
+def test_a_replay_says_what_the_other_configuration_really_does(now: Options) -> None:
+    traffic = TRAFFIC[:60]
+    anew = record(now, traffic)
+    difference = replay(now)
+    for mailing in traffic:
+        then = RECORDS[mailing.number]
+        compared = difference.add(then)
+        if compared.kind is Kind.UNKNOWN:
+            # Only where it now goes on behind the stage at which its record ends.
+            assert then["outcome"] in ("rejected", "deferred") or refused(then)
+            continue
+        real = anew[mailing.number]
+        if compared.further:
+            # Nothing is recorded of what comes after: there it may be refused for another reason.
+            continue
+        assert compared.kind is kind_of(then, real), (mailing, compared)
+        if then["outcome"] != "aborted":
+            assert compared.now == ended(real)
+
+
+CHANGES: list[tuple[Options, Kind]] = [
+    ({**BASE, "recipient-value": {"reject_at": 60}}, Kind.NEWLY_REFUSED),
+    ({**BASE, "content": {"reject_at": 90, "discard_at": 70}}, Kind.NEWLY_ACCEPTED),
+    ({**BASE, "content": {"reject_at": 80, "discard_at": 60}}, Kind.CHANGED),
+]
+
+
+@pytest.mark.parametrize(("now", "kind"), CHANGES)
+def test_counts_agree_with_those_of_a_second_run(now: Options, kind: Kind) -> None:
+    difference, expected = replay(now), Counter[Kind]()
+    anew = record(now, TRAFFIC)
+    for number, then in RECORDS.items():
+        difference.add(then)
+        expected[kind_of(then, anew[number])] += 1
+    assert difference.counts[kind] > 0
+    assert Counter(difference.counts) == Counter({**dict.fromkeys(Kind, 0), **expected})
+
+
+def test_a_transaction_that_goes_further_now_is_counted_as_such() -> None:
+    lenient: Options = {**BASE, "client": {}}
+    difference = replay(lenient)
+    for told in RECORDS.values():
+        difference.add(told)
+    early = sum(not told["recipients"] and told["sender"] is None for told in RECORDS.values())
+    assert 0 < difference.further == early == difference.counts[Kind.NEWLY_ACCEPTED]
+
+
+def test_a_finding_that_nobody_looked_up_makes_it_unknown_with_the_reason() -> None:
+    difference = replay(BASE)
+    told = next(t for t in RECORDS.values() if t["outcome"] == "accepted")
+    without = {**told, "findings": [f for f in told["findings"] if f["finding"] != "SenderValue"]}
+    compared = difference.add(without)
+    assert compared.kind is Kind.UNKNOWN and compared.why == "sender-value: SenderValue was not looked up"
+    assert difference.to_json()["unknown_because"] == {compared.why: 1}
+
+
+def test_an_unchanged_entry_that_cannot_be_asked_again_says_what_it_said_then() -> None:
+    told = next(t for t in RECORDS.values() if t["outcome"] == "quarantined")
+    without = {**told, "findings": [f for f in told["findings"] if f["finding"] != "ContentValue"]}
+    assert replay(BASE).add(without).kind is Kind.UNKNOWN
+    assert replay(BASE, then=BASE).add(without).kind is Kind.SAME
+    changed: Options = {**BASE, "content": {"reject_at": 81, "quarantine_at": 70}}
+    assert replay(changed, then=BASE).add(without).kind is Kind.UNKNOWN
+
+
+def test_what_a_limit_refused_stays_refused() -> None:
+    told = next(t for t in RECORDS.values() if t["outcome"] == "accepted" and len(t["recipients"]) == 1)
+    limit = {**told, "outcome": "rejected", "reply": "552 5.3.4 message is too big"}
+    compared = replay(BASE).add(limit)
+    assert (compared.kind, compared.then) == (Kind.SAME, "rejected")
+
+
+def test_copies_and_unknown_pipelines_and_garbage_are_unknown() -> None:
+    told = next(iter(RECORDS.values()))
+    difference = replay(BASE)
+    for strange in (
+        {**told, "copies": ["a", "b"]},
+        {**told, "pipeline": "default, relaxed"},
+        {**told, "pipeline": "gone"},
+        {**told, "client": {"ip": "nonsense"}},
+        {},
+        {"pipeline": "default"},
+    ):
+        assert difference.add(strange).kind is Kind.UNKNOWN
+    assert difference.total == 6
+
+
+def test_entries_are_compared_by_all_that_matters() -> None:
+    then, now = pipeline(BASE).entries, pipeline({**BASE, "content": {}}).entries
+    assert unchanged(then, now) == {"client", "sender-value", "recipient-value"}
+    assert other_options(then, now) == {"content"}
+    assert unchanged((), now) == set() == other_options((), now)
+
+
+class Looks(Policy):
+    """Looks into the message."""
+
+    name = "looks"
+    Options = PolicyOptions
+
+    def on_message(self, message: Message) -> Verdict:
+        return PROCEED
+
+
+def test_a_policy_that_needs_the_message_cannot_be_asked_again() -> None:
+    from gateway.pipeline.loader import Catalog, load
+    from gateway.pipeline.replay import Unknown
+    from tests.pipeline.setting import services
+
+    made = load("default", ["looks"], services(), known=Catalog({}, {"looks": Looks}))
+    told = next(t for t in RECORDS.values() if t["outcome"] == "accepted")
+    found = made.replay().judge(Past(told, nobody), Stage.MESSAGE)
+    assert found == Unknown("looks", "the message itself is not recorded")
+
+
+def test_a_record_that_is_none_is_not_told() -> None:
+    with pytest.raises(NotTold, match="cannot be read"):
+        Past({"id": "x"}, nobody)
+
+
+def test_traffic_is_the_same_for_the_same_seed() -> None:
+    assert mailings(50, 7) == mailings(50, 7) != mailings(50, 8)
+    assert isinstance(TRAFFIC[0], Mailing) and set(CATALOG.names) == set(BASE)
