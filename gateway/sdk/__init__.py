@@ -3,7 +3,15 @@
 See docs/plugins.md for the guide. Names listed here keep their meaning between minor versions.
 """
 
-from gateway.mail.address import NULL_SENDER, Address, Sender, parse_mailbox
+from gateway.mail.address import (
+    NULL_SENDER,
+    Address,
+    AddressError,
+    Sender,
+    parse_forward_path,
+    parse_mailbox,
+    parse_reverse_path,
+)
 from gateway.mail.edit import (
     END,
     AddHeader,
@@ -40,6 +48,7 @@ from gateway.sdk.authentication import (
 from gateway.sdk.contents import SpamScore, VirusScan
 from gateway.sdk.ending import Ending, Outcome
 from gateway.sdk.endpoint import Endpoint, EndpointOption, dial, find_addresses, parse_endpoint
+from gateway.sdk.fields import field_value
 from gateway.sdk.files import FileContent, WatchedFile, read_file
 from gateway.sdk.findings import (
     Access,
@@ -112,6 +121,7 @@ __all__ = [
     "AddHeader",
     "AddRecipient",
     "Address",
+    "AddressError",
     "Answer",
     "Arc",
     "AuthResult",
@@ -211,11 +221,14 @@ __all__ = [
     "discard",
     "disconnect",
     "edit_begun",
+    "field_value",
     "find_addresses",
     "finds",
     "get_logger",
     "parse_endpoint",
+    "parse_forward_path",
     "parse_mailbox",
+    "parse_reverse_path",
     "progress",
     "quarantine",
     "read_file",

@@ -25,8 +25,8 @@ class VirusScan(Finding):
 class SpamScore(Finding):
     """What a spam filter says: `spam` where `score` has come to `threshold`; `action` is its own advice, or empty.
 
-    `symbols` are the rules that matched; `edits` are the changes that the filter asks for. `skipped` says why it did
-    not look, else empty.
+    `symbols` are the rules that matched; `edits` are the changes that the filter asks for; `text` is what it would have
+    the client told. `skipped` says why it did not look, else empty.
     """
 
     score: float
@@ -37,6 +37,7 @@ class SpamScore(Finding):
     symbols: tuple[str, ...] = ()
     edits: tuple[Edit, ...] = ()
     skipped: str = ""
+    text: str = ""
 
     def idle(self) -> bool:
         return bool(self.skipped)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import shutil
@@ -10,7 +11,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -172,6 +173,21 @@ class Process:
 
     def signal(self, number: int) -> None:
         self._popen.send_signal(number)
+
+    @contextlib.contextmanager
+    def hung(self) -> Iterator[None]:
+        """Inside the block it and everything below it stand still; the kernel takes connections for it."""
+        # From the top down, so that nobody makes children meanwhile.
+        self.signal(signal.SIGSTOP)
+        below = descendants(self.pid)
+        try:
+            for pid in below:
+                os.kill(pid, signal.SIGSTOP)
+            yield
+        finally:
+            for pid in [*below, self.pid]:
+                if alive(pid):
+                    os.kill(pid, signal.SIGCONT)
 
     def wait(self, timeout: float = DEADLINE) -> int:
         """Exit status; fails when it does not end in time."""
