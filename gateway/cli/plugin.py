@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import click
 
+from gateway import skeleton
 from gateway.cli import output
 from gateway.cli.options import Failure, json_option
 from gateway.pipeline.catalog import Catalog
@@ -15,6 +17,25 @@ from gateway.pipeline.plan import PipelineError
 @click.group()
 def plugin() -> None:
     """Plugins and policies."""
+
+
+@plugin.command()
+@click.argument("name")
+@click.option("--directory", type=click.Path(path_type=Path), help="The new folder; default: ./gatepost-NAME.")
+@json_option
+def new(name: str, directory: Path | None, as_json: bool) -> None:
+    """Make the package of a new plugin: code, tests, card and CI file."""
+    target = directory or Path(f"gatepost-{name}")
+    try:
+        made = skeleton.make(name, target)
+    except skeleton.SkeletonError as error:
+        raise Failure(str(error)) from error
+    if as_json:
+        output.as_json([str(path) for path in made])
+        return
+    for path in made:
+        click.echo(output.safe(path))
+    click.echo(f"\ncd {output.safe(target)} && pip install -e '.[dev]' && pytest")
 
 
 @plugin.command("list")
