@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 from click.testing import CliRunner, Result
 
 from gateway.cli import main
@@ -55,8 +57,10 @@ class Stage:
 
 
 @pytest.fixture
-def stage(tmp_path: Path) -> Stage:
-    return Stage(tmp_path)
+def stage(tmp_path: Path) -> Iterator[Stage]:
+    yield Stage(tmp_path)
+    # The command has set up logging, as a process of its own may.
+    structlog.reset_defaults()
 
 
 def test_a_message_that_is_taken_shows_its_dialogue_and_its_record(stage: Stage) -> None:

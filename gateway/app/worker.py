@@ -26,6 +26,7 @@ from gateway.mail.session import IPAddress
 from gateway.ops import log
 from gateway.ops.board import Board, WorkerState
 from gateway.pipeline.plan import PipelineError
+from gateway.queue.quarantine import Keeper
 from gateway.queue.scheduler import Scheduler
 from gateway.sdk.services import StateError
 from gateway.services.clock import SystemClock
@@ -118,6 +119,9 @@ class Worker:
         )
         queue = self._tasks.start(self._scheduler.run(), name="scheduler")
         beat = self._tasks.start(self._beat(), name="heartbeat")
+        # A reload swaps the parts, and what is kept how long with them.
+        keeper = Keeper(self._spool, self._clock, lambda: self._parts.config.quarantine.keep)
+        self._keeper = self._tasks.start(keeper.run(), name="quarantine")
         await self._front.listen(list(zip(options, sockets, strict=True)))
         loop.add_signal_handler(signal.SIGHUP, self._reload)
         self._slot.set_state(WorkerState.READY)
@@ -138,6 +142,7 @@ class Worker:
         if not await self._scheduler.drain(_SETTLE_SECONDS):
             _log.warning("worker.attempts_cut_off", active=self._scheduler.active)
         queue.cancel()
+        self._keeper.cancel()
         await self._parts.close()
         await self._spool.close()
         await self._state.close()

@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import os
+import pwd
+import socket
 from collections.abc import Awaitable, Callable
 from typing import IO, Any, Final, TypeVar
 
 import click
 
+from gateway.cli.output import safe
 from gateway.config import Config, ConfigError, load
 from gateway.ops.search import Network
 from gateway.sdk.options import parse_duration
@@ -115,3 +118,12 @@ def with_spool(config: Config, work: Callable[[Spool], Awaitable[_T]]) -> _T:
             await spool.close()
 
     return asyncio.run(run())
+
+
+def who() -> str:
+    """Who is at the command line, for the record."""
+    try:
+        name = os.environ.get("SUDO_USER") or pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        name = str(os.getuid())
+    return safe(f"{name[:64]} on {socket.gethostname()}")

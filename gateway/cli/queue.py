@@ -9,7 +9,7 @@ from typing import Any, Final
 import click
 
 from gateway.cli import output
-from gateway.cli.options import AnswerNo, config_option, json_option, read_config, with_spool
+from gateway.cli.options import AnswerNo, config_option, json_option, read_config, who, with_spool
 from gateway.mail.message import split_header
 from gateway.ops.view import stored_json
 from gateway.spool.spool import Claimed, Spool, State, Stored
@@ -69,12 +69,17 @@ def _rows(messages: Sequence[Stored]) -> list[tuple[object, ...]]:
 @json_option
 def show(id: str, content: bool, config_file: str | None, as_json: bool) -> None:
     """Show one message: envelope, recipients, header section."""
+    print_one(id, content, config_file, as_json)
+
+
+def print_one(id: str, content: bool, config_file: str | None, as_json: bool, *, state: State | None = None) -> None:
+    """Print a message, which must be in `state` if that is given."""
     if content and as_json:
         raise click.UsageError("--content and --json exclude each other")
 
     async def work(spool: Spool) -> tuple[Claimed, bytes] | None:
         claimed = await spool.show(id.upper())
-        if claimed is None:
+        if claimed is None or (state and claimed.message.state is not state):
             return None
         head = b""
         if content:
@@ -90,7 +95,7 @@ def show(id: str, content: bool, config_file: str | None, as_json: bool) -> None
 
     found = with_spool(read_config(config_file), work)
     if found is None:
-        raise AnswerNo(f"{output.safe(id)} is not in the spool")
+        raise AnswerNo(f"{output.safe(id)} is not in {state or 'the spool'}")
     if content:
         return
     claimed, head = found
@@ -149,12 +154,13 @@ def _change(
         return len(chosen), await step(spool, chosen) if chosen else 0
 
     chosen, changed = with_spool(read_config(config_file), work)
-    _report(done, changed, as_json)
+    report(done, changed, as_json)
     if changed < chosen:
         raise AnswerNo(f"{chosen - changed} of {chosen} not {done}: no such message, or not in a state for it")
 
 
-def _report(done: str, changed: int, as_json: bool) -> None:
+def report(done: str, changed: int, as_json: bool) -> None:
+    """Say how many messages were changed."""
     if as_json:
         output.as_json({"messages": changed})
     else:
@@ -172,9 +178,17 @@ def flush(ids: tuple[str, ...], config_file: str | None, as_json: bool) -> None:
         return await spool.flush([id.upper() for id in ids] or None)
 
     changed = with_spool(read_config(config_file), work)
-    _report("due now", changed, as_json)
+    report("due now", changed, as_json)
     if changed < len(set(ids)):
         raise AnswerNo(f"{len(set(ids)) - changed} of {len(set(ids))} are not queued")
+
+
+async def _release(spool: Spool, ids: list[str]) -> int:
+    return await spool.release(ids, by=who())
+
+
+async def _drop(spool: Spool, ids: list[str]) -> int:
+    return await spool.drop(ids, by=who())
 
 
 def _command(name: str, done: str, summary: str, step: Callable[[Spool, list[str]], Any]) -> None:
@@ -187,8 +201,8 @@ def _command(name: str, done: str, summary: str, step: Callable[[Spool, list[str
         _change(done, ids, state, config_file, as_json, step)
 
 
-_command("release", "released", "Queue held or quarantined messages again, due now.", lambda s, ids: s.release(ids))
-_command("drop", "dropped", "Remove messages for good, without telling the sender.", lambda s, ids: s.drop(ids))
+_command("release", "released", "Queue held or quarantined messages again, due now.", _release)
+_command("drop", "dropped", "Remove messages for good, without telling the sender.", _drop)
 _command("retry", "due now", "Make queued messages due now.", lambda s, ids: s.flush(ids))
 
 

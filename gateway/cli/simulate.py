@@ -55,7 +55,7 @@ def simulate(
     """Play a session in which a client sends the message in FILE; nothing is queued."""
     config = read_config(config_file)
     # What a running gateway would log of it is on the screen anyway.
-    log.setup("console", "warning")
+    log.setup("console", "warning", for_good=False)
     if pipeline not in config.all_pipelines:
         raise Failure(f"no pipeline is called {pipeline}; there are {', '.join(sorted(config.all_pipelines))}")
     with _file(message) as path:

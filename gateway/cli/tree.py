@@ -12,6 +12,8 @@ from gateway.cli.output import text, when
 
 _GOOD: Final = {"accepted", "delivered", "accept", "proceed"}
 _BAD: Final = {"rejected", "failed", "expired", "reject", "disconnect", "disconnected", "corrupt"}
+_DONE: Final = {"released", "dropped", "expired"}
+"""What somebody did, which stands among the attempts."""
 _STAGES: Final = ("connect", "helo", "auth", "mail", "rcpt", "data", "message")
 
 
@@ -149,7 +151,7 @@ def _delivery(root: Tree, explained: dict[str, Any]) -> None:
                     (outcome, _style(outcome)),
                     (host, ""),
                     (attempt.get("reply", ""), ""),
-                    (f"{attempt.get('seconds', 0):g} s", "dim"),
+                    (f"{attempt.get('seconds', 0):g} s" if outcome not in _DONE else "", "dim"),
                 )
             )
     stored = explained["stored"]

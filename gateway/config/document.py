@@ -22,6 +22,7 @@ from yaml.resolver import BaseResolver
 from yaml.scanner import Scanner
 
 from gateway.config.problems import ConfigError, Path, Problem, dotted
+from gateway.config.texts import Written, written
 
 FILE_OCTETS: Final = 1 << 20
 DEPTH: Final = 24
@@ -81,6 +82,7 @@ class Document:
     file: str
     values: Any = None
     lines: dict[Path, int] = field(default_factory=dict)
+    texts: dict[Path, Written] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
 
     def known(self, path: Path) -> Path:
@@ -97,6 +99,11 @@ class Document:
     def line(self, path: Path) -> int:
         """The line of the value, or of the nearest thing around it that stands in the file; 1 for the whole."""
         return self.lines.get(self.known(path), 1)
+
+    def place(self, path: Path, offset: int) -> tuple[int, int] | None:
+        """Line and column, from 1, of character `offset` of the text at `path`; None when there is no such text."""
+        written = self.texts.get(path)
+        return written.place(offset) if written else None
 
     def refuse(self, path: Path, message: str, *, line: int = 0) -> None:
         """Note a problem with the value at `path`."""
@@ -146,7 +153,10 @@ def _value(document: Document, node: Node, path: Path) -> Any:
                 out.append(_value(document, item, (*path, i)))
             return out
         case ScalarNode():
-            return _scalar(document, node, path)
+            value = _scalar(document, node, path)
+            if isinstance(value, str):
+                document.texts[path] = written(node, value)
+            return value
     raise TypeError(f"{type(node).__name__} is no YAML node")
 
 

@@ -231,6 +231,13 @@ class QueueOptions(Section):
     """How long an idle connection is kept."""
 
 
+class Quarantine(Section):
+    """Mail that a policy set aside."""
+
+    keep: DurationOrNone = seconds("30d")
+    """How long it is kept, counted from when it came; 0 for ever. Then it is dropped, and nobody is told."""
+
+
 class Deadlines(Section):
     """How long the whole pipeline may take at each stage; then `on_error` decides for what is still missing."""
 
@@ -309,6 +316,8 @@ class Config(Section):
     """When a deferred recipient is tried again, and until when."""
     queue: QueueOptions = section()
     """How deliveries share the machine."""
+    quarantine: Quarantine = section()
+    """Mail that a policy set aside."""
     bounces: Literal["proven", "never"] = "proven"
     """`proven`: a DSN goes only to relay clients' senders and to those whom SPF proved; other mail that cannot be
     delivered is put on hold. `never`: all of it is put on hold."""
@@ -342,8 +351,14 @@ class Config(Section):
             path = problem.path
             if path and isinstance(path[0], int):
                 path = (path[0] - before, *path[1:])
-            out.append(self.problem((*start, *path), problem.message))
+            out.append(self._problem_inside((*start, *path), problem.message, problem.offset))
         return out
+
+    def _problem_inside(self, path: Path, message: str, offset: int | None) -> Problem:
+        """A problem with the character `offset` of the text at `path`, or with all of it."""
+        if offset is None or (place := self._document.place(path, offset)) is None:
+            return self.problem(path, message)
+        return Problem(self.file, place[0], dotted(path), message, place[1])
 
     def problem(self, path: Path, message: str) -> Problem:
         """A problem with the value at `path`, with the file and line where it stands."""

@@ -25,15 +25,19 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 @dataclass(frozen=True, slots=True, order=True)
 class Problem:
-    """One problem. `line` counts from 1; `path` is empty when it is the file as a whole."""
+    """One problem. `line` counts from 1; `path` is empty when it is the file as a whole.
+
+    `column` counts from 1 too, and is 0 unless a place inside a text is meant.
+    """
 
     file: str
     line: int
     path: str
     message: str
+    column: int = 0
 
     def __str__(self) -> str:
-        where = f"{self.file}:{self.line}: "
+        where = f"{self.file}:{self.line}:{self.column}: " if self.column else f"{self.file}:{self.line}: "
         return f"{where}{self.path}: {self.message}" if self.path else where + self.message
 
 

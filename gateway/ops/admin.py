@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 import uvicorn
 from prometheus_client import CollectorRegistry
@@ -29,9 +29,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from gateway.ops import health, log
+from gateway.ops import health, log, quarantine_api
 from gateway.ops.board import Board
-from gateway.ops.view import ExplainedView, StoredView, explained_json, stored_json
+from gateway.ops.quarantine_api import QuarantineApi
+from gateway.ops.view import ExplainedView, explained_json, stored_json
 
 LIMIT_MAX: Final = 1000
 _ID_MAX: Final = 64
@@ -40,18 +41,9 @@ _CONCURRENCY: Final = 64
 _log = log.get()
 
 
-class ClaimedView(Protocol):
-    """See `gateway.spool.spool.Claimed`."""
-
-    @property
-    def message(self) -> StoredView: ...
-
-
-class SpoolView(Protocol):
+class SpoolView(quarantine_api.SpoolView, Protocol):
     """The part of `gateway.spool.spool.Spool` that is asked for here."""
 
-    async def list(self, *, state: Any = None, limit: int = 1000, after: str = "") -> Sequence[StoredView]: ...
-    async def show(self, id: str) -> ClaimedView | None: ...
     async def explain(self, id: str) -> Sequence[ExplainedView]: ...
     async def close(self) -> None: ...
 
@@ -105,6 +97,11 @@ def app(deps: Deps) -> Starlette:
         ("/drain", "POST", server.drain),
         ("/api/v1/queue", "GET", server.queue),
         ("/api/v1/queue/{id}", "GET", server.message),
+        ("/api/v1/quarantine", "GET", server.quarantine.list),
+        ("/api/v1/quarantine/{id}", "GET", server.quarantine.show),
+        ("/api/v1/quarantine/{id}", "DELETE", server.quarantine.drop),
+        ("/api/v1/quarantine/{id}/content", "GET", server.quarantine.content),
+        ("/api/v1/quarantine/{id}/release", "POST", server.quarantine.release),
         ("/api/v1/explain/{id}", "GET", server.explain),
     ]
     routes = probes + [Route(path, server.guard(handler), methods=[method]) for path, method, handler in guarded]
@@ -117,6 +114,7 @@ Handler = Callable[[Request], Awaitable[Response]]
 class _Server:
     def __init__(self, deps: Deps) -> None:
         self._deps = deps
+        self.quarantine = QuarantineApi(self._spool, deps.states("quarantine"))
 
     @asynccontextmanager
     async def _spool(self) -> AsyncIterator[SpoolView]:

@@ -38,8 +38,11 @@ def _json(worker: str) -> Any:
     return write
 
 
-def setup(format: Format = "auto", level: str = "info", worker: str = "") -> None:
-    """Configure logging for this process. ``auto`` is console on a terminal and JSON everywhere else."""
+def setup(format: Format = "auto", level: str = "info", worker: str = "", *, for_good: bool = True) -> None:
+    """Configure logging for this process. ``auto`` is console on a terminal and JSON everywhere else.
+
+    Loggers remember it, which is quick, unless it is not `for_good`.
+    """
     terminal = sys.stderr.isatty()
     console = format == "console" or (format == "auto" and terminal)
     factory: Any = (
@@ -62,7 +65,7 @@ def setup(format: Format = "auto", level: str = "info", worker: str = "") -> Non
         processors=for_people if console else [_json(worker)],
         wrapper_class=structlog.make_filtering_bound_logger(number),
         logger_factory=factory,
-        cache_logger_on_first_use=True,
+        cache_logger_on_first_use=for_good,
     )
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, force=True)
 

@@ -77,6 +77,7 @@ SPOOL_ERRORS = Counter("gatepost_spool_errors", "Spool steps that failed.", ["ki
 QUEUE_MESSAGES = Gauge(
     "gatepost_queue_messages", "Messages in the spool by state.", ["state"], multiprocess_mode="livesum"
 )
+QUARANTINE_EXPIRED = Counter("gatepost_quarantine_expired", "Messages dropped since they were in quarantine for long.")
 ATTEMPTS = Counter("gatepost_attempts", "Delivery attempts per recipient.", ["outcome", "transport"])
 ATTEMPT_SECONDS = Histogram("gatepost_attempt_seconds", "Time of a delivery attempt.", ["transport"], buckets=_FAST)
 DELIVERY_DELAY = Histogram(

@@ -19,11 +19,21 @@ from pydantic import ValidationError
 from gateway.ops import log
 from gateway.pipeline.catalog import Catalog, Listed, describe
 from gateway.pipeline.house import House
-from gateway.pipeline.plan import Entry, OnError, Path, PipelineError, Plan, Row, StageDeadlines, make
+from gateway.pipeline.plan import (
+    Entry,
+    OnError,
+    Path,
+    PipelineError,
+    Plan,
+    Row,
+    StageDeadlines,
+    make,
+    option_problems,
+)
 from gateway.pipeline.replay import Replay
 from gateway.pipeline.runner import Meters, PipelineSession
 from gateway.sdk.findings import Finding
-from gateway.sdk.options import OptionsModel, parse_duration
+from gateway.sdk.options import OptionError, OptionsModel, parse_duration
 from gateway.sdk.plugin import Plugin
 from gateway.sdk.policy import Policy
 from gateway.sdk.services import Services
@@ -150,7 +160,10 @@ class _Reader:
             for key in keys.keys() - set(_POLICY_KEYS):
                 self._refuse(f"{name} is a policy, and {key} is for plugins", (index, key))
             if made := self._policy(name, policy, options, path):
-                entry = Entry(index, self._unique(name), None, made, name, path=path, policy_path=path)
+                sole = _sole(policy.Options, options)
+                entry = Entry(
+                    index, self._unique(name), None, made, name, path=path, policy_path=path, policy_sole=sole
+                )
         if entry:
             shadow = keys.get("shadow", False)
             if not isinstance(shadow, bool):
@@ -204,34 +217,38 @@ class _Reader:
             return None
         try:
             made = plugin(options, self._services)  # type: ignore[arg-type]  # an instance of plugin.Options
+        except OptionError as error:
+            self.problems += option_problems(error, path, _sole(plugin.Options, raw))
+            return None
         except Exception as error:  # noqa: BLE001 - what a plugin's constructor raises is reported with its place
             self._refuse(f"{name} cannot be made: {describe(error)}", path)
             return None
         policy_path: Path = (index, "policy") if "policy" in keys else path
-        policy_name, policy = self._policy_of(name, plugin, options, keys, policy_path)
-        unique = self._unique(name)
-        return Entry(index, unique, made, policy, policy_name, False, timeout, on_error, path, policy_path)
-
-    def _policy_of(
-        self, name: str, plugin: type[Plugin], options: OptionsModel, keys: dict[str, Any], path: Path
-    ) -> tuple[str, Policy | None]:
-        """A plugin entry's policy: its own by default, or the one that `policy` names (with options), or none."""
-        if "policy" not in keys:
+        if "policy" in keys:
+            policy_name, policy, policy_path, sole = self._named_policy(keys["policy"], policy_path)
+        else:
             default = plugin.policy
-            return (getattr(default, "name", name), default(options)) if default else ("", None)
-        wanted, raw = keys["policy"], None
+            policy_name, policy = (getattr(default, "name", name), default(options)) if default else ("", None)
+            sole = _sole(plugin.Options, raw)
+        unique = self._unique(name)
+        return Entry(index, unique, made, policy, policy_name, False, timeout, on_error, path, policy_path, sole)
+
+    def _named_policy(self, wanted: Any, path: Path) -> tuple[str, Policy | None, Path, str]:
+        """What `policy` beside a plugin says: a policy's name (with options), or none. Also where its options stand."""
+        raw = None
         if isinstance(wanted, Mapping) and len(wanted) == 1:
             wanted, raw = next(iter(wanted.items()))
             path = (*path, wanted)
         if wanted == NO_POLICY:
-            return "", None
+            return "", None, path, ""
         if not isinstance(wanted, str):
             self._refuse(f"expected the name of a policy, a mapping of it to its options, or {NO_POLICY}", path)
-            return "", None
+            return "", None, path, ""
         plugin_instead, policy = self._find(wanted, path)
         if plugin_instead:
             self._refuse(f"{wanted} is a plugin, not a policy", path)
-        return wanted, self._policy(wanted, policy, raw, path) if policy else None
+        made = self._policy(wanted, policy, raw, path) if policy else None
+        return wanted, made, path, _sole(policy.Options, raw) if policy else ""
 
     def _policy(self, name: str, policy: type[Policy], raw: Any, path: Path) -> Policy | None:
         options = self._options(policy.Options, raw, path)
@@ -239,6 +256,9 @@ class _Reader:
             return None
         try:
             return policy(options)
+        except OptionError as error:
+            self.problems += option_problems(error, path, _sole(policy.Options, raw))
+            return None
         except Exception as error:  # noqa: BLE001 - what a policy's constructor raises is reported with its place
             self._refuse(f"{name} cannot be made: {describe(error)}", path)
             return None
@@ -268,17 +288,23 @@ class _Reader:
         return OnError(wanted)
 
     def _options(self, model: type[OptionsModel], raw: Any, path: Path) -> OptionsModel | None:
-        if raw is not None and not isinstance(raw, Mapping):
-            self._refuse("expected options: a mapping, or nothing", path)
+        sole = _sole(model, raw)
+        if raw is not None and not isinstance(raw, Mapping) and not sole:
+            self._refuse(f"expected options: a mapping, {'a list, ' if model.sole else ''}or nothing", path)
             return None
         try:
-            return model.model_validate({} if raw is None else raw)
+            return model.model_validate({sole: raw} if sole else {} if raw is None else raw)
         except ValidationError as error:
             for problem in error.errors(include_url=False, include_context=False, include_input=False):
                 self._refuse(_wording(problem, model), path + _existing(problem, raw))
         except Exception as error:  # noqa: BLE001 - a validator of somebody's options may raise anything
             self._refuse(describe(error), path)
         return None
+
+
+def _sole(model: type[OptionsModel], raw: Any) -> str:
+    """The option that a bare list in place of the options stands for; empty where there is none."""
+    return model.sole if isinstance(raw, list) else ""
 
 
 def _wording(problem: Mapping[str, Any], model: type[OptionsModel]) -> str:

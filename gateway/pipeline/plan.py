@@ -16,8 +16,9 @@ from typing import Any, Final
 from gateway.mail.envelope import Recipient
 from gateway.mail.session import Session
 from gateway.sdk.findings import Finding
+from gateway.sdk.options import OptionError
 from gateway.sdk.plugin import Finder, Plugin
-from gateway.sdk.policy import Policy
+from gateway.sdk.policy import Given, Policy
 from gateway.sdk.stage import ORDER, Message, Stage, Transaction
 from gateway.sdk.verdict import Verdict
 
@@ -25,12 +26,18 @@ Path = tuple[str | int, ...]
 
 
 class PipelineError(Exception):
-    """A pipeline cannot be made. `path` is the key inside the entries list; `problems` has all there are."""
+    """A pipeline cannot be made. `path` is the key inside the entries list; `problems` has all there are.
 
-    def __init__(self, message: str, path: Path, problems: Sequence[PipelineError] = ()) -> None:
+    `offset` is the character of the text at `path`, from 0, where one is meant.
+    """
+
+    def __init__(
+        self, message: str, path: Path, problems: Sequence[PipelineError] = (), *, offset: int | None = None
+    ) -> None:
         super().__init__(message)
         self.message = message
         self.path = path
+        self.offset = offset
         self.problems = tuple(problems) or (self,)
 
 
@@ -70,7 +77,10 @@ class Scope(IntEnum):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Entry:
-    """One entry of the list: a plugin with its policy, or a policy alone. `name` is unique in the pipeline."""
+    """One entry of the list: a plugin with its policy, or a policy alone. `name` is unique in the pipeline.
+
+    `policy_sole` is the option of the policy that stands there as a bare list.
+    """
 
     index: int
     name: str
@@ -82,6 +92,7 @@ class Entry:
     on_error: OnError = OnError.DEFER
     path: Path = ()
     policy_path: Path = ()
+    policy_sole: str = ""
 
 
 # A source that is a number is a place in the tuple that the runner holds ready at each stage.
@@ -221,6 +232,14 @@ def _served(node: Node) -> str:
     return f"{node.finder.finding.__name__} from {node.entry.name}"
 
 
+def option_problems(error: OptionError, path: Path, sole: str) -> list[PipelineError]:
+    """What an author's code found wrong with options, which stand at `path`, maybe as the bare list `sole`."""
+    return [
+        PipelineError(p.message, path + (p.path[1:] if p.path[:1] == (sole,) else p.path), offset=p.offset)
+        for p in error.problems
+    ]
+
+
 def make(
     entries: Sequence[Entry], deadlines: StageDeadlines, would_give: Callable[[type[Finding]], Sequence[str]]
 ) -> Plan:
@@ -252,6 +271,9 @@ class _Wiring:
     def plan(self, deadlines: StageDeadlines) -> Plan:
         for offer in self._offers:
             self._node(offer)
+        for entry in self._entries:
+            if entry.policy:
+                self._tell(entry, entry.policy)
         questions = {
             (stage, entry.index): question
             for entry in self._entries
@@ -279,6 +301,20 @@ class _Wiring:
 
     def _refuse(self, message: str, path: Path) -> None:
         self._problems.append(PipelineError(message, path))
+
+    def _tell(self, entry: Entry, policy: Policy) -> None:
+        """Tell a policy what there is for it."""
+        if type(policy).wire is Policy.wire:
+            return
+        kinds = dict.fromkeys(offer.finder.finding for offer in self._offers)
+        stages = {
+            kind: tuple(stage for stage in ORDER if self._source(kind, (ORDER.index(stage), entry.index)))
+            for kind in kinds
+        }
+        try:
+            policy.wire(Given(stages, self._would_give))
+        except OptionError as error:
+            self._problems += option_problems(error, entry.policy_path, entry.policy_sole)
 
     def _node(self, offer: _Offer) -> Node | None:
         """The offer's node, wired on first use; None when it cannot be, which is then among the problems."""

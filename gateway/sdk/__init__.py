@@ -70,9 +70,9 @@ from gateway.sdk.findings import (
 )
 from gateway.sdk.handing import DelegatedAction, MilterAction, MilterReply
 from gateway.sdk.log import get_logger
-from gateway.sdk.options import Duration, LocalParts, OptionsModel, Size
+from gateway.sdk.options import Duration, LocalParts, OptionError, OptionsModel, Size
 from gateway.sdk.plugin import Plugin, PluginOptions, acts, finds
-from gateway.sdk.policy import Policy, PolicyOptions
+from gateway.sdk.policy import Given, Policy, PolicyOptions
 from gateway.sdk.pool import Pool
 from gateway.sdk.running import edit_begun, progress
 from gateway.sdk.services import (
@@ -156,6 +156,7 @@ __all__ = [
     "FileContent",
     "Finding",
     "Geo",
+    "Given",
     "Greylist",
     "GreylistState",
     "HeaderField",
@@ -170,6 +171,7 @@ __all__ = [
     "MilterReply",
     "Mx",
     "Notify",
+    "OptionError",
     "OptionsModel",
     "Outbox",
     "OutboxError",

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Annotated, Any, Final
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Final
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, PlainSerializer
 
@@ -78,6 +79,41 @@ LocalParts = Annotated[frozenset[str], AfterValidator(lambda parts: frozenset(pa
 
 
 class OptionsModel(BaseModel):
-    """Base of everything that is read from the configuration file: frozen, and unknown keys are refused."""
+    """Base of everything that is read from the configuration file: frozen, and unknown keys are refused.
+
+    `sole` names the option that a bare list in place of the mapping stands for; without it a list is refused.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    sole: ClassVar[str] = ""
+
+
+@dataclass(frozen=True, slots=True)
+class OptionProblem:
+    """One wrong option. `path` is its place in the options; `offset` the character of its text, from 0, where one is
+    meant."""
+
+    path: tuple[str | int, ...]
+    message: str
+    offset: int | None = None
+
+
+class OptionError(Exception):
+    """Options are wrong, for reasons that their own validation cannot see: `problems` has all of them, each with its
+    place. For constructors of plugins and policies, and for `Policy.wire`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.problems: list[OptionProblem] = []
+
+    def __str__(self) -> str:
+        return "; ".join(problem.message for problem in self.problems)
+
+    def add(self, path: tuple[str | int, ...], message: str, offset: int | None = None) -> None:
+        """Note one more problem."""
+        self.problems.append(OptionProblem(path, message, offset))
+
+    def raise_if_any(self) -> None:
+        """Raise this error unless all is well."""
+        if self.problems:
+            raise self

@@ -17,14 +17,13 @@ from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, TypeVar
 
-from gateway.mail.envelope import Recipient
 from gateway.mail.session import Session
 from gateway.sdk.ending import Ending
 from gateway.sdk.findings import Finding
 from gateway.sdk.options import OptionsModel
-from gateway.sdk.policy import Policy, PolicyOptions, plain_parameters, unwrap
+from gateway.sdk.policy import Policy, PolicyOptions, check_input, plain_parameters, unwrap
 from gateway.sdk.services import Services
-from gateway.sdk.stage import KNOWN_FROM, ORDER, Stage
+from gateway.sdk.stage import ORDER, Stage
 
 _F = TypeVar("_F", bound=Callable[..., Awaitable[Finding]])
 _MARK = "__gatepost_finder__"
@@ -158,12 +157,7 @@ def _read_finder(cls: type[Plugin], name: str) -> Finder:
         kind, may_miss = unwrap(hints.get(parameter))
         if not isinstance(kind, type):
             raise TypeError(f"{where}: parameter {parameter} has no annotated type")
-        if kind in KNOWN_FROM:
-            late = ORDER.index(KNOWN_FROM[kind]) > ORDER.index(stage)
-            if late or (kind is Recipient and stage is not Stage.RCPT):
-                raise TypeError(f"{where}: {kind.__name__} is not known at stage {stage}")
-        elif not issubclass(kind, Finding):
-            raise TypeError(f"{where}: {kind.__name__} is neither an input nor a Finding")
+        check_input(kind, stage, where)
         inputs.append(kind)
         optional.append(may_miss)
     return Finder(name, stage, does, result, tuple(inputs), tuple(optional))

@@ -14,7 +14,7 @@ from __future__ import annotations
 import inspect
 import types
 import typing
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -39,6 +39,17 @@ class Hook:
     stage: Stage
     inputs: tuple[type, ...]
     optional: tuple[bool, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What a pipeline has for a policy at its place in the list: the stages at which it can be given each finding.
+
+    `givers` names installed plugins that would give a finding, if they were listed.
+    """
+
+    stages: Mapping[type[Finding], tuple[Stage, ...]]
+    givers: Callable[[type[Finding]], Sequence[str]]
 
 
 class Policy:
@@ -69,6 +80,23 @@ class Policy:
         """To be called in `__init__`: with these options only the hooks of these stages are of use."""
         self.hooks = {stage: hook for stage, hook in type(self).hooks.items() if stage in stages}
 
+    def wire(self, given: Given) -> None:
+        """Called once, when the pipeline is made. For policies whose hooks depend on what the pipeline gives (`ask`).
+
+        Raises `OptionError` for options that make no sense in this pipeline.
+        """
+
+    def ask(self, stage: Stage, hook: Callable[..., Verdict], inputs: Mapping[type, bool]) -> None:
+        """To be called in `__init__` or `wire`: have `hook` asked at this stage, whatever the class says.
+
+        It is given `inputs` by position; those with True may be None. Raises TypeError for what is not known there.
+        """
+        name = f"on_{stage}"
+        for kind in inputs:
+            check_input(kind, stage, f"{type(self).__qualname__}.{name}")
+        self.hooks = {**self.hooks, stage: Hook(name, stage, tuple(inputs), tuple(inputs.values()))}
+        setattr(self, name, hook)
+
 
 def _read_hook(cls: type[Policy], name: str) -> Hook:
     method = getattr(cls, name)
@@ -85,16 +113,20 @@ def _read_hook(cls: type[Policy], name: str) -> Hook:
         kind, may_miss = unwrap(hints.get(parameter))
         if not isinstance(kind, type):
             raise TypeError(f"{where}: parameter {parameter} has no annotated type")
-        if kind in KNOWN_FROM:
-            known = KNOWN_FROM[kind]
-            late = ORDER.index(known) > ORDER.index(stage)
-            if late or (kind is Recipient and stage is not Stage.RCPT):
-                raise TypeError(f"{where}: {kind.__name__} is not known at stage {stage}")
-        elif not issubclass(kind, Finding):
-            raise TypeError(f"{where}: {kind.__name__} is neither an input nor a Finding")
+        check_input(kind, stage, where)
         inputs.append(kind)
         optional.append(may_miss)
     return Hook(name, stage, tuple(inputs), tuple(optional))
+
+
+def check_input(kind: type, stage: Stage, where: str) -> None:
+    """Raise TypeError for what cannot be asked for at this stage."""
+    if kind in KNOWN_FROM:
+        late = ORDER.index(KNOWN_FROM[kind]) > ORDER.index(stage)
+        if late or (kind is Recipient and stage is not Stage.RCPT):
+            raise TypeError(f"{where}: {kind.__name__} is not known at stage {stage}")
+    elif not issubclass(kind, Finding):
+        raise TypeError(f"{where}: {kind.__name__} is neither an input nor a Finding")
 
 
 def plain_parameters(method: Any, where: str) -> list[str]:

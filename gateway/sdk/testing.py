@@ -38,7 +38,7 @@ from gateway.sdk.fakes import (
 )
 from gateway.sdk.findings import Finding
 from gateway.sdk.plugin import Finder, Plugin
-from gateway.sdk.policy import Policy
+from gateway.sdk.policy import Given, Policy
 from gateway.sdk.services import Callouts, Directory, Dns, Lines, Outbox, Services, State
 from gateway.sdk.stage import Message, Stage, Transaction
 from gateway.sdk.verdict import Verdict
@@ -63,7 +63,7 @@ __all__ = [
     "policy_class",
 ]
 
-Options = Mapping[str, Any] | str | None
+Options = Mapping[str, Any] | list[Any] | str | None
 _T = TypeVar("_T")
 
 _numbers = itertools.count(1)
@@ -270,7 +270,11 @@ class Bench:
         Raises LookupError when a finding that the hook must have is not among `findings`: the pipeline would not ask.
         """
         cls = policy_class(policy)
-        made = cls(cls.Options.model_validate(parse_options(options)))
+        made = cls(cls.Options.model_validate(parse_options(options, sole=cls.Options.sole)))
+        findings = tuple(findings)
+        # When a finding is known, only a pipeline can say.
+        known = (stage,) if stage else tuple(Stage)
+        made.wire(Given({kind: known for kind in map(type, findings)}, lambda kind: ()))
         if stage is None and len(made.hooks) != 1:
             raise ValueError(f"{cls.__qualname__} has {len(made.hooks)} hooks; say which stage")
         hook = made.hooks.get(stage or next(iter(made.hooks)))
@@ -314,11 +318,13 @@ class _Inputs:
         return out
 
 
-def parse_options(options: Options) -> dict[str, Any]:
-    """Options from a dictionary or YAML text, ready for `Options.model_validate`."""
+def parse_options(options: Options, *, sole: str = "") -> dict[str, Any]:
+    """Options from a dictionary or YAML text, ready for `Options.model_validate`; a bare list is the option `sole`."""
     data = yaml.safe_load(options) if isinstance(options, str) else options
     if data is None:
         return {}
+    if sole and isinstance(data, list):
+        return {sole: data}
     if not isinstance(data, Mapping):
         raise ValueError("options are a mapping")
     return dict(data)

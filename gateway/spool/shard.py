@@ -10,7 +10,7 @@ import asyncio
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Executor
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from gateway.mail.session import base32
 from gateway.ops import log
-from gateway.spool import schema
+from gateway.spool import operator, schema
 from gateway.spool.draft import StoredContent
 from gateway.spool.recovery import Damaged, lock_shard, open_database, set_aside
 from gateway.spool.spool import Claimed, NewDsn, Settlement, SpoolError, SpoolOptions, State, Step
@@ -31,6 +31,8 @@ _FAILED_PAUSE: Final = 1.0
 _SLACK_OCTETS: Final = 64 << 20
 _SHRINK_OCTETS: Final = 16 << 20
 _NEVER: Final = float("inf")
+_READABLE: Final = tuple(state for state in State if state is not State.CORRUPT)
+"""A corrupt message stays: only the postmaster may remove it."""
 
 OnStep = Callable[[Step], None]
 _Due = tuple[list[tuple[Any, ...]], float]
@@ -201,7 +203,7 @@ class Shard:
                 n = int(settlement.attempts[0].time * 1e6)
                 body = schema.attempts_json(settlement.attempts)
                 db.execute("INSERT OR REPLACE INTO attempt (id, n, body) VALUES (?, ?, ?)", (id, n, body))
-            gone = _delete(db, id) if done else None
+            gone = _delete(db, id, _READABLE) if done else None
             kept = gone is None and _keep(db, settlement, due)
             if dsn is not None and (gone is not None or kept):
                 self.insert_dsn(db, dsn)
@@ -233,19 +235,25 @@ class Shard:
         if record is not None and self._records:
             db.execute("INSERT OR REPLACE INTO record (id, body) VALUES (?, ?)", (row[0], schema.dumps(record)))
 
-    async def drop(self, ids: Sequence[str]) -> int:
-        """Remove messages, corrupt ones too; gives how many."""
+    async def drop(self, ids: Sequence[str], outcome: str, by: str, states: Collection[State]) -> list[str]:
+        """Remove messages in one of `states`; gives their ids. With `by` they are noted as ended so."""
+        now = time.time_ns() / 1e9
 
         def step(db: sqlite3.Connection) -> list[tuple[str, int]]:
-            gone = [(id, _delete(db, id, corrupt=True)) for id in ids]
-            return [(id, row[1]) for id, row in gone if row is not None]
+            out: list[tuple[str, int]] = []
+            for id in ids:
+                if by and self._records:
+                    operator.note_end(db, id, states, outcome, by, now)
+                if (row := _delete(db, id, states)) is not None:
+                    out.append((id, row[1]))
+            return out
 
         self.stale = True
         dropped = await self.writer.submit(step)
         for id, file in dropped:
             if file:
                 await self._loop.run_in_executor(self._executor, self.remove_file, id)
-        return len(dropped)
+        return [id for id, _ in dropped]
 
     def remove_file(self, id: str) -> None:
         """Remove a message's content file. A crash before this leaves an orphan, which recovery removes."""
@@ -265,13 +273,12 @@ class Shard:
             os.close(self._lock)
 
 
-def _delete(db: sqlite3.Connection, id: str, *, corrupt: bool = False) -> tuple[int | None, int] | None:
-    """Delete a message with its content; gives the content's number and whether there is a file, None for no message.
+def _delete(db: sqlite3.Connection, id: str, states: Collection[State]) -> tuple[int | None, int] | None:
+    """Delete a message in one of `states` with its content.
 
-    A corrupt one stays unless `corrupt` says otherwise: only the postmaster may remove it.
+    Gives the content's number and whether there is a file, None for no such message.
     """
-    which = "" if corrupt else " AND state <> 'corrupt'"
-    query = f"DELETE FROM message WHERE id = ?{which} RETURNING content, file"
+    query = f"DELETE FROM message WHERE id = ? AND {operator.state_in(states)} RETURNING content, file"
     gone: tuple[int | None, int] | None = db.execute(query, (id,)).fetchone()
     if gone is not None:
         db.execute("DELETE FROM content WHERE n = ?", (gone[0],))

@@ -10,10 +10,10 @@ After either, nothing of the failed step is stored.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from gateway.mail.envelope import Envelope, Recipient
 from gateway.mail.message import Content
@@ -38,6 +38,10 @@ class State(StrEnum):
     """Set aside by a policy."""
     CORRUPT = "corrupt"
     """Content missing or not what was stored."""
+
+
+SET_ASIDE: Final = (State.HOLD, State.QUARANTINE)
+"""States that a message stays in until somebody releases it."""
 
 
 class RecipientStatus(StrEnum):
@@ -247,11 +251,29 @@ class Spool(Inlet, Protocol):
     async def hold(self, ids: Sequence[str], reason: str) -> int:
         """Set queued messages aside until they are released."""
 
-    async def release(self, ids: Sequence[str]) -> int:
-        """Queue held or quarantined messages again, due now; failed and expired recipients are tried again."""
+    async def release(
+        self,
+        ids: Sequence[str],
+        *,
+        by: str = "",
+        to: Sequence[Recipient] = (),
+        states: Collection[State] = SET_ASIDE,
+    ) -> int:
+        """Queue messages in one of `states` again, due now; failed and expired recipients are tried again.
 
-    async def drop(self, ids: Sequence[str]) -> int:
-        """Remove for good, without a DSN."""
+        `to` are other recipients in place of those it has; such a message goes where the routes lead, even if it had
+        a next hop of its own. `by` says who wants it so: it is kept with the attempts as ``released``, with the state
+        that the message was in and the reason.
+        """
+
+    async def drop(self, ids: Sequence[str], *, by: str = "", states: Collection[State] = tuple(State)) -> int:
+        """Remove messages in one of `states` for good, without a DSN; `by` is kept as ``dropped``."""
+
+    async def expire(self, state: State, before: float, limit: int, *, by: str = "") -> Sequence[Stored]:
+        """Remove at most `limit` messages in this state that came before this time, as `drop` does: these were they.
+
+        `by` is kept as ``expired``.
+        """
 
     async def explain(self, id: str) -> Sequence[Explained]:
         """By queue id or transaction id (one), or by session id (all of its transactions)."""

@@ -7,25 +7,26 @@ another number of workers shares out all shards that exist, so nobody's mail is 
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import re
 import shutil
 import sqlite3
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, Self
 
+from gateway.mail.envelope import Recipient
 from gateway.ops import log
-from gateway.spool import schema
+from gateway.spool import operator, schema
 from gateway.spool.draft import FileDraft, MemoryContent
 from gateway.spool.recovery import make_root
 from gateway.spool.shard import OnStep, Shard, no_step, open_shard, view_shard
 from gateway.spool.spool import (
+    SET_ASIDE,
     Claimed,
     Draft,
     Explained,
@@ -45,8 +46,6 @@ _log = log.get()
 _FRESH_MESSAGES: Final = 2000
 _FRESH_OCTETS: Final = 32 << 20
 _ROOM_SECONDS: Final = 1.0
-_PAGE: Final = 500
-_Change = Callable[[list[dict[str, Any]]], None]
 _Insert = Callable[[sqlite3.Connection], None]
 _Landed = Callable[[SpoolError | None], None]
 
@@ -281,10 +280,18 @@ class SqliteSpool:
         return out
 
     async def flush(self, ids: Sequence[str] | None = None) -> int:
-        return await self._rewrite(ids, (State.QUEUED,), _due_now)
+        return await self._rewrite(ids, (State.QUEUED,), operator.due_now)
 
-    async def release(self, ids: Sequence[str]) -> int:
-        return await self._rewrite(ids, (State.HOLD, State.QUARANTINE), _reopened)
+    async def release(
+        self,
+        ids: Sequence[str],
+        *,
+        by: str = "",
+        to: Sequence[Recipient] = (),
+        states: Collection[State] = SET_ASIDE,
+    ) -> int:
+        kept = by if self._options.record else ""
+        return await self._rewrite(ids, tuple(states), partial(operator.reopened, to=tuple(to), by=kept))
 
     async def hold(self, ids: Sequence[str], reason: str) -> int:
         query = "UPDATE message SET state = 'hold', reason = ? WHERE id = ? AND state = 'queued'"
@@ -296,10 +303,20 @@ class SqliteSpool:
             shard.stale = True
         return sum(await asyncio.gather(*(shard.writer.submit(step) for shard in self._shards)))
 
-    async def drop(self, ids: Sequence[str]) -> int:
-        return sum([await shard.drop(ids) for shard in self._shards])
+    async def drop(self, ids: Sequence[str], *, by: str = "", states: Collection[State] = tuple(State)) -> int:
+        return sum([len(await shard.drop(list(ids), "dropped", by, states)) for shard in self._shards])
 
-    async def _rewrite(self, ids: Sequence[str] | None, states: tuple[State, ...], change: _Change) -> int:
+    async def expire(self, state: State, before: float, limit: int, *, by: str = "") -> Sequence[Stored]:
+        query = f"SELECT {schema.COLUMNS} FROM message WHERE state = ? AND received < ? ORDER BY received LIMIT ?"
+        gone: list[Stored] = []
+        for shard in self._shards:
+            rows = await shard.writer.read(lambda db: db.execute(query, (state.value, before, limit)).fetchall())
+            old = {row[0]: schema.lenient(row) for row in rows}
+            # Somebody may release one of them meanwhile: what counts is the state when they are removed.
+            gone += [old[id] for id in await shard.drop(list(old), "expired", by, (state,))]
+        return gone
+
+    async def _rewrite(self, ids: Sequence[str] | None, states: tuple[State, ...], change: operator.Change) -> int:
         """Change the recipients of messages in one of `states` and queue them, due now: these, or all.
 
         Page by page, so that the gateway's own steps never wait for long.
@@ -310,8 +327,8 @@ class SqliteSpool:
             left = None if ids is None else sorted(set(ids))
             after: str | None = ""
             while after is not None:
-                page, left = (None, None) if left is None else (left[:_PAGE], left[_PAGE:])
-                step = partial(_rewrite_page, ids=page, after=after, states=states, change=change)
+                page, left = (None, None) if left is None else (left[: operator.PAGE], left[operator.PAGE :])
+                step = partial(operator.rewrite_page, ids=page, after=after, states=states, change=change)
                 changed, last = await shard.writer.submit(step)
                 count += changed
                 after = last if left is None else ("" if left else None)
@@ -319,7 +336,7 @@ class SqliteSpool:
         return count
 
     async def explain(self, id: str) -> Sequence[Explained]:
-        found = await self._read(partial(_explain, prefix=id))
+        found = await self._read(partial(operator.explain, prefix=id))
         return [
             Explained(
                 next(iter(schema.read_notes([record] if record else [])), {"id": key}),
@@ -343,59 +360,6 @@ class SqliteSpool:
         for shard in self._shards:
             await shard.close()
         self._executor.shutdown(wait=True)
-
-
-def _explain(db: sqlite3.Connection, prefix: str) -> list[tuple[Any, ...]]:
-    """Id, record, attempts and row of everything whose id begins with `prefix`."""
-    bounds = (prefix, prefix + "\uffff")
-    ids: set[str] = set()
-    for table in ("record", "attempt", "message"):
-        query = f"SELECT DISTINCT id FROM {table} WHERE id >= ? AND id < ? ORDER BY id LIMIT 1000"
-        ids.update(id for (id,) in db.execute(query, bounds))
-    out: list[tuple[Any, ...]] = []
-    for id in sorted(ids):
-        record = db.execute("SELECT body FROM record WHERE id = ?", (id,)).fetchone()
-        attempts = [body for (body,) in db.execute("SELECT body FROM attempt WHERE id = ? ORDER BY n", (id,))]
-        row = db.execute(f"SELECT {schema.COLUMNS} FROM message WHERE id = ?", (id,)).fetchone()
-        out.append((id, record[0] if record else None, attempts, row))
-    return out
-
-
-def _rewrite_page(
-    db: sqlite3.Connection, ids: Sequence[str] | None, after: str, states: tuple[State, ...], change: _Change
-) -> tuple[int, str | None]:
-    """One page of `SqliteSpool._rewrite`: how many were changed, and where the next begins, None for nowhere."""
-    marks = ", ".join("?" * len(states))
-    if ids is None:
-        query = f"SELECT id, slots FROM message WHERE state IN ({marks}) AND id > ? ORDER BY id LIMIT ?"
-        rows = db.execute(query, (*states, after, _PAGE)).fetchall()
-    else:
-        query = f"SELECT id, slots FROM message WHERE state IN ({marks}) AND id = ?"
-        rows = [row for id in ids for row in db.execute(query, (*states, id))]
-    count = 0
-    for id, text in rows:
-        try:
-            schema.read_slots(text)
-        except schema.Unreadable:
-            continue
-        slots = json.loads(text)
-        change(slots)
-        query = "UPDATE message SET state = 'queued', reason = '', due = 0, slots = ? WHERE id = ?"
-        db.execute(query, (schema.dumps(slots), id))
-        count += 1
-    return count, rows[-1][0] if ids is None and len(rows) == _PAGE else None
-
-
-def _due_now(slots: list[dict[str, Any]]) -> None:
-    for slot in slots:
-        if slot["status"] in ("pending", "deferred"):
-            slot["due"] = 0.0
-
-
-def _reopened(slots: list[dict[str, Any]]) -> None:
-    for slot in slots:
-        if slot["status"] != "delivered":
-            slot.update(status="pending", due=0.0, attempts=0)
 
 
 def shard_numbers(root: Path) -> list[int]:

@@ -610,6 +610,92 @@ def test_an_edited_draft_whose_commit_fails_is_gone_with_the_original(on_spool):
     on_spool(check)
 
 
+def test_who_released_or_dropped_a_message_stands_among_its_attempts(on_spool):
+    async def check(place: Place) -> None:
+        spool = await place.open()
+        freed, gone, quiet = [await put(spool, state=State.QUARANTINE, reason="odd") for _ in range(3)]
+        assert await spool.release([freed, "nothing"], by="anna on mx1") == 1
+        assert await spool.drop([gone, "nothing"], by="ben on mx1") == 1
+        assert await spool.release([quiet]) == 1
+        for id, outcome, who in ((freed, "released", "anna on mx1"), (gone, "dropped", "ben on mx1")):
+            (explained,) = await spool.explain(id)
+            ((note),) = explained.attempts
+            assert (note["outcome"], note["host"], note["recipient"]) == (outcome, who, "ben@example.test")
+            assert note["reply"] == "quarantine: odd"
+        assert (await spool.explain(quiet))[0].attempts == ()
+        await deliver(spool, (await take(spool))[freed].message)
+        assert {a["outcome"] for a in (await spool.explain(freed))[0].attempts} == {"released", "delivered"}
+
+    on_spool(check)
+
+
+def test_without_records_nothing_is_noted_and_all_is_done(on_spool):
+    async def check(place: Place) -> None:
+        spool = await place.open(record=False)
+        freed, gone = [await put(spool, state=State.QUARANTINE) for _ in range(2)]
+        assert await spool.release([freed], by="anna") == await spool.drop([gone], by="anna") == 1
+        assert set(await take(spool)) == {freed}
+        assert [explained.attempts for explained in await spool.explain(freed)] == [()]
+        assert await spool.explain(gone) == []
+
+    on_spool(check)
+
+
+def test_release_and_drop_touch_only_the_states_that_they_are_told(on_spool):
+    async def check(place: Place) -> None:
+        spool = await place.open()
+        aside, held, queued = await put(spool, state=State.QUARANTINE), await put(spool), await put(spool)
+        await spool.hold([held], "wait")
+        for step in (spool.drop, spool.release):
+            assert await step([held, queued, "nothing"], states=(State.QUARANTINE,), by="anna") == 0
+        assert (await spool.explain(held))[0].attempts == (await spool.explain(queued))[0].attempts == ()
+        assert await spool.release([aside, held, queued], states=(State.HOLD,)) == 1
+        assert await spool.drop([aside, held, queued], states=(State.QUARANTINE,)) == 1
+        assert {m.id: m.state for m in await spool.list()} == {held: State.QUEUED, queued: State.QUEUED}
+
+    on_spool(check)
+
+
+def test_a_message_can_be_released_to_others_along_the_routes(on_spool):
+    async def check(place: Place) -> None:
+        spool = await place.open()
+        envelope = replace(ENVELOPE, next_hop="smtp:odd.test:25")
+        kept, changed = [await put(spool, new=message(state=State.QUARANTINE, envelope=envelope)) for _ in range(2)]
+        other = Recipient(Address("postmaster", "example.test"))
+        assert await spool.release([kept]) == 1
+        assert await spool.release([changed], to=(other,), by="anna") == 1
+        claimed = await take(spool)
+        assert claimed[kept].message.envelope == envelope
+        assert claimed[changed].message.envelope == replace(ENVELOPE, recipients=(other,))
+        (note,) = (await spool.explain(changed))[0].attempts
+        assert note["recipient"] == "postmaster@example.test"
+
+    on_spool(check)
+
+
+@pytest.mark.parametrize("content", [SMALL, LARGE], ids=["small", "large"])
+def test_what_came_before_a_time_and_is_still_in_a_state_expires(on_spool, content):
+    async def check(place: Place) -> None:
+        spool = await place.open()
+        old, older, new = [
+            await put(spool, content, message(state=State.QUARANTINE, received=NOW + at, reason="odd"))
+            for at in (-10, -20, 0)
+        ]
+        held = await put(spool, content, message(received=NOW - 30))
+        await spool.hold([held], "wait")
+        assert [m.id for m in await spool.expire(State.QUARANTINE, NOW, 1, by="the rule")] == [older]
+        gone = await spool.expire(State.QUARANTINE, NOW, 10, by="the rule")
+        assert [(m.id, m.reason) for m in gone] == [(old, "odd")]
+        assert await spool.expire(State.QUARANTINE, NOW, 10) == []
+        assert {m.id for m in await spool.list()} == {new, held}
+        (note,) = (await spool.explain(old))[0].attempts
+        assert (note["outcome"], note["host"], note["reply"]) == ("expired", "the rule", "quarantine: odd")
+        spool = await place.open()
+        assert {m.id for m in await spool.list()} == {new, held}
+
+    on_spool(check)
+
+
 def test_records_come_in_pages_in_either_order(on_spool):
     async def check(place: Place) -> None:
         spool = await place.open()

@@ -40,16 +40,16 @@ class Bench:
     board: Board = field(default_factory=lambda: Board.create(1, time.monotonic()))
     drained: list[bool] = field(default_factory=list)
 
-    def ask(self, path: str, method: str = "GET", **headers: str) -> tuple[int, Any]:
+    def ask(self, path: str, method: str = "GET", *, content: bytes = b"", **headers: str) -> tuple[int, Any]:
         options = SpoolOptions(str(self.folder), min_free=1)
         deps = Deps(
             self.board, self.token, lambda: self.drained.append(True), lambda: open_all(options), SpoolError, State
         )
-        return asyncio.run(call(app(deps), path, method, {"host": "127.0.0.1:9925", **headers}))
+        return asyncio.run(call(app(deps), path, method, {"host": "127.0.0.1:9925", **headers}, content))
 
 
-async def call(asgi: Any, path: str, method: str, headers: dict[str, str]) -> tuple[int, Any]:
-    """One request to an ASGI application: status and JSON body."""
+async def call(asgi: Any, path: str, method: str, headers: dict[str, str], content: bytes = b"") -> tuple[int, Any]:
+    """One request to an ASGI application: status and JSON body (octets where it is no JSON)."""
     sent: list[dict[str, Any]] = []
     path, _, query = path.partition("?")
     scope = {
@@ -60,15 +60,22 @@ async def call(asgi: Any, path: str, method: str, headers: dict[str, str]) -> tu
         "client": ("127.0.0.1", 3),
     }
 
+    said = False
+
     async def receive() -> dict[str, Any]:
-        return {"type": "http.request", "body": b"", "more_body": False}
+        nonlocal said
+        if said:
+            await asyncio.Event().wait()  # the client stays until it has its answer
+        said = True
+        return {"type": "http.request", "body": content, "more_body": False}
 
     async def send(message: dict[str, Any]) -> None:
         sent.append(message)
 
     await asgi(scope, receive, send)
     body = b"".join(m.get("body", b"") for m in sent)
-    return sent[0]["status"], json.loads(body)
+    is_json = dict(sent[0]["headers"]).get(b"content-type", b"").startswith(b"application/json")
+    return sent[0]["status"], json.loads(body) if is_json else body
 
 
 async def fill(folder: Path) -> None:

@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from gateway.sdk import Stage
-from gateway.sdk.testing import plugin_class, policy_class
+from gateway.sdk.testing import parse_options, plugin_class, policy_class
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "plugins.md").read_text()
@@ -131,6 +131,7 @@ def test_the_yaml_examples_name_plugins_and_options_that_exist():
         if name in PLUGINS:
             plugin_class(name).Options.model_validate(options or {})
         elif name in POLICIES:
-            policy_class(name).Options.model_validate(options or {})
+            model = policy_class(name).Options
+            model.model_validate(parse_options(options, sole=model.sole))
         else:
             assert name in ("reverse-name", "nameless-stranger"), name

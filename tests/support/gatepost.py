@@ -111,11 +111,11 @@ class GatepostProcess:
     def log(self) -> str:
         return self.process.log
 
-    def http(self, method: str, path: str) -> tuple[int, str]:
-        """Ask the admin API; gives status and body."""
+    def http(self, method: str, path: str, body: Any = None) -> tuple[int, str]:
+        """Ask the admin API, with a body in JSON where there is one; gives status and body."""
         connection = http.client.HTTPConnection("127.0.0.1", self.admin_port, timeout=10)
         try:
-            connection.request(method, path)
+            connection.request(method, path, None if body is None else json.dumps(body))
             response = connection.getresponse()
             return response.status, response.read().decode()
         finally:

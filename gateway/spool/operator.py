@@ -1,0 +1,127 @@
+"""What the postmaster does to the mail in a shard, as steps of its writer: find, release, note what was done.
+
+What somebody did by hand is kept beside the delivery attempts, since it says why a message left as it did.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import time
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, Final
+
+from gateway.mail.envelope import Recipient
+from gateway.spool import schema
+from gateway.spool.spool import AttemptRecord, RecipientStatus, Slot, State
+
+PAGE: Final = 500
+"""Messages that one step changes at most, so that the gateway's own steps never wait for long."""
+
+Row = dict[str, Any]
+Change = Callable[[sqlite3.Connection, Row], None]
+"""Changes a row of `message` in place: ``id``, ``slots`` as read, ``envelope``, ``why`` it is where it is."""
+
+
+def state_in(states: Collection[State]) -> str:
+    """The condition that a message is in one of these states; a state that nobody knows counts as corrupt."""
+    named = ", ".join(f"'{state.value}'" for state in states)
+    if State.CORRUPT not in states:
+        return f"state IN ({named})"
+    known = ", ".join(f"'{state.value}'" for state in State)
+    return f"(state IN ({named}) OR state NOT IN ({known}))"
+
+
+def explain(db: sqlite3.Connection, prefix: str) -> list[tuple[Any, ...]]:
+    """Id, record, attempts and row of everything whose id begins with `prefix`."""
+    bounds = (prefix, prefix + "\uffff")
+    ids: set[str] = set()
+    for table in ("record", "attempt", "message"):
+        query = f"SELECT DISTINCT id FROM {table} WHERE id >= ? AND id < ? ORDER BY id LIMIT 1000"
+        ids.update(id for (id,) in db.execute(query, bounds))
+    out: list[tuple[Any, ...]] = []
+    for id in sorted(ids):
+        record = db.execute("SELECT body FROM record WHERE id = ?", (id,)).fetchone()
+        attempts = [body for (body,) in db.execute("SELECT body FROM attempt WHERE id = ? ORDER BY n", (id,))]
+        row = db.execute(f"SELECT {schema.COLUMNS} FROM message WHERE id = ?", (id,)).fetchone()
+        out.append((id, record[0] if record else None, attempts, row))
+    return out
+
+
+def rewrite_page(
+    db: sqlite3.Connection, ids: Sequence[str] | None, after: str, states: Collection[State], change: Change
+) -> tuple[int, str | None]:
+    """Change a page of messages in one of `states` and queue them, due now: these, or all after an id.
+
+    Gives how many were changed, and where the next page begins, None for nowhere.
+    """
+    fields = f"SELECT id, slots, envelope, state, reason FROM message WHERE {state_in(states)}"
+    if ids is None:
+        rows = db.execute(f"{fields} AND id > ? ORDER BY id LIMIT ?", (after, PAGE)).fetchall()
+    else:
+        rows = [row for id in ids for row in db.execute(f"{fields} AND id = ?", (id,))]
+    count = 0
+    for id, slots, envelope, state, reason in rows:
+        try:
+            schema.read_slots(slots)
+        except schema.Unreadable:
+            continue
+        row: Row = {"id": id, "slots": json.loads(slots), "envelope": envelope, "why": f"{state}: {reason}"}
+        change(db, row)
+        query = "UPDATE message SET state = 'queued', reason = '', due = 0, slots = ?, envelope = ? WHERE id = ?"
+        db.execute(query, (schema.dumps(row["slots"]), row["envelope"], id))
+        count += 1
+    return count, rows[-1][0] if ids is None and len(rows) == PAGE else None
+
+
+def due_now(_: sqlite3.Connection, row: Row) -> None:
+    """What is put off is due."""
+    for slot in row["slots"]:
+        if slot["status"] in (RecipientStatus.PENDING, RecipientStatus.DEFERRED):
+            slot["due"] = 0.0
+
+
+def reopened(db: sqlite3.Connection, row: Row, *, to: tuple[Recipient, ...], by: str) -> None:
+    """Who has not got it is tried again, or `to` instead; with `by` that is noted."""
+    if to:
+        row["slots"] = json.loads(schema.slots_json(tuple(Slot(recipient) for recipient in to)))
+        row["envelope"] = _without_next_hop(row["envelope"])
+    for slot in row["slots"]:
+        if slot["status"] != RecipientStatus.DELIVERED:
+            slot.update(status=RecipientStatus.PENDING.value, due=0.0, attempts=0)
+    if by:
+        _note(db, row["id"], row["slots"], "released", row["why"], by, time.time_ns() / 1e9)
+
+
+def _without_next_hop(envelope: str) -> str:
+    try:
+        read = json.loads(envelope)
+    except ValueError:
+        return envelope
+    if isinstance(read, dict) and read.pop("next_hop", None):
+        return schema.dumps(read)
+    return envelope
+
+
+def note_end(db: sqlite3.Connection, id: str, states: Collection[State], outcome: str, by: str, now: float) -> None:
+    """Note that a message in one of `states` is about to be removed by somebody."""
+    query = f"SELECT slots, state, reason FROM message WHERE id = ? AND {state_in(states)}"
+    row = db.execute(query, (id,)).fetchone()
+    if row is None:
+        return
+    try:
+        schema.read_slots(row[0])
+    except schema.Unreadable:
+        slots: list[dict[str, Any]] = [{"local": "", "domain": ""}]
+    else:
+        slots = json.loads(row[0])
+    _note(db, id, slots, outcome, f"{row[1]}: {row[2]}", by, now)
+
+
+def _note(
+    db: sqlite3.Connection, id: str, slots: list[dict[str, Any]], outcome: str, why: str, by: str, now: float
+) -> None:
+    recipients = [str(Recipient.from_json(slot).address) for slot in slots if slot.get("status") != "delivered"]
+    done = tuple(AttemptRecord(now, recipient, outcome, why, by) for recipient in recipients)
+    body = schema.attempts_json(done)
+    db.execute("INSERT OR REPLACE INTO attempt (id, n, body) VALUES (?, ?, ?)", (id, int(now * 1e6), body))

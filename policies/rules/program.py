@@ -1,0 +1,93 @@
+"""A rule's expression, ready to be asked: checked, compiled by the library, and run with what it names.
+
+*Fails by*: `ExpressionError` when it is made. `Unanswered` when it is asked and has no answer: a division by 0, numbers
+that grow too large.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import cel
+
+from policies.rules.check import Checked, check
+from policies.rules.functions import CALLABLES
+from policies.rules.inputs import INPUTS, Values, message_functions, missing, read
+from policies.rules.syntax import ExpressionError, parse
+from policies.rules.types import Type
+
+_WHERE: Final = re.compile(r"<input>:(\d+):(\d+): ([^\n]*)")
+_REASON: Final = 200
+
+
+class Unanswered(Exception):
+    """The expression has no answer for this message."""
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """A compiled expression. `uses`, `needs` as in `Checked`."""
+
+    checked: Checked
+    program: Any
+
+    def needs_missing(self, sources: Mapping[str, Any]) -> bool:
+        """Whether something is not there that it looks into without asking; `sources` are by variable."""
+        return any(missing(path, sources[path[0]]) for path in self.checked.needs)
+
+    def _tested_missing(self, sources: Mapping[str, Any]) -> bool:
+        """Whether something is not there that it asks for, so that this may be why it has no answer."""
+        return any(path[0] in sources and missing(path, sources[path[0]]) for path in self.checked.tested)
+
+    def holds(self, context: Any, sources: Mapping[str, Any]) -> bool:
+        """Its answer. Looking into what is not there is no match. Raises `Unanswered`."""
+        try:
+            answer = self.program.execute(context)
+        except (KeyError, IndexError):
+            return False
+        except Exception as error:
+            if not isinstance(error, ArithmeticError) and self._tested_missing(sources):
+                return False
+            raise Unanswered(f"{type(error).__name__}: {str(error)[:_REASON]}") from error
+        if not isinstance(answer, bool):
+            raise Unanswered(f"the answer is {type(answer).__name__} and neither true nor false")
+        return answer
+
+
+def compile(text: str, variables: Mapping[str, Type]) -> Program:
+    """Make an expression ready. Raises `ExpressionError`."""
+    checked = check(parse(text), variables)
+    for at, name, native in sorted(checked.renamed, reverse=True):
+        text = text[:at] + native + text[at + len(name) :]
+    return Program(checked, _library(text))
+
+
+def check_syntax(text: str) -> None:
+    """See whether it can be read at all, which needs nothing of the pipeline. Raises `ExpressionError`."""
+    parse(text)
+    _library(text)
+
+
+def _library(text: str) -> Any:
+    try:
+        return cel.compile(text)
+    except ValueError as error:
+        where = _WHERE.search(str(error))
+        if where is None:
+            raise ExpressionError(str(error)[:_REASON], 0) from None
+        lines = text.split("\n")[: int(where[1]) - 1]
+        offset = sum(len(line) + 1 for line in lines) + int(where[2]) - 1
+        raise ExpressionError(where[3][:_REASON], min(offset, len(text))) from None
+
+
+def context(uses: Mapping[str, set[str]], sources: Mapping[str, Any], given: Values) -> Any:
+    """The values for a stage's expressions: of each variable what any of them names."""
+    functions: dict[str, Callable[..., Any]] = dict(CALLABLES)
+    message_kind = INPUTS["message"].kind
+    if message_kind in given:
+        functions |= message_functions(given[message_kind])
+    values = {name: read(name, fields, sources[name]) for name, fields in uses.items()}
+    return cel.Context(values, functions)
