@@ -93,7 +93,7 @@ compiles() { # the flags of a program that includes and links what is wanted
 
 missing_servers() {
     for pair in postfix:postfix smtp-source:postfix swaks:swaks dovecot:dovecot-core doveconf:dovecot-core \
-        unbound:unbound rbldnsd:rbldnsd haproxy:haproxy openssl:openssl strace:strace curl:curl \
+        zip:zip unbound:unbound rbldnsd:rbldnsd haproxy:haproxy openssl:openssl strace:strace curl:curl \
         nbdkit:nbdkit nbdfuse:libnbd-bin mkfs.ext4:e2fsprogs mount:mount unshare:util-linux ip:iproute2 \
         opendkim:opendkim opendkim-genkey:opendkim-tools opendmarc:opendmarc postgrey:postgrey \
         policyd-spf:postfix-policyd-spf-python policyd-rate-limit:policyd-rate-limit policyd-weight:policyd-weight \

@@ -32,6 +32,7 @@ from gateway.mail.envelope import Body, MailParameters, Notify, Recipient, Ret
 from gateway.mail.message import Content, HeaderField
 from gateway.mail.reply import Reply
 from gateway.mail.session import Session, Tls
+from gateway.sdk.attachment import Attachment, Attachments, Flaw
 from gateway.sdk.authentication import (
     Arc,
     AuthResult,
@@ -45,7 +46,7 @@ from gateway.sdk.authentication import (
     SpfResult,
     authentication_results,
 )
-from gateway.sdk.contents import SpamScore, VirusScan
+from gateway.sdk.contents import SpamScore, UriHit, UriHits, VirusScan
 from gateway.sdk.ending import Ending, Outcome
 from gateway.sdk.endpoint import Endpoint, EndpointOption, dial, find_addresses, parse_endpoint
 from gateway.sdk.fields import field_value
@@ -70,6 +71,7 @@ from gateway.sdk.findings import (
 )
 from gateway.sdk.handing import DelegatedAction, MilterAction, MilterReply
 from gateway.sdk.log import get_logger
+from gateway.sdk.mime import Defect, Mime, MimePart, MimeText
 from gateway.sdk.options import Duration, LocalParts, OptionError, OptionsModel, Size
 from gateway.sdk.plugin import Plugin, PluginOptions, acts, finds
 from gateway.sdk.policy import Given, Policy, PolicyOptions
@@ -124,6 +126,8 @@ __all__ = [
     "AddressError",
     "Answer",
     "Arc",
+    "Attachment",
+    "Attachments",
     "AuthResult",
     "Body",
     "BodyContent",
@@ -134,6 +138,7 @@ __all__ = [
     "ChangeSender",
     "Clock",
     "Content",
+    "Defect",
     "DelegatedAction",
     "DeleteHeader",
     "DeleteRecipient",
@@ -155,6 +160,7 @@ __all__ = [
     "EndpointOption",
     "FileContent",
     "Finding",
+    "Flaw",
     "Geo",
     "Given",
     "Greylist",
@@ -169,6 +175,9 @@ __all__ = [
     "MethodResult",
     "MilterAction",
     "MilterReply",
+    "Mime",
+    "MimePart",
+    "MimeText",
     "Mx",
     "Notify",
     "OptionError",
@@ -208,6 +217,8 @@ __all__ = [
     "Tls",
     "Transaction",
     "Turns",
+    "UriHit",
+    "UriHits",
     "Verdict",
     "VirusScan",
     "WatchedFile",

@@ -1,4 +1,4 @@
-"""Findings of plugins that look into a message: virus and spam scanners."""
+"""Findings of plugins that look into a message: virus and spam scanners, and lists of the hosts that it names."""
 
 from __future__ import annotations
 
@@ -41,3 +41,31 @@ class SpamScore(Finding):
 
     def idle(self) -> bool:
         return bool(self.skipped)
+
+
+@dataclass(frozen=True, slots=True)
+class UriHit:
+    """A host that a message names and that a list names, too: the list's codes, and the weight of the heaviest."""
+
+    host: str
+    list: str
+    codes: tuple[str, ...]
+    weight: float
+
+
+@dataclass(frozen=True, slots=True)
+class UriHits(Finding):
+    """The hosts of a message against URI lists. `score` is the sum of the lists' weights, each counted once.
+
+    `failed` names lists that gave no usable answer to a question; that answer never counts. `asked` is how many hosts
+    were asked for, and `left_out` how many were not, since there were too many.
+    """
+
+    score: float
+    hits: tuple[UriHit, ...] = ()
+    failed: tuple[str, ...] = ()
+    asked: int = 0
+    left_out: int = 0
+
+    def idle(self) -> bool:
+        return not self.asked

@@ -74,7 +74,11 @@ def format_size(octets: int) -> str:
 Duration = Annotated[float, BeforeValidator(parse_duration), PlainSerializer(format_duration, when_used="json")]
 Size = Annotated[int, BeforeValidator(parse_size), PlainSerializer(format_size, when_used="json")]
 
-LocalParts = Annotated[frozenset[str], AfterValidator(lambda parts: frozenset(part.lower() for part in parts))]
+LocalParts = Annotated[
+    frozenset[str],
+    AfterValidator(lambda parts: frozenset(part.lower() for part in parts)),
+    PlainSerializer(sorted, return_type=list[str], when_used="json"),
+]
 """Local parts of addresses, compared without regard to case."""
 
 

@@ -66,6 +66,18 @@ def test_the_options_of_one_list_are_on_the_page():
     assert table(ZoneOptions) in card("dnsbl")
 
 
+def test_the_options_of_one_uri_list_are_on_the_page():
+    from plugins.content.urilists import UriListOptions
+
+    assert table(UriListOptions) in card("uribl")
+
+
+def test_the_conditions_of_a_rule_about_attachments_are_on_the_page():
+    from plugins.content.attachments import DenyRule
+
+    assert table(DenyRule) in card("attachments")
+
+
 @pytest.mark.parametrize("name", PLUGINS)
 def test_a_plugins_card_says_what_it_asks_costs_and_does_when_it_fails(name):
     for part in ("**Asks.**", "**Costs.**", "**When it fails.**", "**Decides.**"):

@@ -109,6 +109,18 @@ ASKING: tuple[Asking, ...] = (
         ill=Outcome("250 2.0.0", {"score": 0.0, "failed": ["bl.test"]}),
     ),
     Asking(
+        id="uribl",
+        plugin="uribl",
+        stage="message",
+        finding="UriHits",
+        options={"lists": {"uri.test": 3}, "reject_at": 2},
+        asked="s{n}.test.uri.test",
+        records=("s{n}.test.uri.test. 0 IN A 127.0.0.2",),
+        well=Outcome("550 5.7.1", {"score": 3.0, "failed": []}),
+        ill=Outcome("250 2.0.0", {"score": 0.0, "failed": ["uri.test"]}),
+        content=MESSAGE + b"http://www.s{n}.test/\r\n",
+    ),
+    Asking(
         id="sender-mx",
         plugin="sender",
         stage="mail",

@@ -1,4 +1,4 @@
-"""rbldnsd, the server that most DNS lists run on: lists of addresses and networks, reloaded while it runs."""
+"""rbldnsd, the server that most DNS lists run on: lists of addresses, networks and domains, reloaded while it runs."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ TEST_ENTRY = "127.0.0.2"
 class Rbldnsd:
     """Zones of lines as in its data files: an address or network, and perhaps ``:127.0.0.4:text``.
 
-    Lines with ``::`` are IPv6. Answers are good for one second.
+    Lines with ``::`` are IPv6. Zones of `names` hold domains, ``.evil.test :127.0.0.8:text`` with all below it. Answers
+    are good for one second.
     """
 
-    def __init__(self, zones: Mapping[str, Sequence[str]]) -> None:
+    def __init__(self, zones: Mapping[str, Sequence[str]], names: Mapping[str, Sequence[str]] | None = None) -> None:
         self.port = free_port()
         self.home = new_directory("rbldnsd")
         self._zones = list(zones)
@@ -31,9 +32,13 @@ class Rbldnsd:
             for number, zone in enumerate(self._zones)
             for kind in ("ip4trie", "ip6trie")
         ]
+        for number, (zone, lines) in enumerate((names or {}).items()):
+            (self.home / f"{number}.dnset").write_text("".join(f"{line}\n" for line in [":127.0.0.2:listed", *lines]))
+            specs.append(f"{zone}:dnset:{number}.dnset")
+        first = next(iter([*zones, *(names or {})]))
         argv = [binary("rbldnsd"), "-n", "-t", "1", "-c", "0", "-w", str(self.home), "-b", f"127.0.0.1/{self.port}"]
         self._process = Process([*argv, *specs], self.home / "log", cwd=self.home)
-        self._process.wait_ready(lambda: self.codes("2.0.0.127", self._zones[0]) is not None)
+        self._process.wait_ready(lambda: self.codes("2.0.0.127", first) is not None)
 
     def _write(self, number: int, lines: Sequence[str]) -> None:
         six = [line for line in lines if "::" in line.split("/")[0]]

@@ -1,0 +1,12 @@
+"""What is inside a message: its MIME parts, its attachments, and the hosts that it names.
+
+`parser` reads the tree of parts, with `fields` for what a part says of itself, `words` for charsets, `decoding` for
+transfer encodings and `body` for what a part holds. `reading` does it for a message, and gives the decoded octets of
+parts in a second pass; `mime` is the plugin.
+
+`examine` looks at files and into archives, with `kinds` for what a content is, `names` for what a file name means,
+`zipfiles`, `streams` and `office` for the formats; `attachments` is the plugin.
+
+`uris` finds hosts in texts, `hosts` reads them as browsers do, `urilists` is what the operator writes about lists and
+what their answers weigh; `uribl` is the plugin.
+"""
