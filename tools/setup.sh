@@ -103,6 +103,7 @@ missing_servers() {
     done
     # swaks speaks TLS through it.
     perl -MNet::SSLeay -e 1 2>/dev/null || echo libnet-ssleay-perl
+    [ -e /usr/lib/postfix/postfix-pcre.so ] || echo postfix-pcre
     [ -x /usr/lib/dovecot/lmtp ] || echo dovecot-lmtpd
     [ -x /usr/lib/dovecot/imap ] || echo dovecot-imapd
 }

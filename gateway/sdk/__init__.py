@@ -46,6 +46,7 @@ from gateway.sdk.authentication import (
     SpfResult,
     authentication_results,
 )
+from gateway.sdk.checks import CheckMatch, ContentChecks, Detection, Disclaimer, Dlp
 from gateway.sdk.contents import SpamScore, UriHit, UriHits, VirusScan
 from gateway.sdk.ending import Ending, Outcome
 from gateway.sdk.endpoint import Endpoint, EndpointOption, dial, find_addresses, parse_endpoint
@@ -136,15 +137,20 @@ __all__ = [
     "Callouts",
     "ChangeHeader",
     "ChangeSender",
+    "CheckMatch",
     "Clock",
     "Content",
+    "ContentChecks",
     "Defect",
     "DelegatedAction",
     "DeleteHeader",
     "DeleteRecipient",
+    "Detection",
     "Directory",
+    "Disclaimer",
     "Dkim",
     "DkimSignature",
+    "Dlp",
     "Dmarc",
     "DmarcPolicy",
     "Dns",

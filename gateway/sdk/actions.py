@@ -40,6 +40,7 @@ _SUBJECT_CHARACTERS: Final = 2_000
 _TAG_CHARACTERS: Final = 100
 _REPLY: Final = re.compile(r"(?:[^\W\d_]{1,5}(?:\[\d{1,3}\]|\(\d{1,3}\))?[:\uff1a][ \t]*){0,5}")
 """Marks of replies and forwards in many languages: Re:, AW:, Fwd:, SV:, Re[2]:."""
+_ADDRESS: Final = re.compile(r"[^\s<>,;:()\"@]{1,64}@[^\s<>,;:()\"@]{1,255}")
 _CONTROLS: Final = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 
 
@@ -170,17 +171,24 @@ def bcc(*to: Address | str) -> tuple[Edit, ...]:
     return tuple(AddRecipient(Recipient(address, frozenset({Notify.NEVER}))) for address in addresses)
 
 
-def archive(txn: Transaction, to: Address | str, *, header: str = "") -> tuple[Edit, ...]:
-    """A blind copy for an archive; with `header` (``X-Envelope-To``) the envelope is written into the message as well.
+def archive(txn: Transaction, message: Message, *to: Address | str, header: str = "") -> tuple[Edit, ...]:
+    """Blind copies for an archive; with `header` (``X-Envelope-To``) the recipients are written into the message, too.
 
-    All copies of a message have the same header section. A field that names recipients would tell each of them of blind
-    copies, so it is added only where there is no more than one; with several, what the archive knows is what
-    To and Cc say. The sender is in ``Return-Path``, which delivery writes. Raises ValueError for no address.
+    All copies of a message have the same header section, so a field that names recipients would tell each of them of
+    blind copies. It is added where it tells nobody anything: to one recipient, or when all of them stand in To and Cc.
+    The sender is in ``Return-Path``, which delivery writes. Raises ValueError for no address.
     """
-    edits = bcc(to)
-    if header and len(txn.recipients) == 1:
-        edits = (*set_header(header, str(txn.recipients[0].address)), *edits)
-    return edits
+    edits = bcc(*to)
+    addresses = [recipient.address for recipient in txn.recipients]
+    if not header or not addresses or (len(addresses) > 1 and not _all_named(message, addresses)):
+        return edits
+    return (*set_header(header, ", ".join(map(str, addresses))), *edits)
+
+
+def _all_named(message: Message, addresses: list[Address]) -> bool:
+    """Whether To and Cc name all of these."""
+    named = {m.casefold() for f in message.fields if f.name.lower() in ("to", "cc") for m in _ADDRESS.findall(f.value)}
+    return all(str(address).casefold() in named for address in addresses)
 
 
 def route(next_hop: str) -> tuple[Edit, ...]:

@@ -1,9 +1,11 @@
-"""Encoded words: text of any kind in header fields that hold ASCII only.
+"""Text in other charsets: encoded words of header fields, and the charsets themselves.
 
-Decoding is as lenient as mail programs are: what cannot be decoded stays as it stands, or becomes U+FFFD, and nothing
-raises. Encoding gives UTF-8 and base64, in words that keep whole characters.
+Reading is as lenient as mail programs are: what cannot be decoded stays as it stands or becomes U+FFFD, and nothing
+raises. Python knows codecs that are no charsets, or that cost more than their input is worth, so charsets are those of
+a list. Writing gives UTF-8 and base64, in words that keep whole characters.
 
-*RFCs*: 2047 sections 2 (syntax), 4 (encodings), 5 and 6.2 (white space between words), 2231 section 5 (languages).
+*RFCs*: 2047 sections 2 (syntax), 4 (encodings), 5 and 6.2 (white space between words), 2231 section 5 (languages),
+2781 section 4.3 (byte order).
 """
 
 from __future__ import annotations
@@ -12,76 +14,125 @@ import base64
 import binascii
 import codecs
 import re
-from functools import lru_cache
 from typing import Final
 
-_WORD: Final = re.compile(r"=\?([A-Za-z0-9._:+\-]{1,60})(?:\*[A-Za-z0-9\-]{0,40})?\?([BbQq])\?([^?]*)\?=")
-_ESCAPED: Final = re.compile(rb"=([0-9A-Fa-f]{2})")
 _OCTETS: Final = 45
-"""Octets that one word holds: 60 characters of base64, and 12 around them; 75 are allowed."""
-_UNSAFE: Final = frozenset({"idna", "punycode", "undefined", "unicode-escape", "raw-unicode-escape"})
-"""Codecs of Python's that are no charset of mail; two of them take quadratic time."""
-_LARGER: Final = {"gb2312": "gb18030", "gbk": "gb18030", "ascii": "utf-8", "euc_kr": "cp949"}
-"""Charsets that are named where a larger one is meant."""
+"""Octets that one written word holds: 60 characters of base64, and 12 around them; 75 are allowed."""
+_ENCODED_WORD: Final = re.compile(r"=\?([^?\s\x00-\x20]{1,80})\?([BbQq])\?([^?\r\n]{0,2000})\?=")
+_ENCODED_GAP: Final = re.compile(r"(\?=)[ \t\r\n]{1,1000}(=\?[^?\s]{1,80}\?[BbQq]\?)")
+# Halves of characters, which UTF-7 can spell out, and which nothing can be made of.
+_LONE: Final = re.compile("[\ud800-\udfff]")
+_NOT_BASE64: Final = re.compile(r"[^A-Za-z0-9+/]")
+
+CHARSETS: Final = frozenset(
+    codecs.lookup(name).name
+    for name in (
+        "ascii utf-8 utf-7 utf-16 utf-16-le utf-16-be utf-32 utf-32-le utf-32-be "
+        "iso8859-1 iso8859-2 iso8859-3 iso8859-4 iso8859-5 iso8859-6 iso8859-7 iso8859-8 iso8859-9 iso8859-10 "
+        "iso8859-11 iso8859-13 iso8859-14 iso8859-15 iso8859-16 "
+        "cp1250 cp1251 cp1252 cp1253 cp1254 cp1255 cp1256 cp1257 cp1258 cp437 cp720 cp737 cp775 cp850 cp852 cp855 "
+        "cp857 cp858 cp860 cp861 cp862 cp863 cp864 cp865 cp866 cp869 cp874 cp932 cp949 cp950 cp1125 "
+        "koi8-r koi8-u koi8-t kz1048 tis-620 mac-roman mac-cyrillic mac-greek mac-turkish mac-latin2 mac-iceland "
+        "gb2312 gbk gb18030 hz big5 big5hkscs euc-jp euc-kr euc-jis-2004 shift_jis shift_jis_2004 johab ptcp154 "
+        "iso2022-jp iso2022-jp-1 iso2022-jp-2 iso2022-jp-2004 iso2022-jp-3 iso2022-jp-ext iso2022-kr"
+    ).split()
+)
+_MARKED: Final = {
+    "utf-16": (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE),
+    "utf-32": (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE),
+}
+_ALIASES: Final = {
+    "x-sjis": "shift_jis",
+    "x-gbk": "gbk",
+    "x-euc-jp": "euc-jp",
+    "x-mac-cyrillic": "mac-cyrillic",
+    "windows-874": "cp874",
+    "windows-949": "cp949",
+    "ks_c_5601-1987": "cp949",
+    "iso-8859-8-i": "iso8859-8",
+    "iso-8859-6-i": "iso8859-6",
+    "unicode-1-1-utf-7": "utf-7",
+    "ansi_x3.110-1983": "iso8859-1",
+    "default": "ascii",
+    "unknown-8bit": "ascii",
+}
 
 
-@lru_cache(maxsize=256)
-def charset_codec(charset: str) -> str:
-    """The name of Python's codec for a MIME charset; ``utf-8`` for one that nobody knows."""
+def find_charset(name: str) -> str:
+    """The codec of a MIME charset (RFC 2045 section 5.1, RFC 2231 section 5 for a language after ``*``); empty for a
+    charset that is not known."""
+    name = name.strip().lower().partition("*")[0]
+    name = _ALIASES.get(name, name)
+    if not name or len(name) > 40 or not name.isascii():
+        return ""
     try:
-        found = codecs.lookup(charset.strip())
+        found = codecs.lookup(name).name
     except (LookupError, ValueError):
-        return "utf-8"
-    # A codec that gives no text (hex, zlib) is none of a charset.
-    if not getattr(found, "_is_text_encoding", True) or found.name.replace("_", "-") in _UNSAFE:
-        return "utf-8"
-    return _LARGER.get(found.name, found.name)
+        return ""
+    return found if found in CHARSETS else ""
 
 
-def decode_octets(octets: bytes, charset: str) -> str:
-    """Text of octets in this charset; what cannot be decoded becomes U+FFFD."""
+def decode(octets: bytes, charset: str, *, final: bool = True) -> tuple[str, bool]:
+    """Text of octets in a charset, and whether all of it was in that charset; what is not becomes U+FFFD.
+
+    A charset that is not known, and ASCII with octets that it does not have, is read as UTF-8 where it is that, else as
+    Windows-1252, as readers do. With `final` false a character that is cut off at the end is no error.
+    """
+    codec = find_charset(charset or "us-ascii")
+    if codec in ("", "ascii") and octets.isascii():
+        return octets.decode("ascii"), True
+    if codec in _MARKED and not octets.startswith(_MARKED[codec]):
+        # RFC 2781 section 4.3; Python's codec would read the machine's own order.
+        codec += "-be"
+    if codec not in ("", "ascii"):
+        decoder = codecs.getincrementaldecoder(codec)
+        try:
+            return _LONE.sub("\ufffd", decoder("strict").decode(octets, final)), True
+        except UnicodeError:
+            return _LONE.sub("\ufffd", decoder("replace").decode(octets, final)), False
     try:
-        return octets.decode(charset_codec(charset), "replace")
-    except (LookupError, ValueError):
-        return octets.decode("utf-8", "replace")
+        return codecs.getincrementaldecoder("utf-8")("strict").decode(octets, final), False
+    except UnicodeDecodeError:
+        return octets.decode("cp1252", "replace"), False
+
+
+def has_encoded_word(text: str) -> bool:
+    """Whether there is an encoded word in it."""
+    return _ENCODED_WORD.search(text) is not None
 
 
 def decode_words(text: str) -> str:
-    """A header value with its encoded words decoded; white space between two of them is none of the text."""
+    """A field's value with its encoded words decoded; white space between two of them goes (RFC 2047 section 6.2).
+
+    Words that belong together but were cut within a character, as some senders do, are decoded together.
+    """
+    if "=?" not in text:
+        return text
+    text = _ENCODED_GAP.sub(r"\1\2", text)
     out: list[str] = []
-    held, held_charset, end = b"", "", 0
-    for match in _WORD.finditer(text):
-        octets = _octets(match[2], match[3])
-        if octets is None:
-            continue
-        between = text[end : match.start()]
-        after_word = bool(held_charset) and not between.strip(" \t\r\n")
-        charset = match[1].lower()
-        if after_word and charset == held_charset:
-            # Some senders cut a character in two: decode what belongs together at once.
-            held += octets
-        else:
-            if held_charset:
-                out.append(decode_octets(held, held_charset))
-            if not after_word:
-                out.append(between)
-            held, held_charset = octets, charset
-        end = match.end()
-    if held_charset:
-        out.append(decode_octets(held, held_charset))
-    return "".join(out) + text[end:]
+    pending: tuple[str, bytes] | None = None
+    at = 0
+    for word in _ENCODED_WORD.finditer(text):
+        if pending and (word.start() > at or word[1].lower() != pending[0]):
+            out.append(decode(pending[1], pending[0])[0])
+            pending = None
+        out.append(text[at : word.start()])
+        octets = _word_octets(word[2], word[3])
+        pending = (word[1].lower(), (pending[1] if pending else b"") + octets)
+        at = word.end()
+    if pending:
+        out.append(decode(pending[1], pending[0])[0])
+    out.append(text[at:])
+    return "".join(out)
 
 
-def _octets(encoding: str, text: str) -> bytes | None:
-    """What one word holds, None when it holds nothing readable."""
-    raw = text.encode("utf-8", "surrogateescape")
+def _word_octets(encoding: str, text: str) -> bytes:
+    """The octets of an encoded word; what is wrong in it is left out, as in bodies."""
     if encoding in "Qq":
-        return _ESCAPED.sub(lambda m: bytes((int(m[1], 16),)), raw.replace(b"_", b" "))
-    stripped = raw.rstrip(b"=")
-    try:
-        return base64.b64decode(stripped + b"=" * (-len(stripped) % 4))
-    except binascii.Error:
-        return None
+        return binascii.a2b_qp(text.encode("utf-8", "surrogateescape"), header=True)
+    clean = _NOT_BASE64.sub("", text)
+    clean = clean[: len(clean) - (len(clean) % 4 == 1)]
+    return binascii.a2b_base64(clean + "=" * (-len(clean) % 4))
 
 
 def encode_words(text: str) -> str:
@@ -104,4 +155,4 @@ def _word(octets: bytes) -> str:
 
 def begins_with_word(text: str) -> bool:
     """Whether a header value begins with an encoded word."""
-    return _WORD.match(text.lstrip(" \t\r\n")) is not None
+    return _ENCODED_WORD.match(text.lstrip(" \t\r\n")) is not None

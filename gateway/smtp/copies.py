@@ -16,7 +16,7 @@ from typing import Any, Final
 from gateway.mail.address import NULL_SENDER, Address, Sender
 from gateway.mail.edit import Edit, edit_envelope, is_header_edit, render_field, replaced_body
 from gateway.mail.envelope import Envelope, Recipient
-from gateway.mail.message import Content
+from gateway.mail.message import Content, split_header
 from gateway.mail.reply import Reply
 from gateway.pipeline.decision import Decision, Part
 from gateway.sdk.authentication import Spf, SpfResult, authentication_results
@@ -110,9 +110,15 @@ def make(
     section, and `with_bodies` follows. Raises `SpoolError` for edits that cannot be made.
     """
     try:
-        head, skip = trace.rewrite(section, options.authserv_id, tuple(filter(is_header_edit, copy.edits)))
-        if not skip and replaced_body(copy.edits) is not None:
-            head, skip = section if section.endswith(b"\r\n") or not section else section + b"\r\n", len(section)
+        header_edits = tuple(filter(is_header_edit, copy.edits))
+        if replaced_body(copy.edits) is None:
+            head, skip = trace.rewrite(section, options.authserv_id, header_edits)
+        else:
+            # Lines after the fields, where no empty line ends them, are of the body that is replaced.
+            fields = section[: split_header(section)[1]]
+            head, skip = trace.rewrite(fields, options.authserv_id, header_edits)
+            if not skip:
+                head, skip = fields if fields.endswith(b"\r\n") or not fields else fields + b"\r\n", len(fields)
         envelope = edit_envelope(Envelope(txn.sender, txn.recipients, txn.parameters), copy.edits)
         if envelope.next_hop:
             parse_next_hop(envelope.next_hop)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from gateway.sdk import Defect
+from gateway.sdk.words import decode, find_charset
 from plugins.content.decoding import decoder
-from plugins.content.words import decode, find_charset
 
 _SEVEN_BIT = ("", "7bit")
 _WIDE = ("utf-16", "utf-32")

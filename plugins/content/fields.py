@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from gateway.sdk import Defect
+from gateway.sdk.words import decode, decode_words, find_charset, has_encoded_word
 from plugins.content.decoding import known
-from plugins.content.words import decode, decode_percent, decode_words, find_charset, has_encoded_word
 
 FIELD_NAME: Final = re.compile(rb"([\x21-\x39\x3b-\x7e]{1,997})([ \t]*):")
 LONGEST_BOUNDARY: Final = 200
@@ -115,6 +115,9 @@ def _is_utf8(line: bytes) -> bool:
     except UnicodeDecodeError:
         return False
     return True
+
+
+_HEX: Final = re.compile(rb"%([0-9A-Fa-f]{2})")
 
 
 @dataclass(slots=True)
@@ -288,6 +291,12 @@ def _join(segments: dict[int, tuple[str, bool]]) -> tuple[str, bool]:
             break
         if position == 0 and encoded and text.count("'") >= 2:
             charset, _, text = text.split("'", 2)
-        octets += decode_percent(text) if encoded else text.encode("utf-8", "surrogateescape")
+        octets += _decode_percent(text) if encoded else text.encode("utf-8", "surrogateescape")
     decoded, good = decode(bytes(octets), charset or "utf-8")
     return decoded, fine and good
+
+
+def _decode_percent(text: str) -> bytes:
+    """The octets of an extended parameter's value (RFC 2231 section 4): %XX, and all else as it stands."""
+    octets = text.encode("utf-8", "surrogateescape")
+    return _HEX.sub(lambda match: bytes.fromhex(match[1].decode("ascii")), octets)

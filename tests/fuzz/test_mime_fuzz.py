@@ -17,11 +17,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gateway.sdk.testing import BytesContent
+from gateway.sdk.words import CHARSETS, decode, decode_words
 from plugins.content.decoding import decoder
 from plugins.content.fields import parse_value
 from plugins.content.parser import Limits, Parsed, Parser
 from plugins.content.reading import decoded
-from plugins.content.words import CHARSETS, decode, decode_words
 
 SCRAPS = st.sampled_from(
     [

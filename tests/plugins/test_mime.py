@@ -13,11 +13,11 @@ from gateway.mail.envelope import MailParameters
 from gateway.pipeline.recall import recall
 from gateway.sdk import Action, Defect, Mime
 from gateway.sdk.testing import Bench, BytesContent, make_message, make_transaction
+from gateway.sdk.words import decode_words, find_charset
 from plugins.content.fields import parse_value
 from plugins.content.mime import MimeOptions, MimePlugin
 from plugins.content.parser import Limits, Parsed, Parser
 from plugins.content.reading import decoded, read_parts
-from plugins.content.words import decode_words, find_charset
 
 HEAD = b"From: a@sender.example\r\nDate: Mon, 2 Nov 2026 10:00:00 +0000\r\nMessage-ID: <1@sender.example>\r\n"
 MIME = HEAD + b"MIME-Version: 1.0\r\n"

@@ -156,13 +156,24 @@ def test_blind_copies_are_asked_for_without_notices():
 
 
 def test_an_archive_is_told_the_envelope_only_where_that_tells_nobody_of_blind_copies():
-    one = make_transaction(recipients=["anna@example.org"])
-    edits = archive(one, "archive@example.org", header="X-Envelope-To")
-    assert [type(e) for e in edits] == [DeleteHeader, AddHeader, AddRecipient]
-    assert edits[1].value == "anna@example.org"
-    two = make_transaction(recipients=["anna@example.org", "ben@example.org"])
-    assert [type(e) for e in archive(two, "archive@example.org", header="X-Envelope-To")] == [AddRecipient]
-    assert [type(e) for e in archive(one, "archive@example.org")] == [AddRecipient]
+    made = message(
+        b"To: Anna <anna@example.org>,", b" x@y.test", b"Cc: (all) BEN@example.org", b"X-Envelope-To: forged"
+    )
+    forms = {
+        ("blind@example.org",): "blind@example.org",
+        ("anna@example.org", "ben@example.org"): "anna@example.org, ben@example.org",
+        ("anna@example.org", "blind@example.org"): None,
+        ("anna@example.org", "na@example.org"): None,
+    }
+    for recipients, expected in forms.items():
+        txn = make_transaction(recipients=recipients)
+        edits = archive(txn, made, "archive@example.org", header="X-Envelope-To")
+        assert isinstance(edits[-1], AddRecipient)
+        if expected is None:
+            assert len(edits) == 1
+        else:
+            assert edits[0] == DeleteHeader("X-Envelope-To") and edits[1].value == expected
+    assert [type(e) for e in archive(txn, made, "archive@example.org", "b@c.test")] == [AddRecipient, AddRecipient]
 
 
 def test_a_change_keeps_its_place_among_fields_of_the_same_name():

@@ -89,6 +89,23 @@ def test_no_filter_can_put_a_stray_line_end_into_a_body(given, mended):
     run(test)
 
 
+@pytest.mark.parametrize("marked", [True, False])
+@pytest.mark.parametrize(
+    "after", [b"no field\r\nmore\r\n", b"no field\r\nAuthentication-Results: mx.example.org; x=pass\r\n"]
+)
+def test_lines_that_no_empty_line_parts_from_the_fields_are_of_the_body_that_is_replaced(after, marked):
+    async def test() -> None:
+        edits: list[Edit] = [ReplaceBody(BodyContent(b"new\r\n"))]
+        if marked:
+            edits.append(AddHeader("X-Edited", "yes"))
+        async with door(pipelines={"default": editing(*edits)}) as opened:
+            await send(opened, content=b"Subject: x\r\n" + after)
+            (whole,) = await opened.bodies()
+            assert whole == (b"X-Edited: yes\r\n" if marked else b"") + b"Subject: x\r\n\r\nnew\r\n"
+
+    run(test)
+
+
 class Broken:
     """A body whose reading fails."""
 
