@@ -1,6 +1,8 @@
 """The composition root: where the rooms are put together, and where processes are begun and ended."""
 
+from gateway.app.guest import lend
+from gateway.app.guest_worker import Lending
 from gateway.app.supervisor import run
 from gateway.app.wiring import load_pipelines
 
-__all__ = ["load_pipelines", "run"]
+__all__ = ["Lending", "lend", "load_pipelines", "run"]

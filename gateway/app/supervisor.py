@@ -50,7 +50,7 @@ class StartError(Exception):
 
 
 @dataclass(slots=True)
-class _Child:
+class Child:
     """A process to keep alive. `start` runs in the fork and gives the exit status."""
 
     name: str
@@ -116,7 +116,7 @@ class Supervisor:
     def __init__(self, config: Config, on_step: OnStep = no_step) -> None:
         self._config = config
         self._board = Board.create(config.workers, time.monotonic())
-        self._children: list[_Child] = []
+        self._children: list[Child] = []
         self._sockets: list[list[socket.socket]] = []
         self._on_step = on_step
         self._status = 0
@@ -146,13 +146,13 @@ class Supervisor:
         """Everything that can go wrong before the first fork goes wrong here, with a text that says what to do."""
         config = self._config
         for path in (config.spool.path, config.state.path):
-            _usable(path)
+            usable(path)
         for listener in config.listeners:
             self._sockets.append(bind(str(listener.address.ip), listener.address.port, config.workers))
         (admin,) = bind(str(config.admin.address.ip), config.admin.address.port, 1)
         for i in range(config.workers):
-            self._children.append(_Child(f"worker {i}", i, partial(self._work, i)))
-        self._children.append(_Child("admin", -1, partial(self._admin, admin)))
+            self._children.append(Child(f"worker {i}", i, partial(self._work, i)))
+        self._children.append(Child("admin", -1, partial(self._admin, admin)))
         names = [wiring.name_of(group[0]) for group in self._sockets]
         _log.info("gatepost.listening", smtp=names, admin=wiring.name_of(admin), workers=config.workers)
 
@@ -177,7 +177,7 @@ class Supervisor:
         )
         return 0
 
-    def _start(self, child: _Child) -> None:
+    def _start(self, child: Child) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         pid = os.fork()
@@ -193,7 +193,7 @@ class Supervisor:
                 os._exit(status)
         child.pid, child.began = pid, time.monotonic()
 
-    def _close_others(self, child: _Child) -> None:
+    def _close_others(self, child: Child) -> None:
         """A worker keeps its own sockets only, or another's queue of connections would never be empty."""
         for group in self._sockets:
             for i, sock in enumerate(group):
@@ -284,7 +284,7 @@ class Supervisor:
                 child.pid = 0
 
 
-def _usable(path: str) -> None:
+def usable(path: str) -> None:
     """Make a directory and see that it can be written. Raises `StartError`."""
     try:
         os.makedirs(path, mode=0o700, exist_ok=True)

@@ -32,6 +32,7 @@ _LOOKED_AT: Final = 1_000_000
 @click.option("--client", "client_", type=NETWORK, metavar="NETWORK", help="Search: a client in this network.")
 @click.option("--outcome", type=click.Choice([o.value for o in Outcome]), help="Search: ended like this.")
 @click.option("--plugin", default="", metavar="ENTRY", help="Search: this entry had something to say.")
+@click.option("--queue-id", default="", metavar="ID", help="Search: this queue id of another MTA.")
 @click.option("--since", type=AGO, metavar="DURATION", help="Search: not older than this, such as 2h or 3d.")
 @click.option("--limit", type=click.IntRange(1, 10_000), default=50, show_default=True, help="Search: at most so many.")
 @config_option
@@ -43,6 +44,7 @@ def explain(
     client_: Network | None,
     outcome: str | None,
     plugin: str,
+    queue_id: str,
     since: float | None,
     limit: int,
     config_file: str | None,
@@ -53,7 +55,7 @@ def explain(
     ID is a queue id, a session id, or the reference that ends a refusal. Without one the newest transactions that
     match are listed.
     """
-    search = Search(sender, recipient, client_, outcome or "", plugin)
+    search = Search(sender, recipient, client_, outcome or "", plugin, queue_id)
     if id is None:
         _search(read_config(config_file), search, since, limit, as_json)
         return

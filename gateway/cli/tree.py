@@ -55,6 +55,11 @@ def _session(root: Tree, record: dict[str, Any]) -> None:
     if record.get("sender") is not None:
         branch.add(_line(("sender", "dim"), (record["sender"], "")))
     branch.add(_line(("pipeline", "dim"), (record.get("pipeline", ""), "")))
+    if mta := record.get("mta"):
+        queued = f"queue id {mta['queue_id']}" if mta.get("queue_id") else ""
+        branch.add(_line(("for another MTA", "dim"), (mta.get("through", ""), ""), (queued, "")))
+        for what in mta.get("left_out", []):
+            branch.add(_line(("it was not told", "dim"), (what, "yellow")))
     if record.get("size"):
         branch.add(_line(("size", "dim"), (f"{record['size']} octets", "")))
 

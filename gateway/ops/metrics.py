@@ -89,3 +89,7 @@ DNS_LOOKUPS = Counter(
 )
 DNS_SECONDS = Histogram("gatepost_dns_seconds", "Time of DNS questions that went to the network.", buckets=_FAST)
 WORKER_RESTARTS = Counter("gatepost_worker_restarts", "Workers that died and were started again.")
+GUEST_ANSWERS = Counter(
+    "gatepost_guest_answers", "Answers to another MTA, by protocol, stage and answer.", ["through", "stage", "answer"]
+)
+GUEST_LEFT_OUT = Counter("gatepost_guest_left_out", "Edits that the other MTA could not be told.", ["through"])

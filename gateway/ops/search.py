@@ -15,7 +15,8 @@ class Search:
     """What a record must have; what is empty or None does not matter.
 
     `sender` and `recipient` are an address, a domain (``example.org``), or ``<>``, compared without case; `outcome` is
-    one of `gateway.sdk.ending.Outcome`; `plugin` is an entry that said something but *proceed*.
+    one of `gateway.sdk.ending.Outcome`; `plugin` is an entry that said something but *proceed*;
+    `queue_id` is that of another MTA, for which we judged.
     """
 
     sender: str = ""
@@ -23,11 +24,13 @@ class Search:
     client: Network | None = None
     outcome: str = ""
     plugin: str = ""
+    queue_id: str = ""
 
     def matches(self, record: dict[str, Any]) -> bool:
         """Whether this record is meant."""
         return (
             (not self.outcome or record.get("outcome") == self.outcome)
+            and (not self.queue_id or (record.get("mta") or {}).get("queue_id") == self.queue_id)
             and (not self.sender or _is(record.get("sender") or "", self.sender))
             and (not self.recipient or any(_is(address, self.recipient) for address in recipients(record)))
             and (self.client is None or self._from_client(record))

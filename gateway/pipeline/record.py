@@ -24,6 +24,8 @@ A record is a JSON object with these keys:
 ``reply``       the reply that ended it
 ``pipeline``    name of the pipeline, or of several
 ``copies``      ids of all copies of the message, where it was queued in several
+``mta``         where another MTA asked: ``through`` (``delegate`` or ``milter``), its ``queue_id`` as far as it told
+                it, and ``left_out``, what of the decision it could not be told
 
 Both lists begin with the session's own (connect, helo). A list that grew too long ends in ``{"truncated": true}``.
 """

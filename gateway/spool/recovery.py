@@ -25,6 +25,10 @@ _log = log.get()
 _LOST: Final = "content is missing or of the wrong size"
 
 
+class InUse(SpoolError):
+    """Another process has the shard."""
+
+
 class Damaged(SpoolError):
     """The shard's database is none, or not the one that belongs to its content."""
 
@@ -53,7 +57,7 @@ def lock_shard(directory: Path) -> int:
         sync_directory(str(directory.parent))
     except BlockingIOError as error:
         os.close(lock)
-        raise SpoolError(f"{directory} is in use by another Gatepost") from error
+        raise InUse(f"{directory} is in use by another Gatepost") from error
     except BaseException:
         os.close(lock)
         raise

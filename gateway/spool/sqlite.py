@@ -23,7 +23,7 @@ from gateway.mail.envelope import Recipient
 from gateway.ops import log
 from gateway.spool import operator, schema
 from gateway.spool.draft import FileDraft, MemoryContent
-from gateway.spool.recovery import make_root
+from gateway.spool.recovery import InUse, make_root
 from gateway.spool.shard import OnStep, Shard, no_step, open_shard, view_shard
 from gateway.spool.spool import (
     SET_ASIDE,
@@ -57,6 +57,8 @@ def _ours(draft: Draft) -> FileDraft:
 
 
 _SHARD_NAME = re.compile(r"shard-(\d{2,4})\Z")
+_GUEST_NAME = re.compile(r"guest-\d{2}\Z")
+_GUESTS: Final = 64
 
 
 class SqliteSpool:
@@ -94,6 +96,26 @@ class SqliteSpool:
             await cls(options, shards, executor, on_step).close()
             raise
         return cls(options, shards, executor, on_step)
+
+    @classmethod
+    async def open_guest(cls, options: SpoolOptions) -> Self:
+        """A shard for decision records only, of a process that judges for another MTA and keeps no mail.
+
+        No worker of a gateway on the same spool takes it over. Raises `SpoolError`.
+        """
+        root = Path(options.path)
+        try:
+            make_root(root)
+        except OSError as error:
+            raise SpoolError(f"cannot use spool directory {root}: {error.strerror}") from error
+        executor = ThreadPoolExecutor(1, thread_name_prefix="spool-file")
+        for n in range(_GUESTS):
+            try:
+                shard = open_shard(root / f"guest-{n:02}", options, executor, no_step)
+            except InUse:
+                continue
+            return cls(options, [shard], executor, no_step)
+        raise SpoolError(f"{_GUESTS} others use {root} already")
 
     def check_room(self, size: int) -> None:
         now = time.monotonic()
@@ -371,16 +393,17 @@ async def open_all(options: SpoolOptions) -> SqliteSpool:
     """All shards, owned or not by a running gateway, for the operator's commands. Raises `SpoolError`."""
     root = Path(options.path)
     try:
-        numbers = shard_numbers(root)
+        names = [f"shard-{n:02}" for n in shard_numbers(root)]
+        names += sorted(filter(_GUEST_NAME.match, os.listdir(root)))
     except OSError as error:
         raise SpoolError(f"cannot read spool directory {root}: {error.strerror}") from error
-    if not numbers:
+    if not names:
         raise SpoolError(f"no spool in {root}")
     executor = ThreadPoolExecutor(1, thread_name_prefix="spool-file")
     shards: list[Shard] = []
     try:
-        for n in numbers:
-            shard = view_shard(root / f"shard-{n:02}", options, executor)
+        for name in names:
+            shard = view_shard(root / name, options, executor)
             if shard is not None:
                 shards.append(shard)
     except SpoolError:

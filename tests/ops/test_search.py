@@ -16,6 +16,7 @@ RECORD: dict[str, Any] = {
     "sender": "Anna@Sender.Example",
     "recipients": [{"address": "ben@example.org", "reply": "250"}, {"address": "zoe@example.net", "reply": "550"}],
     "outcome": "rejected",
+    "mta": {"through": "milter", "queue_id": "4bXYZ"},
     "verdicts": [
         {"stage": "connect", "plugin": "dnsbl", "action": "proceed", "shadow": False},
         {"stage": "rcpt", "plugin": "greylist", "action": "defer", "shadow": False},
@@ -37,6 +38,7 @@ RECORD: dict[str, Any] = {
         Search(outcome="rejected", plugin="greylist"),
         Search(plugin="tag"),
         Search(plugin="later"),
+        Search(queue_id="4bXYZ"),
     ],
 )
 def test_a_record_is_found_by_what_is_in_it(search: Search) -> None:
@@ -54,6 +56,7 @@ def test_a_record_is_found_by_what_is_in_it(search: Search) -> None:
         Search(client=ipaddress.ip_network("2001:db8::/32")),
         Search(outcome="accepted"),
         Search(plugin="dnsbl"),
+        Search(queue_id="4bXY"),
         Search(sender="anna@sender.example", outcome="accepted"),
     ],
 )
@@ -62,9 +65,14 @@ def test_a_record_that_lacks_one_thing_is_not_found(search: Search) -> None:
 
 
 def test_records_that_are_hardly_there_match_little_and_break_nothing() -> None:
-    for record in ({}, {"id": "x"}, {"client": None, "sender": None, "recipients": None, "verdicts": None}):
+    for record in (
+        {},
+        {"id": "x"},
+        {"client": None, "sender": None, "recipients": None, "verdicts": None, "mta": None},
+    ):
         assert Search().matches(record)
         assert not Search(client=ipaddress.ip_network("0.0.0.0/0")).matches(record)
+        assert not Search(queue_id="4bXYZ").matches(record)
         assert not Search(sender="a@b").matches(record) and list(spoken(record)) == []
 
 
