@@ -117,5 +117,5 @@ _COLUMNS: Final = ("STAGE", "#", "ENTRY", "KIND", "NAME", "NEEDS", "ON ERROR", "
 def _cells(row: Any) -> tuple[object, ...]:
     timeout = f"{row.timeout:g} s" if row.timeout is not None else "-"
     needs = ", ".join(row.needs) or "-"
-    shadow = "shadow" if row.shadow else ""
+    shadow = "shadow" if row.shadow else "" if row.enforced == "100%" else f"enforced for {row.enforced}"
     return (row.stage, row.order, row.entry, row.kind, row.name, needs, row.on_error or "-", timeout, shadow)

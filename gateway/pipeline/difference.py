@@ -162,4 +162,5 @@ def _signature(entry: Entry) -> tuple[Any, ...]:
         policy.options.model_dump(mode="json") if policy else None,
         entry.on_error,
         entry.shadow,
+        entry.rollout,
     )

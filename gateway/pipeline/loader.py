@@ -1,7 +1,7 @@
 """Loading a pipeline: from the entries of the configuration to plugins, policies and their plan.
 
-An entry is a name, or a mapping of a name to its options with these keys beside it: `shadow`, and for plugins
-`timeout`, `on_error` and `policy`. Ours and everybody else's are found alike, by entry point.
+An entry is a name, or a mapping of a name to its options with these keys beside it: `shadow`, `enforce`, and for
+plugins `timeout`, `on_error` and `policy`. Ours and everybody else's are found alike, by entry point.
 
 *Fails by*: `PipelineError`, which holds every problem with its place in the list.
 """
@@ -31,6 +31,7 @@ from gateway.pipeline.plan import (
     option_problems,
 )
 from gateway.pipeline.replay import Replay
+from gateway.pipeline.rollout import parse_rollout
 from gateway.pipeline.runner import Meters, PipelineSession
 from gateway.sdk.findings import Finding
 from gateway.sdk.options import OptionError, OptionsModel, parse_duration
@@ -42,8 +43,8 @@ __all__ = ["Catalog", "Listed", "Pipeline", "PipelineError", "Row", "StageDeadli
 
 NO_POLICY: Final = "none"
 
-_PLUGIN_KEYS: Final = ("shadow", "timeout", "on_error", "policy")
-_POLICY_KEYS: Final = ("shadow",)
+_PLUGIN_KEYS: Final = ("shadow", "enforce", "timeout", "on_error", "policy")
+_POLICY_KEYS: Final = ("shadow", "enforce")
 _LONGEST_TIMEOUT: Final = 600.0
 
 _log = log.get()
@@ -165,12 +166,24 @@ class _Reader:
                     index, self._unique(name), None, made, name, path=path, policy_path=path, policy_sole=sole
                 )
         if entry:
-            shadow = keys.get("shadow", False)
-            if not isinstance(shadow, bool):
-                self._refuse("expected true or false", (index, "shadow"))
-            elif shadow:
-                entry = replace(entry, shadow=True)
+            entry = self._rolled_out(entry, keys)
         return entry if len(self.problems) == before else None
+
+    def _rolled_out(self, entry: Entry, keys: dict[str, Any]) -> Entry:
+        """The entry as `shadow` and `enforce` have it."""
+        shadow = keys.get("shadow", False)
+        if not isinstance(shadow, bool):
+            self._refuse("expected true or false", (entry.index, "shadow"))
+        elif shadow and "enforce" in keys:
+            self._refuse("an entry is in shadow, or enforced for a share of the traffic", (entry.index, "enforce"))
+        elif shadow:
+            return replace(entry, shadow=True)
+        if "enforce" in keys:
+            try:
+                return replace(entry, rollout=parse_rollout(keys["enforce"]))
+            except ValueError as error:
+                self._refuse(str(error), (entry.index, "enforce"))
+        return entry
 
     def _refuse(self, message: str, path: Path) -> None:
         self.problems.append(PipelineError(message, path))

@@ -76,9 +76,10 @@ class Memo:
 
     @property
     def applied(self) -> list[Finding]:
-        """As `found`, without what shadow entries found."""
+        """As `found`, without what entries found that are in shadow, or are not enforced for all."""
         found = self._settled()
-        return [one.value for one in found if one.value is not None and not one.node.entry.shadow]
+        entries = ((one.value, one.node.entry) for one in found)
+        return [value for value, entry in entries if value is not None and not (entry.shadow or entry.rollout)]
 
     def _settled(self) -> Sequence[Lookup]:
         return [found for _, found in sorted(self.lookups.items())] if self.lookups else ()

@@ -9,12 +9,13 @@ else from the first one after it. What an action finds exists only once its turn
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum, StrEnum
 from typing import Any, Final
 
 from gateway.mail.envelope import Recipient
 from gateway.mail.session import Session
+from gateway.pipeline.rollout import Rollout
 from gateway.sdk.findings import Finding
 from gateway.sdk.options import OptionError
 from gateway.sdk.plugin import Finder, Plugin
@@ -79,7 +80,8 @@ class Scope(IntEnum):
 class Entry:
     """One entry of the list: a plugin with its policy, or a policy alone. `name` is unique in the pipeline.
 
-    `policy_sole` is the option of the policy that stands there as a bare list.
+    `policy_sole` is the option of the policy that stands there as a bare list. Outside of its `rollout` an entry is in
+    shadow.
     """
 
     index: int
@@ -93,6 +95,13 @@ class Entry:
     path: Path = ()
     policy_path: Path = ()
     policy_sole: str = ""
+    rollout: Rollout | None = None
+
+    def applied(self, session: Session, txn: Transaction | None) -> Entry:
+        """The entry as it counts here: itself, or in shadow where its rollout has not come."""
+        if self.rollout is None or self.rollout.covers(self.name, session, txn):
+            return self
+        return replace(self, shadow=True)
 
 
 # A source that is a number is a place in the tuple that the runner holds ready at each stage.
@@ -179,6 +188,7 @@ class Row:
     on_error: str | None
     timeout: float | None
     shadow: bool
+    enforced: str = "100%"
 
     def to_json(self) -> dict[str, Any]:
         return {field: getattr(self, field) for field in self.__slots__}
@@ -210,7 +220,7 @@ def _rows(plan: StagePlan) -> Iterator[Row]:
             entry = step.entry
             needs = tuple(_served(source) for source, _ in step.question.sources if isinstance(source, Node))
             place = (plan.stage.value, entry.index + 1, entry.name)
-            yield Row(*place, "policy", entry.policy_name, needs, None, None, entry.shadow)
+            yield Row(*place, "policy", entry.policy_name, needs, None, None, entry.shadow, _enforced(entry))
 
 
 def _finder_row(plan: StagePlan, node: Node) -> Row:
@@ -225,7 +235,13 @@ def _finder_row(plan: StagePlan, node: Node) -> Row:
         entry.on_error.value,
         entry.timeout,
         entry.shadow,
+        _enforced(entry),
     )
+
+
+def _enforced(entry: Entry) -> str:
+    """The share of the traffic in which it counts."""
+    return "0%" if entry.shadow else str(entry.rollout or "100%")
 
 
 def _served(node: Node) -> str:

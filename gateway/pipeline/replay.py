@@ -155,22 +155,23 @@ class _Course:
 
     def _turn(self, plan: StagePlan, step: Step, given: tuple[Any, ...]) -> Said | None:
         """One entry's turn, as `gateway.pipeline.runner` gives it."""
+        entry = step.entry.applied(given[0], given[1])
         try:
-            return self._judge(plan, step, given)
+            return self._judge(plan, step, entry, given)
         except NotTold as error:
-            if step.entry.shadow:
+            if entry.shadow:
                 return None
-            if step.entry.name in self._unchanged:
-                return self._recorded(plan, step.entry, given[2], str(error))
-            raise _Stop(step.entry, str(error)) from None
+            if entry.name in self._unchanged:
+                return self._recorded(plan, entry, given[2], str(error))
+            raise _Stop(entry, str(error)) from None
 
-    def _judge(self, plan: StagePlan, step: Step, given: tuple[Any, ...]) -> Said | None:
+    def _judge(self, plan: StagePlan, step: Step, entry: Entry, given: tuple[Any, ...]) -> Said | None:
         address = str(given[2].address) if given[2] else ""
         passed_over: Said | None = None
         for node in step.acts:
             found = self._past.finding(node, address)
             if isinstance(found, Fault):
-                passed_over = on_error(found, step.entry)
+                passed_over = on_error(found, entry)
                 if passed_over.verdict.decisive:
                     return passed_over
         question = step.question
@@ -185,14 +186,14 @@ class _Course:
                 continue
             found = self._past.finding(source, address)
             if isinstance(found, Fault):
-                said = on_error(found, step.entry)
+                said = on_error(found, entry)
                 if said.verdict.decisive or not optional:
                     return said
                 found = None
             if found is None and not optional:
                 return passed_over
             arguments.append(found)
-        return ask(plan.stage, step.entry, question.method, arguments)
+        return ask(plan.stage, entry, question.method, arguments)
 
     def _recorded(self, plan: StagePlan, entry: Entry, recipient: Recipient | None, why: str) -> Said | None:
         """What the same entry said then."""

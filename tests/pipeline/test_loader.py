@@ -264,7 +264,7 @@ def test_of_one_plugins_finders_the_latest_that_has_come_serves() -> None:
 
 def test_the_table_shows_stage_by_stage_who_is_asked_what() -> None:
     rows = [row.to_json() for row in loaded({**COLOUR, "shadow": True}, "colour-blind").table()]
-    shared = {"order": 1, "entry": "colour", "shadow": True}
+    shared = {"order": 1, "entry": "colour", "shadow": True, "enforced": "0%"}
     assert json.loads(json.dumps(rows)) == [
         {
             **shared,
@@ -294,6 +294,7 @@ def test_the_table_shows_stage_by_stage_who_is_asked_what() -> None:
             "on_error": None,
             "timeout": None,
             "shadow": False,
+            "enforced": "100%",
         },
     ]
 
