@@ -64,7 +64,10 @@ VERDICTS = Counter(
     "gatepost_verdicts", "Verdicts by stage, plugin entry and action.", ["stage", "plugin", "action", "shadow"]
 )
 BREAKER_OPEN = Gauge(
-    "gatepost_breaker_open", "1 while a plugin entry's breaker is open.", ["plugin"], multiprocess_mode="livemax"
+    "gatepost_breaker_open",
+    "1 while a plugin entry's breaker is open at a stage.",
+    ["plugin", "stage"],
+    multiprocess_mode="livemax",
 )
 SPOOL_COMMIT_SECONDS = Histogram(
     "gatepost_spool_commit_seconds",

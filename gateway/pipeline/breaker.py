@@ -1,4 +1,6 @@
-"""A breaker per plugin entry: a dead filter costs one look-up now and then, not every message its timeout.
+"""A breaker for each stage of an entry: a dead filter costs one look-up now and then, not every message its timeout.
+
+A filter that greets every client and then fails at the end of each message is dead at that stage.
 
 Closed, it counts consecutive faults; at the fifth it opens. Open, nobody is let through until the pause is over;
 then one probe is. The probe's success closes the breaker, its fault opens it again for twice as long.
@@ -12,6 +14,7 @@ from typing import Final
 from gateway.ops import log
 from gateway.ops.metrics import BREAKER_OPEN
 from gateway.sdk.services import Clock
+from gateway.sdk.stage import Stage
 
 FAULTS: Final = 5
 FIRST_PAUSE: Final = 30.0
@@ -29,17 +32,18 @@ class State(StrEnum):
 
 
 class Breaker:
-    """One entry's breaker.
+    """An entry's breaker at one stage.
 
     `ask` gives a permit, which goes back with the result. A result under an old permit says nothing about now (it
     began before the breaker moved) and is not counted.
     """
 
-    __slots__ = ("_clock", "_faults", "_name", "_pause", "_permit", "_until", "state")
+    __slots__ = ("_clock", "_faults", "_name", "_pause", "_permit", "_stage", "_until", "state")
 
-    def __init__(self, name: str, clock: Clock) -> None:
+    def __init__(self, name: str, stage: Stage, clock: Clock) -> None:
         self.state = State.CLOSED
         self._name = name
+        self._stage = stage.value
         self._clock = clock
         self._faults = 0
         self._pause = FIRST_PAUSE
@@ -64,8 +68,8 @@ class Breaker:
         if self.state is State.HALF_OPEN:
             self.state = State.CLOSED
             self._pause = FIRST_PAUSE
-            BREAKER_OPEN.labels(self._name).set(0)
-            _log.info("breaker.closed", plugin=self._name)
+            BREAKER_OPEN.labels(self._name, self._stage).set(0)
+            _log.info("breaker.closed", plugin=self._name, stage=self._stage)
 
     def failed(self, permit: int) -> None:
         """The look-up under this permit ended in a fault of its plugin."""
@@ -87,5 +91,5 @@ class Breaker:
         self.state = State.OPEN
         self._permit += 1
         self._until = self._clock.monotonic() + self._pause
-        BREAKER_OPEN.labels(self._name).set(1)
-        _log.warning("breaker.opened", plugin=self._name, seconds=self._pause, faults=self._faults)
+        BREAKER_OPEN.labels(self._name, self._stage).set(1)
+        _log.warning("breaker.opened", plugin=self._name, stage=self._stage, seconds=self._pause, faults=self._faults)

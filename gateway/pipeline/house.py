@@ -16,6 +16,7 @@ from gateway.pipeline.plan import Entry, Node
 from gateway.sdk.ending import Ending
 from gateway.sdk.findings import Finding
 from gateway.sdk.services import Clock
+from gateway.sdk.stage import Stage
 from gateway.services.tasks import Tasks
 
 if TYPE_CHECKING:
@@ -56,12 +57,12 @@ class House:
     """What all sessions of a pipeline share: tasks, breakers, slots, clock, bound metrics."""
 
     __slots__ = (
+        "_breakers",
         "_ended",
         "_holders",
         "_learners",
         "_seconds",
         "_telling",
-        "breakers",
         "clock",
         "fixed",
         "tasks",
@@ -73,13 +74,20 @@ class House:
         self.fixed: Mapping[type[Finding], Finding] = {}
         """What is taken as found, so that nobody looks for it: for simulations."""
         self.clock = clock
-        self.breakers = tuple(Breaker(entry.name, clock) for entry in entries)
+        self._breakers: dict[tuple[int, Stage], Breaker] = {}
         self.worker_slots = worker_slots or asyncio.Semaphore(WORKER_LOOKUPS)
         self._seconds: dict[Node, Any] = {}
         self._ended: dict[tuple[str, str], Any] = {}
         self._learners = tuple(entry for entry in entries if entry.plugin and entry.plugin.learns())
         self._holders = tuple(entry for entry in entries if entry.plugin and entry.plugin.holds())
         self._telling = Tasks()
+
+    def breaker(self, node: Node) -> Breaker:
+        """The breaker of the node's entry at its stage."""
+        key = node.entry.index, node.stage
+        if (breaker := self._breakers.get(key)) is None:
+            breaker = self._breakers[key] = Breaker(node.entry.name, node.stage, self.clock)
+        return breaker
 
     @property
     def learns(self) -> bool:

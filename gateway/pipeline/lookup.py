@@ -264,7 +264,7 @@ class Lookup:
         if arguments is None:
             return
         node, moment = self.node, self._moment
-        self._permit = moment.house.breakers[node.entry.index].ask()
+        self._permit = moment.house.breaker(node).ask()
         if not self._permit:
             self._settle(fault=Fault(node.entry, FaultKind.BREAKER, "it failed too often just now"))
             return
@@ -336,7 +336,7 @@ class Lookup:
             _wake(waiter)
 
     def _tell_breaker(self, blame: bool) -> None:
-        breaker = self._moment.house.breakers[self.node.entry.index]
+        breaker = self._moment.house.breaker(self.node)
         if self.value is not None and not self.value.idle():
             breaker.passed(self._permit)
         elif blame:

@@ -19,7 +19,7 @@ from tests.pipeline.setting import A, B, Counter, Flow, finder, plugin, proceedi
 
 
 def opened(clock: ManualClock, name: str = "dead") -> Breaker:
-    breaker = Breaker(name, clock)
+    breaker = Breaker(name, Stage.CONNECT, clock)
     for _ in range(5):
         breaker.failed(breaker.ask())
     assert breaker.state is State.OPEN
@@ -27,7 +27,7 @@ def opened(clock: ManualClock, name: str = "dead") -> Breaker:
 
 
 def test_five_faults_in_a_row_open_it() -> None:
-    breaker = Breaker("p", ManualClock())
+    breaker = Breaker("p", Stage.CONNECT, ManualClock())
     for _ in range(4):
         breaker.failed(breaker.ask())
     breaker.passed(breaker.ask())
@@ -96,7 +96,7 @@ def test_a_probe_that_is_called_off_leaves_the_way_to_the_next() -> None:
 
 def test_a_result_from_before_it_opened_is_no_probe() -> None:
     clock = ManualClock()
-    breaker = Breaker("p", clock)
+    breaker = Breaker("p", Stage.CONNECT, clock)
     old = breaker.ask()
     for _ in range(5):
         breaker.failed(breaker.ask())
@@ -114,7 +114,7 @@ def test_the_metric_says_whether_it_is_open() -> None:
     breaker = opened(clock, "metric")
 
     def shown() -> Any:
-        return REGISTRY.get_sample_value("gatepost_breaker_open", {"plugin": "metric"})
+        return REGISTRY.get_sample_value("gatepost_breaker_open", {"plugin": "metric", "stage": "connect"})
 
     assert shown() == 1
     clock.advance(30)
@@ -156,8 +156,9 @@ def test_a_fault_of_what_it_needs_does_not_count_against_a_plugin() -> None:
         flow = Flow(["base", "next"], *things)
         for _ in range(7):
             await flow.connect()
-        base_breaker, next_breaker = flow.pipeline._house.breakers
-        assert (base_breaker.state, next_breaker.state) == (State.OPEN, State.CLOSED)
+        states = {index: breaker.state for (index, _), breaker in flow.pipeline._house._breakers.items()}
+        # The second one was not even asked.
+        assert states == {0: State.OPEN}
         await flow.close()
 
     run(scenario())
@@ -173,7 +174,7 @@ def test_a_client_that_leaves_does_not_count_against_a_plugin() -> None:
             await flow.connect()
             await asyncio.sleep(1)
         assert work.calls == 7
-        assert flow.pipeline._house.breakers[0].state is State.CLOSED
+        assert next(iter(flow.pipeline._house._breakers.values())).state is State.CLOSED
         await flow.close()
 
     run(scenario())
@@ -194,30 +195,52 @@ def test_an_action_cut_by_the_deadline_is_to_blame_only_if_the_time_was_its_own(
         flow = Flow(["first", {"act": {}, "timeout": "5m"}], *things, deadlines=StageDeadlines(mail=1))
         for _ in range(5):
             assert (await flow.mail()).verdict.reason == "act: deadline: not done within 1s"
-        assert flow.pipeline._house.breakers[1].state is state
+        assert flow.pipeline._house._breakers[1, Stage.MAIL].state is state
         await flow.close()
 
     run(scenario())
 
 
-def test_a_finding_for_which_nothing_was_done_says_nothing_of_the_filters_health() -> None:
-    """An entry that is dead at one stage and has nothing to do at another is dead."""
-
-    @dataclass(frozen=True, slots=True)
-    class Idle(Finding):
-        def idle(self) -> bool:
-            return True
-
-    dead, nothing = Counter(OSError("dead")), Counter(Idle())
-    thing = plugin("p", finder(Stage.MAIL, A, [Transaction], dead), finder(Stage.RCPT, Idle, [Transaction], nothing))
-    askers = [proceeding("one", Stage.MAIL, A), proceeding("two", Stage.RCPT, Idle)]
+def test_who_is_well_at_one_stage_can_be_dead_at_another() -> None:
+    dead, well = Counter(OSError("dead")), Counter(B())
+    thing = plugin("p", finder(Stage.MAIL, B, [Transaction], well), finder(Stage.DATA, A, [Transaction], dead))
+    askers = [proceeding("one", Stage.MAIL, B), proceeding("two", Stage.DATA, A)]
 
     async def scenario() -> None:
         flow = Flow([{"p": {}, "on_error": "proceed"}, "one", "two"], thing, *askers)
         for _ in range(8):
             await flow.mail()
-            await flow.rcpt()
+            await flow.data()
         await flow.close()
 
     run(scenario())
-    assert (dead.calls, nothing.calls) == (5, 4)
+    assert (dead.calls, well.calls) == (5, 8)
+
+
+def test_a_finding_for_which_nothing_was_done_says_nothing_of_the_filters_health() -> None:
+    @dataclass(frozen=True, slots=True)
+    class Idle(Finding):
+        def idle(self) -> bool:
+            return True
+
+    results = [OSError("dead"), Idle()] * 8
+    calls = 0
+
+    async def work(txn: Transaction) -> Any:
+        nonlocal calls
+        calls += 1
+        if isinstance(result := results[calls - 1], Exception):
+            raise result
+        return result
+
+    thing = plugin("p", finder(Stage.MAIL, Idle, [Transaction], work))
+
+    async def scenario() -> None:
+        flow = Flow([{"p": {}, "on_error": "proceed"}, "one"], thing, proceeding("one", Stage.MAIL, Idle))
+        for _ in range(16):
+            await flow.mail()
+        await flow.close()
+
+    run(scenario())
+    # Five faults in a row, whatever was idle between them.
+    assert calls == 9
