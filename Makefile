@@ -7,7 +7,7 @@ ARGS :=
 # Test processes at once: most tests with real servers wait more than they work.
 JOBS := 3
 
-.PHONY: help run test test-fast lint bench bench-filtered bench-plugins lock clean setup-run setup-test
+.PHONY: help run test test-fast lint bench bench-asked bench-filtered bench-plugins lock clean setup-run setup-test
 
 help:
 	@echo "make run        set up, then start Gatepost on 127.0.0.1:2525 (foreground, Ctrl-C drains and ends it)"
@@ -16,6 +16,7 @@ help:
 	@echo "make lint       ruff, mypy, import layers"
 	@echo "make bench      Gatepost and Postfix side by side (ARGS=\"--messages 2000 --rounds 3\")"
 	@echo "make bench-filtered   the same with filters: DNS lists, greylist, SPF, DKIM, DMARC"
+	@echo "make bench-asked      what a milter and a policy service cost, beside Postfix asking the same ones"
 	@echo "make bench-plugins    what each plugin costs a message"
 	@echo "make lock       write the lock files anew from pyproject.toml"
 	@echo "make clean      remove what was made here, the demo's mail included"
@@ -44,6 +45,9 @@ lint: setup-test
 
 bench: setup-test
 	$(PY) -m tests.bench.bench $(ARGS)
+
+bench-asked: setup-test
+	$(PY) -m tests.bench.asked $(ARGS)
 
 bench-plugins: setup-test
 	$(PY) -m tests.bench.plugins $(ARGS)

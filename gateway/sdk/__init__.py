@@ -11,6 +11,7 @@ from gateway.mail.address import (
     parse_forward_path,
     parse_mailbox,
     parse_reverse_path,
+    split_path,
 )
 from gateway.mail.edit import (
     END,
@@ -252,4 +253,5 @@ __all__ = [
     "quarantine",
     "read_file",
     "reject",
+    "split_path",
 ]
