@@ -333,7 +333,8 @@ class SqliteSpool:
         gone: list[Stored] = []
         for shard in self._shards:
             rows = await shard.writer.read(lambda db: db.execute(query, (state.value, before, limit)).fetchall())
-            old = {row[0]: schema.lenient(row) for row in rows}
+            if not (old := {row[0]: schema.lenient(row) for row in rows}):
+                continue
             # Somebody may release one of them meanwhile: what counts is the state when they are removed.
             gone += [old[id] for id in await shard.drop(list(old), "expired", by, (state,))]
         return gone

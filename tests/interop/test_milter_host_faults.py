@@ -189,15 +189,17 @@ def test_the_breaker_opens_after_five_faults_and_closes_when_the_milter_is_well(
     while not rig.breaker():
         assert rig.send()[0] == answer(on_error, "connect")
         sent += 1
-    # Where one goes on all the same, each stage is another failure.
-    assert sent == (1 if on_error == "proceed" else FAULTS_TO_OPEN)
-    assert rig.gate.log.count("breaker.opened") == opened + 1
+    assert sent == FAULTS_TO_OPEN
+    # Where one goes on all the same, it fails at each stage, and each has a breaker.
+    stages = rig.breaker()
+    assert stages > 1 if on_error == "proceed" else stages == 1
+    assert rig.gate.log.count("breaker.opened") == opened + stages
     reply, id = rig.send()
     assert reply == answer(on_error, "connect"), "while it is open"
     assert {f["fault"] for f in rig.record(id)["findings"] if f.get("fault")} == {"breaker"}
     rig.suffer()
     wait_until(lambda: rig.send()[0] == "250 2.0.0" and not rig.breaker(), "the breaker closes")
-    assert rig.gate.log.count("breaker.closed") >= closed + 1
+    assert rig.gate.log.count("breaker.closed") >= closed + stages
 
 
 def test_threads_that_hang_are_counted_and_come_back(rigs):

@@ -115,7 +115,7 @@ async def outcomes(opened: Door) -> list[str]:
 
 
 @pytest.mark.parametrize("refused", list(SplitRefused))
-@pytest.mark.parametrize(("first", "second"), itertools.product(KINDS, KINDS))
+@pytest.mark.parametrize(("first", "second"), list(itertools.product(KINDS, KINDS)))
 def test_with_copies_each_group_gets_what_its_pipeline_said(first, second, refused):
     async def test() -> None:
         options: dict[str, Any] = {"split": Split.COPIES, "split_refused": refused}
@@ -141,7 +141,7 @@ def test_with_copies_each_group_gets_what_its_pipeline_said(first, second, refus
     run(test)
 
 
-@pytest.mark.parametrize(("first", "second"), itertools.product(KINDS, KINDS))
+@pytest.mark.parametrize(("first", "second"), list(itertools.product(KINDS, KINDS)))
 def test_without_copies_each_group_comes_in_a_transaction_of_its_own(first, second):
     async def test() -> None:
         async with door(domains=DOMAINS, pipelines=judged(one=first, two=second)) as opened:

@@ -591,3 +591,15 @@ def test_a_view_of_a_shard_that_is_garbage_is_a_spool_error_and_changes_nothing(
         assert database(options(tmp_path)).read_bytes() == b"garbage" * 1000
 
     asyncio.run(check())
+
+
+def test_an_expiry_that_finds_nothing_leaves_what_waits_in_memory(tmp_path):
+    async def check() -> None:
+        spool = await SqliteSpool.open(options(tmp_path))
+        id = await put(spool)
+        assert await spool.expire(State.QUARANTINE, NOW + 1, 10) == []
+        assert not any(shard.stale for shard in spool._shards) and len(spool._fresh) == 1
+        assert set(await take(spool)) == {id}
+        await spool.close()
+
+    asyncio.run(check())
