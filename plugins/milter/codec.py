@@ -15,7 +15,8 @@ in there is our bug in the one case and the milter's in the other.
 
 A session can be followed by another one on the same connection at some moments only. libmilter understands QUIT_NC
 right after it has gone on at END, and after ABORT of a message of which it has heard. At others it takes no notice,
-does not answer the next CONNECT either, and so is better left with QUIT.
+does not answer the next CONNECT either, and so is better left with QUIT. Nor is a connection kept of a milter that
+does not want to hear CONNECT.
 
 The body goes into BODY packets and never into that of END, where it might stand too: libmilter takes a callback's
 answer to such a piece for the one to END, and a milter that stays silent about the body would never give that.
@@ -278,7 +279,9 @@ class Codec:
     def reusable(self) -> bool:
         """Whether `quit` may keep the connection; a message that the milter has is to be aborted before."""
         left = self._heard if self.in_message else self._clean
-        return self.terms.version >= 6 and not self.awaited and not self.trouble and left
+        # Who does not want CONNECT would not notice that a session has begun: pymilter makes its objects then.
+        wanted = self.wants(Command.CONNECT)
+        return self.terms.version >= 6 and wanted and not self.awaited and not self.trouble and left
 
     def wants(self, command: Command) -> bool:
         """Whether the milter wants to be told."""

@@ -533,6 +533,16 @@ def test_a_milter_that_wants_nothing_of_the_envelope_is_not_told_of_its_end():
         milter.wait_letters("CHQ")
 
 
+def test_a_milter_that_does_not_want_to_hear_of_clients_is_given_a_connection_for_each_session():
+    with ScriptedMilter(steps=0x01) as milter, asking(milter) as made:
+        for _ in range(2):
+            session = make_session()
+            whole(made, make_transaction(session))
+            made.hang_up(session)
+        assert milter.connections == 2
+        milter.wait_letters("HMRTLLLLNBEQ" * 2)
+
+
 def test_without_reuse_each_session_has_its_own():
     with ScriptedMilter() as milter, asking(milter, reuse=False) as made:
         for _ in range(2):

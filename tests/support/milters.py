@@ -325,3 +325,43 @@ class Troubled(Milter.Base):
 
     def eom(self) -> Any:
         return self.trouble("eom")
+
+
+class Deciding(Milter.Base):
+    """Does with each message what its field ``X-Act-DOMAIN`` says, DOMAIN being the first label of a recipient's."""
+
+    def __init__(self) -> None:
+        self.group = ""
+        self.act = ""
+
+    def envfrom(self, sender: str, *parameters: str) -> int:
+        self.group = self.act = ""
+        return Milter.CONTINUE
+
+    def envrcpt(self, recipient: str, *parameters: str) -> int:
+        self.group = self.group or recipient.rpartition("@")[2].partition(".")[0]
+        return Milter.CONTINUE
+
+    def header(self, name: str, value: str) -> int:
+        if name.lower() == f"x-act-{self.group}":
+            self.act = value.strip()
+        return Milter.CONTINUE
+
+    def eom(self) -> int:
+        match self.act:
+            case "header":
+                self.addheader("X-Group", self.group)
+            case "body":
+                self.replacebody(f"a body for {self.group}\r\n".encode())
+            case "quarantine":
+                self.addheader("X-Group", self.group)
+                self.quarantine("odd")
+            case "reject":
+                self.setreply("550", "5.7.1", "no")
+                return Milter.REJECT
+            case "tempfail":
+                self.setreply("451", "4.7.1", "later")
+                return Milter.TEMPFAIL
+            case "discard":
+                return Milter.DISCARD
+        return Milter.CONTINUE
