@@ -21,6 +21,10 @@ does not want to hear CONNECT.
 The body goes into BODY packets and never into that of END, where it might stand too: libmilter takes a callback's
 answer to such a piece for the one to END, and a milter that stays silent about the body would never give that.
 
+Content may be said ahead: header fields, the end of the header section, the body and the end of the message need not
+wait for the answers to those before them, which come in their order. A milter that settles the message meanwhile has
+what it takes no notice of on its way; what it says next nobody could tell apart, so the connection ends there.
+
 A milter that answers although it promised silence would shift all later answers by one, and a refusal would be taken
 for that of another message. So an answer that nobody waits for ends the connection.
 
@@ -31,6 +35,7 @@ for that of another message. So an answer that nobody waits for ends the connect
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from typing import Final
@@ -146,6 +151,9 @@ _SILENT: Final = {
     Command.BODY: Steps.SILENT_BODY,
 }
 
+_AHEAD: Final = frozenset({Command.HEADER, Command.EOH, Command.BODY, Command.END})
+"""What may be said while answers to other content are due."""
+
 _OF_MESSAGE: Final = frozenset({Command.MAIL, Command.RCPT, *_CONTENT})
 _NEVER_ANSWERED: Final = frozenset({Command.ABORT, Command.QUIT, Command.QUIT_NC})
 
@@ -182,11 +190,11 @@ class Codec:
     __slots__ = (
         "_buffer",
         "_clean",
+        "_due",
         "_heard",
         "_offered",
         "_silent",
         "_unwanted",
-        "awaited",
         "phase",
         "skips_body",
         "terms",
@@ -195,8 +203,8 @@ class Codec:
 
     def __init__(self, version: int = 6) -> None:
         self.phase = Phase.NEW
-        self.awaited: Command | None = None
-        """The command whose answer is due."""
+        self._due: deque[Command] = deque()
+        """Commands whose answers are due, in order."""
         self.skips_body = False
         """It has seen enough of this message's body."""
         self.trouble: MilterError | None = None
@@ -266,6 +274,16 @@ class Codec:
         return self._say(command, None, packet(command))
 
     @property
+    def awaited(self) -> Command | None:
+        """The command whose answer is due next."""
+        return self._due[0] if self._due else None
+
+    @property
+    def due(self) -> int:
+        """How many answers are due."""
+        return len(self._due)
+
+    @property
     def in_message(self) -> bool:
         """Whether the milter has a message that it was not told the end of."""
         return self.phase in _IN_MESSAGE
@@ -289,15 +307,16 @@ class Codec:
 
     def _say(self, command: Command, macros: Macros | None, octets: bytes) -> bytes:
         phase = _SENT.get((self.phase, command))
-        if phase is None or self.awaited:
-            due = f", the answer to {self.awaited.name} is due" if self.awaited else ""
+        ahead = not self._due or (command in _AHEAD and self._due[-1] in _CONTENT)
+        if phase is None or not ahead:
+            due = f", the answer to {self._due[0].name} is due" if self._due else ""
             raise ValueError(f"{command.name} cannot be said {self.phase.value}{due}")
         self.phase = phase
         before = macro_packet(command, macros) if macros else b""
         if command in self._unwanted:
             return before
         if command not in self._silent:
-            self.awaited = command
+            self._due.append(command)
         self._heard = command in _OF_MESSAGE
         self._clean = False
         return before + octets if before else octets
@@ -350,9 +369,11 @@ class Codec:
     def _settle(self, awaited: Command, answer: Answer) -> Answer:
         if (awaited, answer.said) not in _ANSWERED:
             raise MilterError(f"it said {answer.said} to {awaited.name}")
-        self.awaited = None
+        self._due.popleft()
         self._clean = awaited is Command.END and answer.said is Said.CONTINUE
-        self.phase = _ANSWERED[awaited, answer.said] or self.phase
+        if (phase := _ANSWERED[awaited, answer.said]) is not None:
+            self.phase = Phase.CLOSED if self._due else phase
+            self._due.clear()
         self.skips_body = self.skips_body or answer.said is Said.SKIP
         return answer
 
@@ -372,5 +393,5 @@ class Codec:
         self._unwanted = frozenset(command for command, step in _UNWANTED.items() if steps & step)
         self._silent = _NEVER_ANSWERED | {command for command, step in _SILENT.items() if steps & step}
         self.phase = Phase.IDLE
-        self.awaited = None
+        self._due.clear()
         return Negotiated(self.terms)

@@ -216,18 +216,23 @@ class Conversation:
         leading_space = bool(codec.terms.steps & Steps.LEADING_SPACE)
         if codec.wants(Command.HEADER):
             for field in message.fields:
-                answer = await self._tell(link, codec.header(*wire_field(field, leading_space=leading_space)), seconds)
-                if answer:
+                told = codec.header(*wire_field(field, leading_space=leading_space))
+                if answer := _settling(await link.ahead(told, seconds)):
                     return answer
-        if answer := await self._tell(link, codec.eoh(self._macros(link, MacroStage.EOH, facts)), seconds):
+        if answer := _settling(await link.ahead(codec.eoh(self._macros(link, MacroStage.EOH, facts)), seconds)):
             return answer
         if codec.wants(Command.BODY):
+            first = True
             async with aclosing(body_pieces(message)) as pieces:
                 async for piece in pieces:
-                    if answer := await self._tell(link, codec.body(piece), seconds):
+                    # A small message goes out in one write; of a large one no more than the milter keeps up with.
+                    if not first and (answer := await self._tell(link, b"", seconds)):
                         return answer
                     if codec.skips_body:
                         break
+                    first = False
+                    if answer := _settling(await link.ahead(codec.body(piece), seconds)):
+                        return answer
         options = self._options
         self._changes = Changes(
             message.fields, leading_space=leading_space, most=options.edits, body_size=options.body_size
@@ -242,8 +247,7 @@ class Conversation:
 
     async def _tell(self, link: Link, told: bytes, seconds: float | None = None) -> Answer | None:
         """Say it; gives an answer that is not simply to go on."""
-        answer = await link.tell(told, seconds or self._options.command_timeout)
-        return answer if answer and answer.said not in _UNSETTLED else None
+        return _settling(await link.tell(told, seconds or self._options.command_timeout))
 
     def _macros(self, link: Link, stage: MacroStage, facts: Facts) -> Mapping[str, str]:
         options = self._options.macros
@@ -265,6 +269,11 @@ class Conversation:
         if changes is None or answer.said not in (Said.CONTINUE, Said.ACCEPT):
             return MilterReply(_ACTIONS[answer.said], name)
         return MilterReply(_ACTIONS[answer.said], name, quarantine=changes.quarantine, edits=changes.edits())
+
+
+def _settling(answer: Answer | None) -> Answer | None:
+    """An answer that is not simply to go on."""
+    return answer if answer and answer.said not in _UNSETTLED else None
 
 
 _COMMANDS: Final = {

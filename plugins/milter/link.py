@@ -14,11 +14,14 @@ from typing import Final
 
 from gateway.sdk import progress
 from plugins.milter.codec import Codec
-from plugins.milter.packets import Answer, Event, MilterError, Modification, Negotiated, Progress
+from plugins.milter.packets import Answer, Event, MilterError, Modification, Negotiated, Progress, Said
 
 _READ: Final = 1 << 16
 _UNSENT: Final = 1 << 18
 """Octets that are kept back at most until an answer is needed."""
+
+_DUE: Final = 100
+"""Answers that may be due at once: a milter whose answers nobody reads would stop reading, too."""
 
 Take = Callable[[Modification], Awaitable[None]]
 
@@ -59,16 +62,30 @@ class Link:
         assert isinstance(answer, Negotiated)
 
     async def tell(self, octets: bytes, seconds: float, take: Take | None = None) -> Answer | None:
-        """Say it; wait for the answer if there is one to come. `take` is given the modifications before it."""
+        """Say it; wait for the answers that are due then. `take` is given the modifications before them.
+
+        Gives the last answer, or the first that is more than to go on; None when none was due.
+        """
         self._say(octets)
-        if self.codec.awaited is None:
+        if self.codec.awaited is None and not self._events:
             if self._unsent > _UNSENT:
                 await self._flush(seconds)
             return None
-        answer = await self._answer(seconds, take)
-        assert isinstance(answer, Answer)
-        self.answers += 1
-        return answer
+        while True:
+            answer = await self._answer(seconds, take)
+            assert isinstance(answer, Answer)
+            self.answers += 1
+            # The codec may be ahead of the events that were taken.
+            last = self.codec.awaited is None and not self._events
+            if last or answer.said not in (Said.CONTINUE, Said.SKIP):
+                return answer
+
+    async def ahead(self, octets: bytes, seconds: float) -> Answer | None:
+        """Say it, and wait for no answer unless many are due; gives one that is more than to go on, if that came."""
+        self._say(octets)
+        if self.codec.due >= _DUE or self._unsent > _UNSENT:
+            return await self.tell(b"", seconds)
+        return None
 
     def say(self, octets: bytes) -> None:
         """Say what is not answered, when something is written next."""

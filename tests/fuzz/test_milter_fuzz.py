@@ -7,6 +7,7 @@ import contextlib
 import itertools
 import struct
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -26,9 +27,10 @@ from plugins.milter.packets import (
     Quarantined,
     RecipientAdded,
     RecipientDeleted,
+    Said,
     SenderChanged,
 )
-from tests.support.scripted_milter import CONTINUE, packet
+from tests.support.scripted_milter import CONTINUE, REJECT, packet
 
 STEPS = st.integers(0, 0x1FFFFF)
 LETTERS = "acdrstyfpO4+2-behimq?"
@@ -60,7 +62,8 @@ def test_any_octets_may_answer_our_options(octets):
 @given(st.lists(PACKETS, max_size=8), st.sampled_from(list(Command)), st.binary(max_size=8))
 def test_any_packets_may_answer_any_command(packets, command, rest):
     codec = agreed()
-    codec.phase, codec.awaited = Phase.END, command
+    codec.phase = Phase.END
+    codec._due.append(command)
     with contextlib.suppress(MilterError):
         events = codec.receive(b"".join(packets) + rest)
         assert sum(isinstance(event, Answer) for event in events) <= 1
@@ -77,7 +80,8 @@ def test_how_the_octets_are_cut_changes_nothing(packets, data):
 
     def run(pieces: list[bytes]) -> tuple[list[object], bool]:
         codec = agreed()
-        codec.phase, codec.awaited = Phase.END, Command.END
+        codec.phase = Phase.END
+        codec._due.append(Command.END)
         events: list[object] = []
         try:
             for piece in pieces:
@@ -121,6 +125,52 @@ def test_whatever_is_declined_or_silent_the_codec_says_only_what_may_come(steps,
             assert said
             codec.receive(CONTINUE)
             assert codec.awaited is None
+
+
+def content_ahead(codec: Codec, fields: int, pieces: int) -> None:
+    """A message's content and its end, all said before anything is answered."""
+    codec.connect("a", "192.0.2.1", 25)
+    if codec.awaited:
+        codec.receive(CONTINUE)
+    for say in (lambda: codec.mail(["<a@b>"], {}), lambda: codec.rcpt(["<a@b>"], {}), lambda: codec.data({})):
+        say()
+        if codec.awaited:
+            codec.receive(CONTINUE)
+    for _ in range(fields):
+        codec.header(b"A", b"b")
+    codec.eoh({})
+    for _ in range(pieces):
+        codec.body(b"x")
+    codec.end({})
+
+
+@given(STEPS, st.integers(0, 5), st.integers(0, 3), st.data())
+def test_content_said_ahead_is_answered_in_its_order_up_to_what_settles_the_message(steps, fields, pieces, data):
+    codec = agreed(steps)
+    content_ahead(codec, fields, pieces)
+    due = list(codec._due)
+    assert due[-1] is Command.END and codec.due == len(due)
+    settled = data.draw(st.integers(0, len(due) - 1))
+    with contextlib.suppress(MilterError):
+        events = codec.receive(CONTINUE * settled + REJECT + CONTINUE * (len(due) - settled - 1))
+        assert [event.said for event in events] == [Said.CONTINUE] * settled + [Said.REJECT]
+        assert codec.awaited is None
+        assert codec.phase is (Phase.SESSION if settled == len(due) - 1 else Phase.CLOSED)
+        assert (codec.trouble is None) is (settled == len(due) - 1)
+        assert not codec.reusable
+
+
+def test_only_content_may_be_said_ahead():
+    codec = agreed()
+    codec.connect("a", "192.0.2.1", 25)
+    for say in (lambda: codec.helo("a", {}), lambda: codec.mail(["<a@b>"], {}), codec.abort, codec.quit):
+        with pytest.raises(ValueError, match="is due"):
+            say()
+    codec = agreed()
+    content_ahead(codec, 1, 1)
+    for say in (codec.abort, codec.quit, lambda: codec.mail(["<a@b>"], {})):
+        with pytest.raises(ValueError, match=r"due|cannot"):
+            say()
 
 
 FIELDS = [HeaderField(name, f"{name}: x\r\n".encode()) for name in ("A", "B", "A", "Subject")]
