@@ -36,7 +36,7 @@ class _Job(Generic[T]):
 
 
 class Crew:
-    """At most `most` threads, begun when they are needed. Belongs to one event loop.
+    """At most `most` threads, begun when they are needed. Belongs to one event loop; with none it does the work there.
 
     `tell_stuck` is told how many are stuck, when that changes.
     """
@@ -57,6 +57,8 @@ class Crew:
         Raises what the work raises, and `MilterError` at once when all threads are stuck. Cancelled, it leaves the
         thread to itself.
         """
+        if not self.most:
+            return _done_here(work)
         if self.stuck >= self.most:
             raise MilterError(f"all {self.most} threads are stuck")
         await self._slots.acquire()
@@ -107,3 +109,12 @@ class Crew:
         if job.abandoned:
             self._change_stuck(-1)
         job.settle()
+
+
+def _done_here(work: Callable[[], T]) -> T:
+    try:
+        return work()
+    except Exception:
+        raise
+    except BaseException as error:  # code that exits the interpreter must not exit the event loop
+        raise MilterError(f"it raised {type(error).__name__}") from error

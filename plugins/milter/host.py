@@ -136,7 +136,7 @@ class Visit:
             return
         hosted = hosted or self._host.hosted()
         try:
-            await self._host.crew.run(partial(hosted.finish, [*calls, Call(ABORT, facts)], _notices()))
+            await self._host.crew.run(partial(hosted.finish, [*calls, Call(ABORT, facts)], _notices(self._host.crew)))
         except BaseException:
             hosted.abandoned = True
             raise
@@ -265,7 +265,7 @@ class Visit:
             self._waiting = []
         if self._hosted is None:
             self._hosted = self._host.hosted()
-        return await self._host.crew.run(partial(self._hosted.perform, calls, _notices()))
+        return await self._host.crew.run(partial(self._hosted.perform, calls, _notices(self._host.crew)))
 
     def _skipped(self) -> MilterReply:
         return MilterReply(MilterAction.SKIPPED, self._host.name)
@@ -315,8 +315,10 @@ def _octets(arguments: list[str]) -> tuple[bytes, ...]:
     return tuple(argument.encode("utf-8", "surrogateescape") for argument in arguments)
 
 
-def _notices() -> Notices:
-    """Ways for a thread to tell the look-up that runs here."""
+def _notices(crew: Crew) -> Notices:
+    """Ways for whoever does the work to tell the look-up that runs here."""
+    if not crew.most:
+        return Notices(edit_begun, progress)
     loop, context = asyncio.get_running_loop(), copy_context()
     pending = False
 

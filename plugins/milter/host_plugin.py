@@ -61,7 +61,12 @@ class HostOptions(_Named):
         {}, max_length=100, description="Arguments of the class by name, for each instance."
     )
     name: str = Field("", max_length=64, description="What it is called in records and metrics; by default its class.")
-    threads: int = Field(8, ge=1, le=256, description="Threads for its calls, per worker; more calls at once wait.")
+    threads: int = Field(
+        8,
+        ge=0,
+        le=256,
+        description="Threads for its calls, per worker; more calls at once wait. With 0 the event loop makes them.",
+    )
     edits: int = Field(1000, ge=0, le=100_000, description="Most changes to one message, pieces of a body not counted.")
     body_size: Size = Field(50 << 20, description="Largest body that it may put in place of another.")
     macros: dict[MacroName, str] = Field(

@@ -3,7 +3,7 @@
 Each gateway runs three times in one run: asking nobody, asking one OpenDKIM as a milter, and asking one postgrey (which
 lets everything through) at RCPT. Its filter's processor time counts as the gateway's, and what a filter costs is the
 difference to asking nobody. Then Gatepost asks one milter written with pymilter over a socket, and runs the same class
-in its own process. Rounds alternate, and all messages must arrive.
+in its own process, in threads and on the event loop. Rounds alternate, and all messages must arrive.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from tests.support.postfix import Postfix, SmtpSink
 from tests.support.process import Process, binary, free_port, listens
 
 _SIZE = 4096
-_MILTER_CLASS = "tests.bench.counting_milter:CountingMilter"
+_HOST_KINDS = ("nobody", "pymilter", "in-process", "on the loop")
+_MILTER_FILE = str(ROOT / "tests/bench/counting_milter.py")
 
 
 def _started(name: str, argv: Sequence[str], port: int, home: Path, meter: Meter, cwd: Path = Path("/")) -> Process:
@@ -100,8 +101,9 @@ def _entries(asked: str, port: int) -> list[dict[str, Any]]:
             return [{"milter": {"connect": f"inet:{port}@127.0.0.1"}}]
         case "policy":
             return [{"delegation": {"connect": f"127.0.0.1:{port}"}}]
-        case "in-process":
-            return [{"milter-host": {"class": _MILTER_CLASS}}]
+        case "in-process" | "on the loop":
+            threads = {"threads": 0} if asked == "on the loop" else {}
+            return [{"milter-host": {"file": _MILTER_FILE, "class": "CountingMilter"} | threads}]
     return []
 
 
@@ -173,7 +175,7 @@ def postfix(asked: str, directory: Path) -> Iterator[Gateway]:
 
 def prove_filter(gateway: Gateway, asked: str) -> None:
     """What came through must show that the milter was asked; the sink is then exchanged for a lighter one."""
-    fields = {"milter": "Authentication-Results: mx.test", "pymilter": "X-Counted:", "in-process": "X-Counted:"}
+    fields = {"milter": "Authentication-Results: mx.test"} | dict.fromkeys(_HOST_KINDS[1:], "X-Counted:")
     gateway.sink.stop()
     gateway.sink = SmtpSink(port=gateway.sink.port, dump=True)
     measure(gateway, 20, _SIZE, reuse=True)
@@ -226,11 +228,13 @@ def report_host(rounds: Sequence[Round]) -> list[dict[str, Any]]:
     print("\nThe same pymilter class over a socket and in Gatepost's own process, CPU seconds per 1,000 messages:\n")
     out: list[dict[str, Any]] = []
     for reuse in (False, True):
-        cpu = {k: _median(rounds, f"gatepost {k}", reuse, "cpu_per_1000") for k in ("nobody", "pymilter", "in-process")}
-        socket, inside = cpu["pymilter"] - cpu["nobody"], cpu["in-process"] - cpu["nobody"]
-        print(f"{'reused' if reuse else 'one a message':<14} socket {socket:.2f}, in-process {inside:.2f},"
-              f" {socket / inside:.1f} times")  # fmt: skip
-        out.append({"reuse": reuse, "cpu": cpu, "socket": socket, "in_process": inside})
+        cpu = {k: _median(rounds, f"gatepost {k}", reuse, "cpu_per_1000") for k in _HOST_KINDS}
+        cost = {kind: cpu[kind] - cpu["nobody"] for kind in _HOST_KINDS[1:]}
+        times = {kind: cost["pymilter"] / cost[kind] for kind in cost}
+        print(f"{'reused' if reuse else 'one a message':<14} socket {cost['pymilter']:.2f},"
+              f" in-process {cost['in-process']:.2f} ({times['in-process']:.1f} times less),"
+              f" on the event loop {cost['on the loop']:.2f} ({times['on the loop']:.1f} times less)")  # fmt: skip
+        out.append({"reuse": reuse, "cpu": cpu, "cost": cost})
     return out
 
 
@@ -247,7 +251,7 @@ def main() -> None:
     options.directory.chmod(0o755)
     numbers: dict[str, Any] = {}
     asked = ("nobody", "milter", "policy")
-    for name, kinds in (("postfix", asked), ("host", ("nobody", "pymilter", "in-process"))):
+    for name, kinds in (("postfix", asked), ("host", _HOST_KINDS)):
         if options.only not in (None, name):
             continue
         directory = options.directory / name

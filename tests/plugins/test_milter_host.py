@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,7 +28,7 @@ from gateway.sdk import (
     Tls,
 )
 from gateway.sdk.testing import make_recipient, make_transaction
-from tests.plugins.hosting import MESSAGE, MILTERS, Guest, recorded, visit, written
+from tests.plugins.hosting import MESSAGE, MILTERS, Guest, calls_of, recorded, visit, written
 
 
 @pytest.fixture
@@ -38,15 +39,16 @@ def record(tmp_path, monkeypatch) -> Path:
     return path
 
 
-def milter(name: str) -> dict[str, str]:
+def milter(name: str) -> dict[str, Any]:
     return {"class": name, "file": str(MILTERS)}
 
 
 # Callbacks and their arguments
 
 
-def test_callbacks_come_in_the_order_and_with_the_arguments_that_libmilter_gives_them(record):
-    reply = visit(milter("Recording"))
+@pytest.mark.parametrize("threads", [0, 8])
+def test_callbacks_come_in_the_order_and_with_the_arguments_that_libmilter_gives_them(record, threads):
+    reply = visit(milter("Recording") | {"threads": threads})
     assert reply == MilterReply(MilterAction.CONTINUE, "Recording")
     assert recorded(record) == [
         ["connect", "[192.0.2.1]", "AF_INET", ["192.0.2.1", 40000]],
@@ -342,9 +344,11 @@ def test_a_reply_of_its_own_is_used_where_its_class_agrees_with_the_code(record,
 # Changes
 
 
-def test_every_kind_of_change_becomes_an_edit_in_its_order(record):
+@pytest.mark.parametrize("threads", [0, 8])
+def test_every_kind_of_change_becomes_an_edit_in_its_order(record, threads):
     content = b"Subject: a\r\nX-Twice: 1\r\nX-Twice: 2\r\nX-Gone: a\r\nX-Gone-Too: b\r\n\r\nold\r\n"
-    reply = visit(milter("Editing"), lambda guest: guest.send(content, "anna@example.org", "gone@example.org"))
+    options = milter("Editing") | {"threads": threads}
+    reply = visit(options, lambda guest: guest.send(content, "anna@example.org", "gone@example.org"))
     *edits, body = reply.edits
     assert edits == [
         AddHeader("X-Last", "last", END),
@@ -363,6 +367,17 @@ def test_every_kind_of_change_becomes_an_edit_in_its_order(record):
     ]
     assert isinstance(body, ReplaceBody)
     assert body.body.size == len(b"replaced\r\nin two\r\n")
+
+
+def test_calls_are_made_by_threads_or_on_the_event_loop(tmp_path):
+    body = "def hello(self, name):\n    calls.append(threading.current_thread().name)\n    return Milter.CONTINUE"
+
+    async def script(guest: Guest) -> list[Any]:
+        return calls_of(guest)
+
+    (threaded,) = visit(written(tmp_path, body), script)
+    (on_the_loop,) = visit(written(tmp_path, body) | {"threads": 0}, script)
+    assert (threaded, on_the_loop) == ("milter-Mine-1", "MainThread")
 
 
 def test_quarantine_stands_beside_the_answer(record):

@@ -25,8 +25,10 @@ def fails(options: dict[str, Any], kind: type[BaseException], words: str | None 
 
 
 @pytest.mark.parametrize("callback", CALLBACKS)
-def test_what_a_callback_raises_is_the_entrys_failure(tmp_path, callback):
-    fails(written(tmp_path, one(callback, "raise KeyError('oops')")), KeyError, "oops")
+@pytest.mark.parametrize("threads", [0, 8])
+def test_what_a_callback_raises_is_the_entrys_failure(tmp_path, callback, threads):
+    options = written(tmp_path, one(callback, "raise KeyError('oops')")) | {"threads": threads}
+    fails(options, KeyError, "oops")
 
 
 @pytest.mark.parametrize("callback", CALLBACKS)
@@ -48,8 +50,10 @@ def test_an_answer_to_which_nobody_listens_may_be_anything(tmp_path):
     assert visit(options).action is MilterAction.CONTINUE
 
 
-def test_exiting_the_interpreter_exits_nothing(tmp_path):
-    fails(written(tmp_path, one("hello", "raise SystemExit(3)")), MilterError, "it raised SystemExit")
+@pytest.mark.parametrize("threads", [0, 8])
+def test_exiting_the_interpreter_exits_nothing(tmp_path, threads):
+    options = written(tmp_path, one("hello", "raise SystemExit(3)")) | {"threads": threads}
+    fails(options, MilterError, "it raised SystemExit")
 
 
 @pytest.mark.parametrize(
