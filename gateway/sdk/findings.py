@@ -57,7 +57,7 @@ class _Room:
 
     def plain(self, value: Any, depth: int) -> Any:
         self._left -= 1
-        if value is None or isinstance(value, (bool, int)):
+        if value is None or isinstance(value, (bool, int)) or (type(value) is str and len(value) <= _TEXT_LENGTH):
             return value
         if isinstance(value, Enum):
             return self.plain(value.value, depth)

@@ -49,6 +49,7 @@ BATCH_OCTETS: Final = 1 << 20
 _WAITING: Final = 64
 """Calls that wait for a hop; more than that get one of their own."""
 _CLOSING: Final = 421
+_LEADING_SPACE: Final = Steps.LEADING_SPACE.value
 _ACTIONS: Final = {
     Said.ACCEPT: MilterAction.ACCEPT,
     Said.REJECT: MilterAction.REJECT,
@@ -66,12 +67,13 @@ _OWN: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """What all sessions of one milter share. `steps` is what its class declines, None when only an instance knows."""
+    """What all sessions of one milter share. `steps` is what its class declines (`Steps`), None when only an instance
+    knows."""
 
     name: str
     make: Callable[[], Any]
     error: type[Exception]
-    steps: Steps | None
+    steps: int | None
     farewell: bool
     """Whether the class does something in ``close`` or ``abort``."""
     limits: Limits
@@ -83,7 +85,7 @@ class Host:
         return Hosted(self.make, Context(self.error, self.limits, self.values))
 
 
-def stages(steps: Steps) -> frozenset[Stage]:
+def stages(steps: int) -> frozenset[Stage]:
     """The stages at which a class that declines so is called."""
     return frozenset(stage for stage, callback in _OWN.items() if callback.wanted(steps)) | {Stage.MESSAGE}
 
@@ -148,7 +150,7 @@ class Visit:
         self._forget()
 
     @property
-    def _steps(self) -> Steps | None:
+    def _steps(self) -> int | None:
         """What it declines, None when nobody has asked it yet."""
         return self._hosted.steps if self._hosted and self._hosted.steps is not None else self._host.steps
 
@@ -226,7 +228,7 @@ class Visit:
         steps = self._steps
         assert steps is not None
         facts = self._last(facts)
-        leading_space = bool(steps & Steps.LEADING_SPACE)
+        leading_space = bool(steps & _LEADING_SPACE)
         if HEADER.wanted(steps):
             for field in message.fields:
                 _, value = wire_field(field, leading_space=leading_space)

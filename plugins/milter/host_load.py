@@ -38,7 +38,7 @@ class Loaded:
     name: str
     make: Callable[[], Any]
     error: type[Exception]
-    steps: Steps | None
+    steps: int | None
     farewell: bool
 
 
@@ -120,10 +120,10 @@ def _leaf(cls: type[Any]) -> type[Any]:
     return types.new_class(cls.__name__, (cls,), exec_body=lambda names: names.update(__module__=cls.__module__))
 
 
-def _declined(cls: type[Any], base: type[Any]) -> Steps | None:
+def _declined(cls: type[Any], base: type[Any]) -> int | None:
     if cls.negotiate is not base.negotiate:
         return None
-    return OFFERED_STEPS & ~Steps(cls.protocol_mask())
+    return (OFFERED_STEPS & ~Steps(cls.protocol_mask())).value
 
 
 def _has_farewell(cls: type[Any], base: type[Any]) -> bool:

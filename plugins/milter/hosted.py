@@ -21,7 +21,6 @@ from plugins.milter.packets import Actions, Answer, MilterError, Modification, S
 
 OFFERED_ACTIONS: Final = Actions(0x1FF)
 OFFERED_STEPS: Final = Steps(0x1FFFFF)
-_NONE: Final = Steps(0)
 
 _CONTINUE, _REJECT, _DISCARD, _ACCEPT, _TEMPFAIL, _NOREPLY, _SKIP, _ALL_OPTIONS = 0, 1, 2, 3, 4, 7, 8, 10
 """Codes of libmilter (``SMFIS_...``)."""
@@ -42,21 +41,21 @@ class Callback:
     """A method of a milter; the steps by which a class declines it, or its answer."""
 
     method: str
-    declined: Steps = _NONE
-    silent: Steps = _NONE
+    declined: int = 0
+    silent: int = 0
 
-    def wanted(self, steps: Steps) -> bool:
+    def wanted(self, steps: int) -> bool:
         return not steps & self.declined
 
 
-CONNECT: Final = Callback("connect", Steps.NO_CONNECT, Steps.SILENT_CONNECT)
-HELLO: Final = Callback("hello", Steps.NO_HELO, Steps.SILENT_HELO)
-ENVFROM: Final = Callback("envfrom_bytes", Steps.NO_MAIL, Steps.SILENT_MAIL)
-ENVRCPT: Final = Callback("envrcpt_bytes", Steps.NO_RCPT, Steps.SILENT_RCPT)
-DATA: Final = Callback("data", Steps.NO_DATA, Steps.SILENT_DATA)
-HEADER: Final = Callback("header_bytes", Steps.NO_HEADERS, Steps.SILENT_HEADER)
-EOH: Final = Callback("eoh", Steps.NO_EOH, Steps.SILENT_EOH)
-BODY: Final = Callback("body", Steps.NO_BODY, Steps.SILENT_BODY)
+CONNECT: Final = Callback("connect", Steps.NO_CONNECT.value, Steps.SILENT_CONNECT.value)
+HELLO: Final = Callback("hello", Steps.NO_HELO.value, Steps.SILENT_HELO.value)
+ENVFROM: Final = Callback("envfrom_bytes", Steps.NO_MAIL.value, Steps.SILENT_MAIL.value)
+ENVRCPT: Final = Callback("envrcpt_bytes", Steps.NO_RCPT.value, Steps.SILENT_RCPT.value)
+DATA: Final = Callback("data", Steps.NO_DATA.value, Steps.SILENT_DATA.value)
+HEADER: Final = Callback("header_bytes", Steps.NO_HEADERS.value, Steps.SILENT_HEADER.value)
+EOH: Final = Callback("eoh", Steps.NO_EOH.value, Steps.SILENT_EOH.value)
+BODY: Final = Callback("body", Steps.NO_BODY.value, Steps.SILENT_BODY.value)
 EOM: Final = Callback("eom")
 ABORT: Final = Callback("abort")
 CLOSE: Final = Callback("close")
@@ -95,8 +94,8 @@ class Hosted:
     def __init__(self, make: Callable[[], Any], context: Context) -> None:
         self.abandoned = False
         """Nobody waits any more: it calls no further callback."""
-        self.steps: Steps | None = None
-        """What the instance declines, once it was asked."""
+        self.steps: int | None = None
+        """What the instance declines (`Steps`), once it was asked. A plain number: it is looked at for each call."""
         self.in_message = False
         """Whether it has begun with a message and not come to its end: then ``abort`` is due before the next."""
         self._make = make
@@ -137,10 +136,10 @@ class Hosted:
         options = [int(OFFERED_ACTIONS), int(OFFERED_STEPS), 0, 0]
         code = instance.negotiate(options)
         if code == _ALL_OPTIONS:
-            self.steps = Steps.SKIP
+            self.steps = Steps.SKIP.value
         elif code == _CONTINUE:
             context.actions = Actions(options[0]) & OFFERED_ACTIONS
-            self.steps = Steps(options[1]) & OFFERED_STEPS
+            self.steps = (Steps(options[1]) & OFFERED_STEPS).value
         else:
             raise MilterError(f"it answered {code!r} when it was to negotiate")
         self._instance = instance

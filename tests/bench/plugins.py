@@ -18,7 +18,7 @@ from typing import Any
 
 import dkim
 
-from gateway.sdk import Dkim, Plugin, PluginOptions, Recipient, Services, Session, Spf, Transaction
+from gateway.sdk import Plugin, PluginOptions, Recipient, Services, Session, Transaction
 from gateway.sdk.testing import (
     FakeDirectory,
     FakeDns,
@@ -32,6 +32,11 @@ from gateway.services.clock import SystemClock
 from gateway.services.state import SqliteState
 from tests.support.dkimkeys import ed25519, rsa
 
+_GIVERS = {
+    "dmarc": ("spf", "dkim"),
+    **dict.fromkeys(("attachments", "uribl", "content-checks", "dlp"), ("mime",)),
+}
+"""Who finds out what a plugin wants to know first."""
 _CLIENT, _DOMAIN, _HOST = "192.0.2.1", "sender.example", "mail.sender.example"
 
 
@@ -63,6 +68,10 @@ def rows(directory: Path) -> list[tuple[str, str, Mapping[str, Any]]]:
     def signs(name: str) -> dict[str, Any]:
         return {"domains": {_DOMAIN: {"keys": [{"selector": "s", "key_file": str(private[name])}]}}}
 
+    def checks(where: str) -> dict[str, Any]:
+        entries = [f"/suspicious{number}.*word/ SCORE 1" for number in range(100)]
+        return {"tables": [{"match": [where], "entries": entries}]}
+
     return [
         ("`pregreet`, a remembered client", "pregreet", {}),
         ("`dnsbl`, three lists", "dnsbl", {"zones": lists, "probe": 0}),
@@ -82,6 +91,13 @@ def rows(directory: Path) -> list[tuple[str, str, Mapping[str, Any]]]:
         ("`dmarc`, RFC 7489", "dmarc", {"rules": "rfc7489"}),
         ("`dkim-sign`, RSA-2048", "dkim-sign", signs("rsa")),
         ("`dkim-sign`, Ed25519", "dkim-sign", signs("ed25519")),
+        ("`mime`, one part", "mime", {}),
+        ("`attachments`, one part of text", "attachments", {}),
+        ("`uribl`, no address in the text", "uribl", {"lists": {"uri.lists.example": {"codes": {"127.0.0.2": 5}}}}),
+        ("`content-checks`, 100 patterns for the header", "content-checks", checks("header")),
+        ("`content-checks`, 100 patterns for the text", "content-checks", checks("text")),
+        ("`dlp`, cards and account numbers", "dlp", {"detect": {"payment-card": {}, "iban": {}}}),
+        ("`disclaimer`", "disclaimer", {"text": "This message is for its recipient only.", "senders": [_DOMAIN]}),
     ]
 
 
@@ -106,7 +122,7 @@ async def microseconds(name: str, options: Mapping[str, Any], services: Services
     plugin = cls(parsed, services)
     await plugin.start()
     try:
-        session = make_session(_CLIENT, helo=_HOST, trusted=name == "dkim-sign")
+        session = make_session(_CLIENT, helo=_HOST, trusted=name in ("dkim-sign", "disclaimer"))
         transaction = make_transaction(session, sender=f"ann@{_DOMAIN}", recipients=["anna@example.org"])
         message = make_message(signed_message() if name == "dkim-sign" else signed_message(rsa(2048)))
         given: dict[type, Any] = {
@@ -115,9 +131,9 @@ async def microseconds(name: str, options: Mapping[str, Any], services: Services
             Recipient: make_recipient("anna@example.org"),
             type(message): message,
         }
-        for giver in ("spf", "dkim"):
-            if name == "dmarc":
-                given[{"spf": Spf, "dkim": Dkim}[giver]] = await _found(giver, services, given)
+        for giver in _GIVERS.get(name, ()):
+            found = await _found(giver, services, given)
+            given[type(found)] = found
         wanted = {kind for finder in plugin.finders for kind in finder.inputs}
         # What another finder of the plugin takes comes first, as in the pipeline.
         finders = sorted(plugin.finders, key=lambda finder: finder.finding not in wanted)
