@@ -7,27 +7,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from prometheus_client import Gauge
 from pydantic import Field, create_model
 
-from gateway.sdk import (
-    Message,
-    MilterReply,
-    Plugin,
-    PluginOptions,
-    Recipient,
-    ReverseName,
-    Services,
-    Session,
-    Size,
-    Stage,
-    Transaction,
-    acts,
-)
+from gateway.sdk import PluginOptions, Services, Session, Size
 from plugins.milter.context import Limits
 from plugins.milter.crew import Crew
 from plugins.milter.host import Host, Visit, stages
 from plugins.milter.host_load import load
-from plugins.milter.macros import Facts, MacroName, client_name
+from plugins.milter.macros import MacroName
 from plugins.milter.meters import Meters
 from plugins.milter.policy import MilterPolicy
+from plugins.milter.stages import MilterStages
 
 STUCK = Gauge(
     "gatepost_milter_host_stuck_threads",
@@ -80,7 +68,7 @@ class HostOptions(_Named):
         return name
 
 
-class MilterHostPlugin(Plugin):
+class MilterHostPlugin(MilterStages):
     """Calls one milter class: an instance for each session, in threads of its own."""
 
     name = "milter-host"
@@ -94,7 +82,7 @@ class MilterHostPlugin(Plugin):
         given = self.options
         loaded = load(given.class_name, given.file, given.options)
         name = given.name or loaded.name
-        self._meters = Meters(name)
+        self.meters = Meters(name)
         self._visits: dict[str, Visit] = {}
         self._host = Host(
             name=name,
@@ -113,62 +101,14 @@ class MilterHostPlugin(Plugin):
         self._visits.clear()
         self._host.crew.close()
 
-    async def hung_up(self, session: Session) -> None:
-        await self._end(session)
-
-    @acts(Stage.CONNECT)
-    async def on_connect(self, session: Session, reverse: ReverseName | None) -> MilterReply:
-        """A client has connected."""
-        await self._end(session)
-        return await self._ask(Stage.CONNECT, session, reverse)
-
-    @acts(Stage.HELO)
-    async def on_helo(self, session: Session, reverse: ReverseName | None) -> MilterReply:
-        """It has said who it is."""
-        return await self._ask(Stage.HELO, session, reverse)
-
-    @acts(Stage.MAIL)
-    async def on_mail(self, transaction: Transaction, reverse: ReverseName | None) -> MilterReply:
-        """It has a message."""
-        return await self._ask(Stage.MAIL, transaction.session, reverse, transaction)
-
-    @acts(Stage.RCPT)
-    async def on_rcpt(self, transaction: Transaction, recipient: Recipient, reverse: ReverseName | None) -> MilterReply:
-        """For this one."""
-        return await self._ask(Stage.RCPT, transaction.session, reverse, transaction, recipient)
-
-    @acts(Stage.DATA)
-    async def on_data(self, transaction: Transaction, reverse: ReverseName | None) -> MilterReply:
-        """All recipients are known."""
-        return await self._ask(Stage.DATA, transaction.session, reverse, transaction)
-
-    @acts(Stage.MESSAGE)
-    async def on_message(self, transaction: Transaction, message: Message, reverse: ReverseName | None) -> MilterReply:
-        """The message is there, as entries before this one have left it."""
-        return await self._ask(Stage.MESSAGE, transaction.session, reverse, transaction, message=message)
-
-    async def _ask(
-        self,
-        stage: Stage,
-        session: Session,
-        reverse: ReverseName | None,
-        transaction: Transaction | None = None,
-        recipient: Recipient | None = None,
-        message: Message | None = None,
-    ) -> MilterReply:
+    def party(self, session: Session) -> Visit:
         visit = self._visits.get(session.id)
         if visit is None or visit.busy:
             # Where the last one who asked was called off a moment ago, what the milter heard meanwhile nobody knows.
             visit = self._visits[session.id] = Visit(self._host)
-        facts = Facts(self.services.hostname, session, client_name(session, reverse), transaction, recipient)
-        began = self.services.clock.monotonic()
-        reply = await visit.come_to(stage, facts, message)
-        self._meters.replied(stage, reply.action, self.services.clock.monotonic() - began)
-        for edit in reply.edits:
-            self._meters.edited(edit)
-        return reply
+        return visit
 
-    async def _end(self, session: Session) -> None:
+    async def leave(self, session: Session) -> None:
         visit = self._visits.pop(session.id, None)
         if visit is not None:
             await visit.end()

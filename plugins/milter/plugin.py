@@ -5,29 +5,15 @@ from __future__ import annotations
 import asyncio
 from typing import ClassVar
 
-from gateway.sdk import (
-    Message,
-    MilterReply,
-    Plugin,
-    PluginOptions,
-    Pool,
-    Recipient,
-    ReverseName,
-    Services,
-    Session,
-    Stage,
-    Transaction,
-    acts,
-    dial,
-)
+from gateway.sdk import PluginOptions, Pool, Services, Session, dial
 from plugins.milter.codec import Codec
 from plugins.milter.conversation import Conversation
 from plugins.milter.link import Link
-from plugins.milter.macros import Facts, client_name
 from plugins.milter.meters import Meters
 from plugins.milter.options import MilterOptions
 from plugins.milter.packets import MilterError
 from plugins.milter.policy import MilterPolicy
+from plugins.milter.stages import MilterStages
 
 
 class Switchboard:
@@ -84,7 +70,7 @@ class Switchboard:
         self._pool.close()
 
 
-class MilterPlugin(Plugin):
+class MilterPlugin(MilterStages):
     """Asks one milter."""
 
     name = "milter"
@@ -96,6 +82,7 @@ class MilterPlugin(Plugin):
     def __init__(self, options: PluginOptions, services: Services) -> None:
         super().__init__(options, services)
         self._board = Switchboard(self.options, services)
+        self.meters = self._board.meters
         self._conversations: dict[str, Conversation] = {}
 
     async def close(self) -> None:
@@ -104,49 +91,7 @@ class MilterPlugin(Plugin):
             conversation.end()
         self._conversations.clear()
 
-    async def hung_up(self, session: Session) -> None:
-        self._end(session)
-
-    @acts(Stage.CONNECT)
-    async def on_connect(self, session: Session, reverse: ReverseName | None) -> MilterReply:
-        """A client has connected."""
-        self._end(session)
-        return await self._ask(Stage.CONNECT, session, reverse)
-
-    @acts(Stage.HELO)
-    async def on_helo(self, session: Session, reverse: ReverseName | None) -> MilterReply:
-        """It has said who it is."""
-        return await self._ask(Stage.HELO, session, reverse)
-
-    @acts(Stage.MAIL)
-    async def on_mail(self, transaction: Transaction, reverse: ReverseName | None) -> MilterReply:
-        """It has a message."""
-        return await self._ask(Stage.MAIL, transaction.session, reverse, transaction)
-
-    @acts(Stage.RCPT)
-    async def on_rcpt(self, transaction: Transaction, recipient: Recipient, reverse: ReverseName | None) -> MilterReply:
-        """For this one."""
-        return await self._ask(Stage.RCPT, transaction.session, reverse, transaction, recipient)
-
-    @acts(Stage.DATA)
-    async def on_data(self, transaction: Transaction, reverse: ReverseName | None) -> MilterReply:
-        """All recipients are known."""
-        return await self._ask(Stage.DATA, transaction.session, reverse, transaction)
-
-    @acts(Stage.MESSAGE)
-    async def on_message(self, transaction: Transaction, message: Message, reverse: ReverseName | None) -> MilterReply:
-        """The message is there, as entries before this one have left it."""
-        return await self._ask(Stage.MESSAGE, transaction.session, reverse, transaction, message=message)
-
-    async def _ask(
-        self,
-        stage: Stage,
-        session: Session,
-        reverse: ReverseName | None,
-        transaction: Transaction | None = None,
-        recipient: Recipient | None = None,
-        message: Message | None = None,
-    ) -> MilterReply:
+    def party(self, session: Session) -> Conversation:
         conversation = self._conversations.get(session.id)
         if conversation is not None and conversation.busy:
             # Whoever asked last was called off a moment ago; what it was told meanwhile nobody knows.
@@ -154,14 +99,10 @@ class MilterPlugin(Plugin):
             conversation = None
         if conversation is None:
             conversation = self._conversations[session.id] = Conversation(self._board)
-        facts = Facts(self.services.hostname, session, client_name(session, reverse), transaction, recipient)
-        began = self.services.clock.monotonic()
-        reply = await conversation.come_to(stage, facts, message)
-        meters = self._board.meters
-        meters.replied(stage, reply.action, self.services.clock.monotonic() - began)
-        for edit in reply.edits:
-            meters.edited(edit)
-        return reply
+        return conversation
+
+    async def leave(self, session: Session) -> None:
+        self._end(session)
 
     def _end(self, session: Session) -> None:
         conversation = self._conversations.pop(session.id, None)
