@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import shutil
 import socket
-from collections.abc import Iterator
 
 from tests.support.process import Process, binary, free_port, new_directory
+from tests.support.scanner import Scanner
 
 # In two pieces, so that no scanner finds it here.
 EICAR = rb"X5O!P%@AP[4\PZX54(P^)7CC)7}$EICAR-STANDARD-" + rb"ANTIVIRUS-TEST-FILE!$H+H*"
@@ -24,7 +23,7 @@ UNWANTED_NAME = "PUA.Test.Tool.UNOFFICIAL"
 _WORDS = {"Test.Marker": MARKER, "Heuristics.Test.Guess": HEURISTIC, "PUA.Test.Tool": UNWANTED}
 
 
-class Clamd:
+class Clamd(Scanner):
     """One clamd on a TCP port and a unix socket of its own. `settings` are lines of clamd.conf by name."""
 
     def __init__(self, *, port: int = 0, **settings: str) -> None:
@@ -64,24 +63,3 @@ class Clamd:
             while data := sock.recv(4096):
                 reply += data
         return reply.rstrip(b"\0")
-
-    @property
-    def endpoint(self) -> str:
-        return f"127.0.0.1:{self.port}"
-
-    def kill(self) -> None:
-        self._process.kill()
-
-    @contextlib.contextmanager
-    def hung(self) -> Iterator[None]:
-        """Inside the block connections are taken, and nobody answers."""
-        with self._process.hung():
-            yield
-
-    @property
-    def log(self) -> str:
-        return self._process.log
-
-    def stop(self) -> None:
-        self._process.stop()
-        shutil.rmtree(self.home, ignore_errors=True)

@@ -5,13 +5,13 @@ It listens for HTTP (`port`, and the unix socket `socket`), for its controller, 
 
 from __future__ import annotations
 
-import contextlib
 import http.client
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 from tests.support.process import Process, binary, free_port, new_directory
+from tests.support.scanner import Scanner
 
 # In two pieces, so that no filter finds it here.
 GTUBE = b"XJS*C4JDBQADN1.NSBN3*2IDNEN*GTUBE-STANDARD-ANTI-" + b"UBE-TEST-EMAIL*C.34X"
@@ -66,7 +66,7 @@ worker "rspamd_proxy" {{
 """
 
 
-class Rspamd:
+class Rspamd(Scanner):
     """One rspamd. `more` ends its configuration; `normal` and `controller` are for those HTTP workers.
 
     The symbol SEEN_CLIENT is in every result, with the client's address, HELO name and the recipients as options.
@@ -133,27 +133,6 @@ class Rspamd:
             connection.close()
 
     @property
-    def endpoint(self) -> str:
-        return f"127.0.0.1:{self.port}"
-
-    @property
     def milter(self) -> str:
         """What Postfix calls its milter."""
         return f"inet:127.0.0.1:{self.milter_port}"
-
-    def kill(self) -> None:
-        self._process.kill()
-
-    @contextlib.contextmanager
-    def hung(self) -> Iterator[None]:
-        """Inside the block connections are taken, and nobody answers."""
-        with self._process.hung():
-            yield
-
-    @property
-    def log(self) -> str:
-        return self._process.log
-
-    def stop(self) -> None:
-        self._process.stop()
-        shutil.rmtree(self.home, ignore_errors=True)

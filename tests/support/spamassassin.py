@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 
 from tests.support.process import Process, binary, free_port, new_directory
+from tests.support.scanner import Scanner
 
 # In two pieces, so that no filter finds it here.
 GTUBE = b"XJS*C4JDBQADN1.NSBN3*2IDNEN*GTUBE-STANDARD-ANTI-" + b"UBE-TEST-EMAIL*C.34X"
@@ -32,7 +31,7 @@ score GP_RELAY 6
 """
 
 
-class Spamd:
+class Spamd(Scanner):
     """One spamd with two children. Subjects with ``six-points`` and ``twelve-points`` score that much (and some)."""
 
     def __init__(self, *options: str, port: int = 0, rules: str = "") -> None:
@@ -60,24 +59,3 @@ class Spamd:
         with socket.create_connection(("127.0.0.1", self.port), timeout=30) as sock:
             sock.sendall(b"PING SPAMC/1.2\r\n\r\n")
             return sock.recv(512).rstrip().endswith(b"PONG")
-
-    @property
-    def endpoint(self) -> str:
-        return f"127.0.0.1:{self.port}"
-
-    def kill(self) -> None:
-        self._process.kill()
-
-    @contextlib.contextmanager
-    def hung(self) -> Iterator[None]:
-        """Inside the block connections are taken, and nobody answers."""
-        with self._process.hung():
-            yield
-
-    @property
-    def log(self) -> str:
-        return self._process.log
-
-    def stop(self) -> None:
-        self._process.stop()
-        shutil.rmtree(self.home, ignore_errors=True)
