@@ -98,7 +98,8 @@ missing_servers() {
         opendkim:opendkim opendkim-genkey:opendkim-tools opendmarc:opendmarc postgrey:postgrey \
         policyd-spf:postfix-policyd-spf-python policyd-rate-limit:policyd-rate-limit policyd-weight:policyd-weight \
         rspamd:rspamd clamd:clamav-daemon clamav-milter:clamav-milter clamdscan:clamdscan spamd:spamd spamc:spamc \
-        spamassassin:spamassassin spamass-milter:spamass-milter miltertest:miltertest slapd:slapd ldapsearch:ldap-utils xmllint:libxml2-utils; do
+        spamassassin:spamassassin spamass-milter:spamass-milter miltertest:miltertest slapd:slapd ldapsearch:ldap-utils xmllint:libxml2-utils \
+        procmail:procmail maildrop:maildrop s-nail:s-nail; do
         command -v "${pair%%:*}" >/dev/null || echo "${pair#*:}"
     done
     # swaks speaks TLS through it.

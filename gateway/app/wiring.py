@@ -107,7 +107,9 @@ def make_parts(
     ldap = _ldap(config, resolver)
     hosts = MailHosts(config.hostname, resolver, clock)
     router = Router(
-        {name: domain.destination for name, domain in config.domains.items()}, config.routes.default.destination
+        {name: domain.destination for name, domain in config.domains.items()},
+        config.routes.default.destination,
+        {name: entry.destination(name) for name, entry in config.transports.items()},
     )
     services = Services(
         resolver,
@@ -203,9 +205,21 @@ def _pipelines(config: Config, services: Services) -> dict[str, Pipeline]:
 
 
 def load_pipelines(config: Config) -> dict[str, Pipeline]:
-    """All pipelines by name, not started: for `gatepost check` and `gatepost pipeline`. Raises `ConfigError`."""
+    """All pipelines by name, not started: for `gatepost check` and `gatepost pipeline`. Raises `ConfigError`.
+
+    Also raised for what the transports' commands need and this machine has not.
+    """
     clock = SystemClock()
-    return dict(make_parts(config, SqliteState(Path(config.state.path), clock), clock).pipelines)
+    made = dict(make_parts(config, SqliteState(Path(config.state.path), clock), clock).pipelines)
+    lacking = [
+        config.problem(("transports", name, "pipe", *path), message)
+        for name, entry in config.transports.items()
+        if entry.pipe is not None
+        for path, message in entry.pipe.problems_here()
+    ]
+    if lacking:
+        raise ConfigError(lacking)
+    return made
 
 
 def smtp_options(config: Config) -> SmtpOptions:

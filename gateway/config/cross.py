@@ -14,10 +14,11 @@ ADMIN_ADDRESS: Final = "127.0.0.1:9925"
 
 
 def check_together(document: Document) -> None:
-    """Note what does not fit together: addresses used twice, domains twice, pipelines that do not exist."""
+    """Note what does not fit together: addresses or domains twice, pipelines and transports that do not exist."""
     _addresses(document)
     _domains(document)
     _pipelines(document)
+    _transports(document)
 
 
 def _mapping(value: Any, key: str) -> dict[str, Any]:
@@ -75,3 +76,19 @@ def _pipelines(document: Document) -> None:
         name = user.get("pipeline") if isinstance(user, dict) else None
         if isinstance(name, str) and name not in known:
             document.refuse((*path, "pipeline"), f"there is no pipeline {name!r}{did_you_mean(name, sorted(known))}")
+
+
+def _transports(document: Document) -> None:
+    known = sorted(_mapping(document.values, "transports"))
+    places: list[tuple[Path, Any]] = [
+        (("domains", name, "next_hop"), _mapping(domains, name).get("next_hop"))
+        for domains in [_mapping(document.values, "domains")]
+        for name in domains
+    ]
+    default = _mapping(document.values, "routes").get("default")
+    places.append((("routes", "default"), default))
+    places.append((("routes", "default", "next_hop"), default.get("next_hop") if isinstance(default, dict) else None))
+    for path, hop in places:
+        scheme, _, name = hop.strip().partition(":") if isinstance(hop, str) else ("", "", "")
+        if scheme == "transport" and name not in known:
+            document.refuse(path, f"there is no transport {name!r}{did_you_mean(name, known)}")

@@ -19,6 +19,7 @@ from gateway.config.cross import ADMIN_ADDRESS, DEFAULT_PIPELINE
 from gateway.config.document import Document
 from gateway.config.problems import Path, Problem, dotted
 from gateway.config.routes import Domain, Routes
+from gateway.config.transports import TransportEntry, TransportName
 from gateway.config.values import (
     Cidr,
     Count,
@@ -310,6 +311,8 @@ class Config(Section):
     """Networks that may send to any domain. Default: nobody."""
     domains: dict[DomainKey, Domain] = {}
     """What we take mail for, and where it goes; `.example.org` stands for all subdomains of example.org."""
+    transports: dict[TransportName, TransportEntry] = {}
+    """Next hops with options of their own, by name: `next_hop: transport:NAME`."""
     routes: Routes = section()
     """Where mail for all other domains goes."""
     retry: Retry = section()

@@ -18,7 +18,7 @@ def _next_hop(value: Any, info: ValidationInfo) -> str:
     if not isinstance(value, str):
         raise ValueError(f"expected a next hop: {FORMS}")
     text: str = value.strip()
-    for scheme in ("maildir:", "smtp:unix:", "lmtp:unix:"):
+    for scheme in ("maildir:", "mbox:", "smtp:unix:", "lmtp:unix:"):
         if text.startswith(scheme) and len(text) > len(scheme):
             text = scheme + resolve_path(text[len(scheme) :], info)
     parse_next_hop(text)
@@ -55,7 +55,8 @@ class Domain(Hop):
     """A domain that we take mail for."""
 
     next_hop: NextHop
-    """`smtp:HOST:PORT`, `lmtp:HOST:PORT`, `lmtp:unix:PATH`, `maildir:PATH`, `discard` or `mx`."""
+    """`smtp:HOST:PORT`, `lmtp:HOST:PORT`, `lmtp:unix:PATH`, `maildir:PATH`, `mbox:PATH`, `https://HOST/PATH`,
+    `transport:NAME`, `discard` or `mx`."""
     recipients: RecipientsChoice | None = None
     """`any`, or how they are checked. Default: callout for smtp and lmtp, any for the others."""
     pipeline: str | None = None
@@ -67,7 +68,7 @@ class Domain(Hop):
         if kind not in (Kind.SMTP, Kind.LMTP):
             for key in ("tls", "tls_ca"):
                 if key in self.model_fields_set:
-                    raise refuse((key,), f"means nothing for {kind}")
+                    raise refuse((key,), f"means nothing for {self.destination if kind is Kind.NAMED else kind}")
             if self.check is RecipientCheck.CALLOUT:
                 raise refuse(("recipients",), f"{kind} cannot be asked for its recipients")
         return self
@@ -97,7 +98,7 @@ class Route(Hop):
     """Where mail for a domain that is not ours goes."""
 
     next_hop: NextHop = "mx"
-    """`mx` follows the domain's MX records; otherwise a next hop."""
+    """`mx` follows the domain's MX records; otherwise a next hop, as for domains."""
 
 
 def _route(value: Any) -> Any:

@@ -137,7 +137,7 @@ def _after(slot: Slot, item: Attempted, received: float, now: float, options: Re
         status = RecipientStatus.EXPIRED
     else:
         status = RecipientStatus.DEFERRED
-        due = retry.next_due(now, attempts, received, options, random)
+        due = retry.next_due(now, attempts, received, options, random, outcome.retry_after)
     return Slot(slot.recipient, status, due, attempts, last)
 
 

@@ -32,12 +32,14 @@ def pause(attempts: int, options: RetryOptions, random: float) -> float:
     return base * (1.0 + options.jitter * (2.0 * random - 1.0))
 
 
-def next_due(now: float, attempts: int, received: float, options: RetryOptions, random: float) -> float:
-    """When to try again after the `attempts`-th attempt, in epoch seconds.
+def next_due(
+    now: float, attempts: int, received: float, options: RetryOptions, random: float, at_least: float = 0.0
+) -> float:
+    """When to try again after the `attempts`-th attempt, in epoch seconds; not before `at_least` seconds from now.
 
     The last attempt comes when the message's time is over and not a whole pause later, so that the sender hears of it.
     """
-    due = now + pause(attempts, options, random)
+    due = now + max(pause(attempts, options, random), at_least)
     end = received + options.give_up
     return min(due, end) if end > now else due
 

@@ -30,7 +30,7 @@ from gateway.smtp.group import Group
 from gateway.smtp.judges import REFUSALS
 from gateway.smtp.options import SmtpOptions, SplitRefused
 from gateway.spool.spool import Draft, Inlet, NewMessage, SpoolError, State
-from gateway.transport.routing import parse_next_hop
+from gateway.transport.routing import parse_own_next_hop
 
 _STATES: Final = {Outcome.ACCEPTED: State.QUEUED, Outcome.QUARANTINED: State.QUARANTINE}
 
@@ -121,7 +121,7 @@ def make(
                 head, skip = fields if fields.endswith(b"\r\n") or not fields else fields + b"\r\n", len(fields)
         envelope = edit_envelope(Envelope(txn.sender, txn.recipients, txn.parameters), copy.edits)
         if envelope.next_hop:
-            parse_next_hop(envelope.next_hop)
+            parse_own_next_hop(envelope.next_hop)
     except ValueError as error:
         raise SpoolError(f"an edit cannot be made: {error}") from error
     utf8 = txn.parameters.smtputf8

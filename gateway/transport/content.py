@@ -1,9 +1,12 @@
-"""Message content on its way out: dots doubled at line starts, the final dot, and line ends for a Maildir.
+"""Message content on its way out: dots doubled for SMTP and the final dot, line ends and quoted lines for mailboxes.
 
 *RFCs*: 5321 section 4.5.2 (transparency).
 """
 
 from __future__ import annotations
+
+import re
+from typing import Final
 
 from gateway.mail.message import Content, dotted_line
 
@@ -62,6 +65,40 @@ class LineFeeds:
     def end(self) -> bytes:
         """What was kept back."""
         return self._cr
+
+
+class FromQuoter:
+    """Quotes lines that would begin a message in an mbox: ``From``, after any number of ``>``, gets one ``>`` more.
+
+    That is mboxrd, which can be undone. For content with LF that comes in blocks, split anywhere.
+    """
+
+    __slots__ = ("_at_start", "_kept")
+
+    def __init__(self) -> None:
+        # Whether the line so far, without what is kept back, consists of nothing but ``>``.
+        self._at_start = True
+        self._kept = b""
+
+    def feed(self, block: bytes) -> bytes:
+        """The octets to store for `block`; the beginning of a ``From`` at its end is kept back until the next."""
+        before = b"\n" if self._at_start else b"x"
+        data = before + self._kept + block
+        line = data.rfind(b"\n")
+        last = data[line + 1 :].lstrip(b">") if line >= 0 else b"x"
+        self._kept = last if last in _BEGUN else b""
+        self._at_start = last == self._kept
+        if self._kept:
+            data = data[: -len(self._kept)]
+        return _FROM.sub(rb"\n>\1", data)[1:]
+
+    def end(self) -> bytes:
+        """What was kept back."""
+        return self._kept
+
+
+_BEGUN: Final = (b"F", b"Fr", b"Fro", b"From")
+_FROM: Final = re.compile(rb"\n(>*From )")
 
 
 async def whole(content: Content) -> bytes:

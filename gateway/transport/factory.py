@@ -14,7 +14,9 @@ from gateway.sdk.services import Callout, CalloutState, Clock, Dns
 from gateway.services.tasks import Tasks
 from gateway.transport.discard import DiscardTransport
 from gateway.transport.maildir import MaildirTransport
-from gateway.transport.options import SmtpOptions
+from gateway.transport.mbox import MboxTransport
+from gateway.transport.options import PipeOptions, SmtpOptions, WebhookOptions
+from gateway.transport.pipe import PipeTransport
 from gateway.transport.smtp import SmtpTransport
 from gateway.transport.transport import Destination, Kind, Transport
 
@@ -69,8 +71,21 @@ class Transports:
         await self._tasks.wait()
 
     def _make(self, destination: Destination) -> Transport:
-        if destination.kind is Kind.MAILDIR:
-            return MaildirTransport(destination, self._options.hostname, self._clock)
-        if destination.kind is Kind.DISCARD:
-            return DiscardTransport()
-        return SmtpTransport(destination, self._options, self._dns, self._rng)
+        hostname = self._options.hostname
+        match destination.kind:
+            case Kind.DISCARD:
+                return DiscardTransport()
+            case Kind.MAILDIR:
+                return MaildirTransport(destination, hostname, self._clock)
+            case Kind.MBOX:
+                return MboxTransport(destination, hostname, self._clock)
+            case Kind.PIPE if isinstance(destination.options, PipeOptions):
+                return PipeTransport(destination.options, hostname, self._clock)
+            case Kind.HTTP if isinstance(destination.options, WebhookOptions):
+                # Its HTTP client takes a while to import, and most gateways never need it.
+                from gateway.transport.webhook import WebhookTransport
+
+                return WebhookTransport(destination.options, self._options, self._dns, self._clock)
+            case Kind.SMTP | Kind.LMTP:
+                return SmtpTransport(destination, self._options, self._dns, self._rng)
+        raise ValueError(f"{destination} has no transport")

@@ -1,39 +1,53 @@
-"""The Maildir transport: one file per recipient, written durably.
+"""The Maildir transport: one file per recipient, written durably, within the Maildir's quota.
 
 *Promises*: a recipient is delivered only when the file is synced, stands in ``new/``, and ``new/`` is synced. A crash
 before that leaves at most a file in ``tmp/``, which no reader looks at.
 
-*Fails by*: deferrals with `Fault.OURS`: 4.2.2 when there is no room, else 4.3.0.
+*Fails by*: deferrals with `Fault.OURS`: 4.2.2 when there is no room on the disk, else 4.3.0. A full mailbox is 4.2.2
+or 5.2.2, by option.
 
-*RFCs*: 5321 section 4.4 (Return-Path).
+*RFCs*: 5321 section 4.4 (Return-Path), 3463 section 3.3 (mailbox full).
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import errno
 import itertools
 import os
-import re
 import secrets
 from pathlib import Path
 from typing import Final
 
 from gateway.mail.address import Address
-from gateway.mail.edit import render_field
 from gateway.mail.message import Content
 from gateway.mail.reply import Reply
+from gateway.ops import log
 from gateway.sdk.services import Clock
-from gateway.transport.content import LineFeeds, whole
+from gateway.transport.content import LineFeeds
+from gateway.transport.options import MaildirOptions, OverQuota
+from gateway.transport.quota import MaildirQuota, Quota
+from gateway.transport.storage import (
+    SMALL,
+    DiskError,
+    head,
+    in_thread,
+    mailbox_path,
+    make_directories,
+    of_the_disk,
+    sync_directory,
+    trouble,
+    unix_lines,
+    write_all,
+)
 from gateway.transport.transport import Delivery, Destination, Fault, Outcome, Result
 
-SMALL: Final = 1 << 20
-"""Content up to this many octets is written in one go for all recipients; beyond it, block by block."""
-
+_log = log.get()
 _STORED: Final = Outcome(Result.DELIVERED, Reply(250, "0.0", "stored"))
-_NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-_UNSAFE: Final = re.compile(rb"[^A-Za-z0-9._+-]|^\.")
+_FULL: Final = {
+    OverQuota.DEFER: Outcome(Result.DEFERRED, Reply(452, "2.2", "mailbox full"), fault=Fault.PEER),
+    OverQuota.FAIL: Outcome(Result.FAILED, Reply(552, "2.2", "mailbox full"), fault=Fault.PEER),
+}
+_WHAT: Final = "Maildir"
 _count = itertools.count()
 
 
@@ -44,115 +58,122 @@ class MaildirTransport:
     """
 
     def __init__(self, destination: Destination, hostname: str, clock: Clock) -> None:
+        options = destination.options
+        self._options = options if isinstance(options, MaildirOptions) else MaildirOptions()
+        self._quota = Quota(self._options.quota, self._options.quota_messages)
         self._path = destination.path
         self._hostname = hostname
         self._clock = clock
 
     async def deliver(self, delivery: Delivery) -> list[Outcome]:
         """Attempt it once; see `gateway.transport.transport.Transport`."""
+        addresses = [recipient.address for recipient in delivery.recipients]
         if delivery.content.size > SMALL:
-            return [await self._stream(delivery, r.address) for r in delivery.recipients]
-        body = (await whole(delivery.content)).replace(b"\r\n", b"\n")
-        jobs = [(self._folder(r.address), self._name(), _head(delivery, r.address)) for r in delivery.recipients]
-        return await asyncio.to_thread(_store_all, jobs, body)
+            return [await self._stream(delivery, address) for address in addresses]
+        body = await unix_lines(delivery.content)
+        jobs = [(self._file(address), head(delivery, address)) for address in addresses]
+        return await in_thread(self._store_all, jobs, body)
 
     async def close(self) -> None:
         """Nothing is open."""
 
-    def _folder(self, address: Address) -> Path:
-        domain = address.ascii_domain or self._hostname
-        path = self._path.replace("{domain}", safe_name(domain))
-        return Path(path.replace("{local}", safe_name(address.local.lower())))
-
-    def _name(self) -> str:
-        """A name that no other delivery on this disk has: time, process, counter and chance."""
+    def _file(self, address: Address) -> _File:
+        folder = mailbox_path(self._path, address, self._hostname)
         now = self._clock.now()
+        return _File(folder, self._name(now), MaildirQuota(folder, self._quota), now)
+
+    def _name(self, now: float) -> str:
+        """A name that no other delivery on this disk has: time, process, counter and chance."""
         host = self._hostname.replace("/", "\\057").replace(":", "\\072")
         return f"{int(now)}.M{int(now % 1 * 1e6)}P{os.getpid()}Q{next(_count)}R{secrets.token_hex(4)}.{host}"
 
     async def _stream(self, delivery: Delivery, address: Address) -> Outcome:
         """A content too large for memory: the disk work of each block in a thread."""
-        file = _File(self._folder(address), self._name())
+        file = self._file(address)
+        top = head(delivery, address)
         try:
-            await asyncio.to_thread(file.open)
-            await asyncio.to_thread(file.write, _head(delivery, address))
+            # With CRLF it is a little larger than it will be.
+            if not await in_thread(file.open, len(top) + delivery.content.size):
+                return _FULL[self._options.over_quota]
+            await in_thread(file.write, top)
             await _copy(delivery.content, file)
-            await asyncio.to_thread(file.commit)
-        except _DiskError as error:
-            return _trouble(error.cause)
+            await in_thread(file.commit)
+        except DiskError as error:
+            return trouble(error.cause, _WHAT)
         finally:
-            await asyncio.to_thread(file.discard)
+            await in_thread(file.discard)
+        return _STORED
+
+    def _store_all(self, jobs: list[tuple[_File, bytes]], body: bytes) -> list[Outcome]:
+        return [self._store(file, top + body) for file, top in jobs]
+
+    def _store(self, file: _File, data: bytes) -> Outcome:
+        try:
+            if not file.open(len(data)):
+                return _FULL[self._options.over_quota]
+            file.write(data)
+            file.commit()
+        except DiskError as error:
+            return trouble(error.cause, _WHAT)
+        finally:
+            file.discard()
         return _STORED
 
 
 async def _copy(content: Content, file: _File) -> None:
     lines = LineFeeds()
     async for block in content.blocks():
-        await asyncio.to_thread(file.write, lines.feed(block))
-    await asyncio.to_thread(file.write, lines.end())
-
-
-def safe_name(text: str) -> str:
-    """`text` as one path component: percent-encoded outside of letters, digits and ``._+-``, with no dot in front."""
-    return _UNSAFE.sub(lambda m: b"%%%02X" % ord(m[0]), text.encode()).decode("ascii")
-
-
-def _head(delivery: Delivery, address: Address) -> bytes:
-    fields = render_field("Return-Path", f"<{delivery.sender}>") + render_field("Delivered-To", str(address))
-    return fields.replace(b"\r\n", b"\n")
-
-
-class _DiskError(Exception):
-    """An OSError of the Maildir, told apart from one of the spool."""
-
-    def __init__(self, cause: OSError) -> None:
-        super().__init__(str(cause))
-        self.cause = cause
+        await in_thread(file.write, lines.feed(block))
+    await in_thread(file.write, lines.end())
 
 
 class _File:
     """One message file on its way through ``tmp/`` to ``new/``. All methods block; the first failure raises."""
 
-    def __init__(self, folder: Path, name: str) -> None:
+    def __init__(self, folder: Path, name: str, quota: MaildirQuota, now: float) -> None:
         self._folder = folder
+        self._name = name
         self._tmp = folder / "tmp" / name
-        self._new = folder / "new" / name
+        self._quota = quota
+        self._now = now
+        self._size = 0
         self._fd = -1
         self._left = False
 
-    def open(self) -> None:
+    def open(self, size: int) -> bool:
+        """Begin a message of `size` octets; False when that is over the quota."""
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        try:
+        with of_the_disk():
             try:
                 self._fd = os.open(self._tmp, flags, 0o600)
             except FileNotFoundError:
                 _make_maildir(self._folder)
                 self._fd = os.open(self._tmp, flags, 0o600)
             self._left = True
-        except OSError as error:
-            raise _DiskError(error) from error
+            return self._quota.admits(size, f"{self._name}.size", self._now)
 
     def write(self, data: bytes) -> None:
-        view = memoryview(data)
-        try:
-            while view:
-                view = view[os.write(self._fd, view) :]
-        except OSError as error:
-            raise _DiskError(error) from error
+        self._size += len(data)
+        with of_the_disk():
+            write_all(self._fd, data)
 
     def commit(self) -> None:
-        """Sync the file, move it into ``new/`` and sync that."""
-        try:
+        """Sync the file, move it into ``new/`` and sync that. Its name tells its size, as Maildir++ wants it."""
+        new = self._folder / "new" / f"{self._name},S={self._size}"
+        with of_the_disk():
             os.fsync(self._fd)
             try:
-                os.rename(self._tmp, self._new)
+                os.rename(self._tmp, new)
             except FileNotFoundError:
                 _make_maildir(self._folder)
-                os.rename(self._tmp, self._new)
+                os.rename(self._tmp, new)
             self._left = False
-            _sync_directory(self._new.parent)
+            sync_directory(new.parent)
+        try:
+            self._quota.added(self._size)
         except OSError as error:
-            raise _DiskError(error) from error
+            # It is delivered. The numbers are counted anew before they can keep anything out.
+            _log.warning("maildir.quota_not_noted", path=str(self._folder), error=str(error))
 
     def discard(self) -> None:
         """Close, and remove what was not committed."""
@@ -166,42 +187,5 @@ class _File:
                 self._tmp.unlink()
 
 
-def _store_all(jobs: list[tuple[Path, str, bytes]], body: bytes) -> list[Outcome]:
-    return [_store(folder, name, head + body) for folder, name, head in jobs]
-
-
-def _store(folder: Path, name: str, data: bytes) -> Outcome:
-    file = _File(folder, name)
-    try:
-        file.open()
-        file.write(data)
-        file.commit()
-    except _DiskError as error:
-        return _trouble(error.cause)
-    finally:
-        file.discard()
-    return _STORED
-
-
-def _trouble(error: OSError) -> Outcome:
-    if error.errno in _NO_ROOM:
-        reply = Reply(452, "2.2", "no room in the Maildir")
-    else:
-        reply = Reply(451, "3.0", f"Maildir: {error.strerror or error}")
-    return Outcome(Result.DEFERRED, reply, fault=Fault.OURS)
-
-
 def _make_maildir(folder: Path) -> None:
-    """Create what is missing of a Maildir, the way to it included, mode 0700, and sync every directory that changed."""
-    missing = [p for p in [folder, *folder.parents] if not p.exists()]
-    for path in [*reversed(missing), folder / "tmp", folder / "new", folder / "cur"]:
-        path.mkdir(mode=0o700, exist_ok=True)
-        _sync_directory(path.parent)
-
-
-def _sync_directory(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    make_directories(folder, folder / "tmp", folder / "new", folder / "cur")

@@ -1,9 +1,10 @@
-"""Options of delivery by SMTP and LMTP. Frozen; a reload makes new transports."""
+"""Options of the transports. Frozen; a reload makes new transports."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Final
 
 
 class EightBit(StrEnum):
@@ -52,3 +53,101 @@ class SmtpOptions:
     recipients_per_message: int = 100
     max_addresses: int = 10
     eight_bit: EightBit = EightBit.SEND
+
+
+class LineEnds(StrEnum):
+    """Line ends of a message that is handed to a command."""
+
+    LF = "lf"
+    """As Unix tools expect them."""
+    CRLF = "crlf"
+    """As they come over the wire."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunAs:
+    """Whom a command runs as, looked up at each run. Without `group`, as the user's own."""
+
+    user: str
+    group: str = ""
+
+
+PERMANENT_EXITS: Final = (65, 67, 68, 69, 77)
+"""Exit statuses of sysexits.h by which a command refuses a message or a recipient for good."""
+
+
+@dataclass(frozen=True, slots=True)
+class PipeOptions:
+    """A command that takes messages on its standard input. See `gateway.transport.pipe`.
+
+    `command` is its words, with placeholders. Without `run_as` it runs as we do. `timeout` is in seconds. An exit
+    status in `fail_on` fails the recipients for good; any other than 0 defers them. `environment` is added to what
+    every command is given.
+    """
+
+    command: tuple[str, ...]
+    run_as: RunAs | None = None
+    timeout: float = 300.0
+    recipients_per_run: int = 1
+    line_ends: LineEnds = LineEnds.LF
+    from_line: bool = False
+    return_path: bool = True
+    delivered_to: bool = True
+    fail_on: tuple[int, ...] = PERMANENT_EXITS
+    environment: tuple[tuple[str, str], ...] = ()
+
+
+class OverQuota(StrEnum):
+    """What becomes of a message that has no room in a mailbox."""
+
+    DEFER = "defer"
+    """452 4.2.2."""
+    FAIL = "fail"
+    """552 5.2.2."""
+
+
+@dataclass(frozen=True, slots=True)
+class MaildirOptions:
+    """`quota` in octets and `quota_messages` bound each Maildir; 0 is no bound of ours.
+
+    With neither, the quota that a Maildir's own ``maildirsize`` names is kept.
+    """
+
+    quota: int = 0
+    quota_messages: int = 0
+    over_quota: OverQuota = OverQuota.DEFER
+
+
+@dataclass(frozen=True, slots=True)
+class MboxOptions:
+    """Seconds to wait for a mailbox that another program has locked, and the age of a dotlock that nobody holds."""
+
+    lock_timeout: float = 30.0
+    stale_lock: float = 300.0
+
+
+class WebhookFormat(StrEnum):
+    """How a message is put into a POST."""
+
+    MESSAGE = "message"
+    """The body is the message (message/rfc822), the envelope stands in the header."""
+    MULTIPART = "multipart"
+    """multipart/form-data with the envelope as JSON and the message."""
+
+
+@dataclass(frozen=True, slots=True)
+class WebhookOptions:
+    """Where and how messages are posted. `token_file` holds a bearer token; `tls_ca` replaces the system's CAs.
+
+    `timeout`, in seconds, is for one request as a whole.
+    """
+
+    url: str
+    format: WebhookFormat = WebhookFormat.MESSAGE
+    token_file: str = ""
+    tls_ca: str = ""
+    timeout: float = 60.0
+    recipients_per_request: int = 20
+
+
+LocalOptions = PipeOptions | MaildirOptions | MboxOptions | WebhookOptions

@@ -8,19 +8,22 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final
+from urllib.parse import urlsplit
 
 from gateway.mail.address import Address
+from gateway.transport.options import WebhookOptions
 from gateway.transport.transport import Destination, Kind, Security
 
 FORMS: Final = (
-    "smtp:host:port, smtp:[ipv6]:port, lmtp:host:port, lmtp:unix:/path, maildir:path, discard or mx "
-    "(the port may be left out: 25 for smtp, 24 for lmtp)"
+    "smtp:host:port, smtp:[ipv6]:port, lmtp:host:port, lmtp:unix:/path, maildir:path, mbox:path, https://host/path, "
+    "transport:name, discard or mx (the port may be left out: 25 for smtp, 24 for lmtp)"
 )
 _PORTS: Final = {Kind.SMTP: 25, Kind.LMTP: 24}
 _NAME: Final = re.compile(r"(?=.{1,253}\Z)[a-z0-9_](?:[a-z0-9_-]*[a-z0-9])?(?:\.[a-z0-9_](?:[a-z0-9_-]*[a-z0-9])?)*\Z")
 _DIGITS: Final = re.compile(r"[0-9]{1,5}\Z")
+_TRANSPORT: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}\Z")
 _PLACEHOLDER: Final = re.compile(r"\{([^{}]*)\}?|\}")
 
 
@@ -34,8 +37,16 @@ def parse_next_hop(text: str, *, security: Security = Security.OPPORTUNISTIC, tl
         return Destination(Kind.SMTP, port=_PORTS[Kind.SMTP], mx=True, security=security, tls_ca=tls_ca)
     if scheme == "discard" and not colon:
         return Destination(Kind.DISCARD)
-    if scheme == "maildir":
-        return Destination(Kind.MAILDIR, path=_maildir_path(rest))
+    if scheme in ("maildir", "mbox"):
+        return Destination(Kind(scheme), path=check_path(rest, scheme))
+    if scheme in ("http", "https"):
+        return Destination(Kind.HTTP, options=WebhookOptions(check_url(text.strip())))
+    if scheme == "transport":
+        if not _TRANSPORT.match(rest):
+            raise ValueError(f"{text!r}: {rest!r} is no name under `transports`")
+        return Destination(Kind.NAMED, name=rest)
+    if scheme == "pipe":
+        raise ValueError("a command stands in an entry of its own under `transports`; write transport:NAME here")
     if scheme not in ("smtp", "lmtp") or not rest:
         raise ValueError(f"{text!r} is no next hop; write {FORMS}")
     kind = Kind(scheme)
@@ -48,13 +59,54 @@ def parse_next_hop(text: str, *, security: Security = Security.OPPORTUNISTIC, tl
     return Destination(kind, host, port or _PORTS[kind], security=security, tls_ca=tls_ca)
 
 
-def _maildir_path(path: str) -> str:
+def parse_own_next_hop(text: str) -> Destination:
+    """The next hop that a message brings along, by an edit. Raises ValueError.
+
+    Whoever edits messages need not be trusted with every file of this machine.
+    """
+    found = parse_next_hop(text)
+    if found.kind is Kind.MBOX:
+        raise ValueError("an mbox must be named by the configuration, under `transports`")
+    return found
+
+
+def check_path(path: str, scheme: str) -> str:
+    """A path of mailboxes, with its placeholders; raises ValueError."""
     if not path or "\0" in path:
-        raise ValueError("maildir: needs a path, such as maildir:./var/mail or maildir:./var/mail/{domain}/{local}")
+        raise ValueError(f"{scheme}: needs a path, such as {scheme}:./var/mail/{{domain}}/{{local}}")
     for match in _PLACEHOLDER.finditer(path):
         if match[0] not in ("{local}", "{domain}"):
-            raise ValueError(f"maildir: {match[0]!r} in the path is no placeholder; there are {{local}} and {{domain}}")
+            raise ValueError(
+                f"{scheme}: {match[0]!r} in the path is no placeholder; there are {{local}} and {{domain}}"
+            )
     return path
+
+
+def check_url(url: str) -> str:
+    """A URL to post to; raises ValueError, with a text that does not show what may be a secret in it."""
+    if not url.isascii() or not url.isprintable() or " " in url or len(url) > 2000:
+        raise ValueError("a URL is printable ASCII without spaces, at most 2000 characters")
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname or "", parts.port
+    except ValueError as error:
+        raise ValueError(f"no URL: {error}") from None
+    if parts.scheme not in ("http", "https"):
+        raise ValueError("a URL begins with https:// or http://")
+    if parts.username is not None or parts.password is not None:
+        raise ValueError(
+            "a URL with a name or password in it would stand in logs; give a token_file under `transports`"
+        )
+    if parts.fragment:
+        raise ValueError("a URL to post to has no #")
+    if port == 0:
+        raise ValueError("0 is no port")
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        if not _NAME.match(host):
+            raise ValueError(f"{host!r} is neither a host name nor an IP address") from None
+    return url
 
 
 def _host_port(text: str, rest: str) -> tuple[str, int]:
@@ -93,11 +145,13 @@ class Router:
     """Finds the destination of an address.
 
     Keys of `domains`: a domain in A-labels; ``.example.org`` for all names below it; ``*`` for every other domain;
-    ``""`` for the bare ``postmaster`` (without it, the first entry's destination). `default` None means MX.
+    ``""`` for the bare ``postmaster`` (without it, the first entry's destination). `default` None means MX. `named`
+    are the configuration's `transports`.
     """
 
     domains: Mapping[str, Destination]
     default: Destination | None = None
+    named: Mapping[str, Destination] = field(default_factory=dict)
 
     def resolve(self, address: Address, next_hop: str = "") -> Destination:
         """The destination, the nearest entry first; with `next_hop`, which a message brings along, that.
@@ -105,9 +159,13 @@ class Router:
         Raises `gateway.mail.address.AddressError` for a bad domain, ValueError for a next hop that is none.
         """
         domain = address.ascii_domain
-        found = parse_next_hop(next_hop) if next_hop else self.domains.get(domain)
+        found = parse_own_next_hop(next_hop) if next_hop else self.domains.get(domain)
         if found is None:
             found = self._nearest(domain)
+        if found.kind is Kind.NAMED:
+            if found.name not in self.named:
+                raise ValueError(f"there is no transport {found.name!r}")
+            return self.named[found.name]
         return _for_domain(found, domain) if found.mx and not found.host else found
 
     def _nearest(self, domain: str) -> Destination:

@@ -14,6 +14,7 @@ from gateway.mail.address import Sender
 from gateway.mail.envelope import MailParameters, Recipient
 from gateway.mail.message import Content
 from gateway.mail.reply import Reply
+from gateway.transport.options import LocalOptions, WebhookOptions
 
 
 class Kind(StrEnum):
@@ -22,7 +23,12 @@ class Kind(StrEnum):
     SMTP = "smtp"
     LMTP = "lmtp"
     MAILDIR = "maildir"
+    MBOX = "mbox"
+    PIPE = "pipe"
+    HTTP = "http"
     DISCARD = "discard"
+    NAMED = "transport"
+    """A name of the configuration's `transports`, which `gateway.transport.routing.Router` looks up."""
 
 
 class Security(StrEnum):
@@ -42,7 +48,8 @@ class Destination:
     """A place mail goes to: what deliveries are grouped, limited and pooled by.
 
     For SMTP and LMTP: `host` and `port`, or `path` of a unix socket; with `mx`, `host` is a domain whose MX records
-    are looked up. For maildir: `path`.
+    are looked up. For maildir and mbox: `path`. `name` is that of the configuration's `transports`, and `options` are
+    what it says there.
     """
 
     kind: Kind
@@ -52,8 +59,15 @@ class Destination:
     mx: bool = False
     security: Security = Security.OPPORTUNISTIC
     tls_ca: str = ""
+    name: str = ""
+    options: LocalOptions | None = None
 
     def __str__(self) -> str:
+        if self.name:
+            return f"transport:{self.name}"
+        if isinstance(self.options, WebhookOptions):
+            # What follows the path may be a secret.
+            return self.options.url.partition("?")[0]
         if self.mx:
             return f"mx:{self.host}"
         if self.path:
@@ -97,7 +111,8 @@ class Outcome:
     """One recipient's outcome. `reply` is the next hop's, or one of ours that says what happened (4.4.1 and so on).
 
     `host` is the next hop's name for the record and the DSN's Remote-MTA; `replied` says that `reply` came from it.
-    `dsn_passed` says that the next hop offers DSN, so that it will send what NOTIFY=SUCCESS asks for.
+    `dsn_passed` says that the next hop offers DSN, so that it will send what NOTIFY=SUCCESS asks for. `retry_after`
+    is how many seconds a next hop that defers wants to be left alone, at least.
     """
 
     result: Result
@@ -107,6 +122,7 @@ class Outcome:
     fault: Fault = Fault.NONE
     dsn_passed: bool = False
     tls: str = ""
+    retry_after: float = 0.0
 
 
 class Transport(Protocol):

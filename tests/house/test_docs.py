@@ -72,9 +72,11 @@ def test_the_example_gives_every_option_its_default() -> None:
                 wrong.append(f"{path} is {json.dumps(value)}, its default {option.default}")
     assert wrong == []
     without = {path for path, option in OPTIONS.items() if option.default not in (None, "null") and not option.required}
-    # The listener's TLS as a whole has no default, so its mode can only stand in the comment with it; LDAP neither.
+    # The listener's TLS as a whole has no default, so its mode can only stand in the comment with it; LDAP neither,
+    # nor a named transport.
     without.discard("listeners[].tls.mode")
-    without -= {path for path in without if path.startswith(f"domains.{NAME}.recipients.ldap.")}
+    in_comments = (f"domains.{NAME}.recipients.ldap.", f"transports.{NAME}.")
+    without -= {path for path in without if path.startswith(in_comments)}
     assert without - {path for path, _ in shown} == set(), "options with a default that are only in comments"
 
 
@@ -90,6 +92,7 @@ def test_the_example_is_a_good_configuration_with_and_without_its_comments(tmp_p
     (tmp_path / "ca.pem").write_bytes((tmp_path / "tls.crt").read_bytes())
     (tmp_path / "recipients.txt").write_text("anna\n")
     (tmp_path / "ldap.secret").write_text("secret\n")
+    (tmp_path / "hook.token").write_text("token\n")
     (tmp_path / "gatepost.yaml").write_text(COMMENTED.sub(r"\1\2", EXAMPLE))
     everything = load(str(tmp_path / "gatepost.yaml"))
     assert everything.admin.token is not None

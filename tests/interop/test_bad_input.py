@@ -3,43 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import socket
-import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.interop.settings import delivered, maildir, unreachable
 from tests.support.clients import connect, queue_id, transact
+from tests.support.disk import free, small_disk
 from tests.support.gatepost import ROOT, configuration, refused_start, write_configuration
-from tests.support.process import Process, binary, free_port, wait_until
-from tests.support.servers import require_root
+from tests.support.process import Process, free_port, wait_until
 
 pytestmark = pytest.mark.slow
 
 
 # --- no room ----------------------------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def small_disk(directory: Path, options: str) -> Iterator[Path]:
-    require_root("mounting a small disk")
-    mount = directory / "disk"
-    mount.mkdir()
-    subprocess.run([binary("mount"), "-t", "tmpfs", "-o", options, "tmpfs", str(mount)], check=True)
-    try:
-        yield mount
-    finally:
-        subprocess.run([binary("umount"), "--lazy", str(mount)], check=True)
-
-
-def free(path: Path) -> int:
-    status = os.statvfs(path)
-    return status.f_bavail * status.f_frsize
 
 
 @pytest.mark.parametrize("size", [100_000, 3_000_000], ids=["inline", "in a file"])

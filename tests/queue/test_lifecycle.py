@@ -45,6 +45,11 @@ def test_a_deferred_recipient_is_due_again_after_the_pause() -> None:
     assert slot.last == "450 4.2.0 busy"
 
 
+def test_a_deferred_recipient_is_not_due_before_the_next_hop_wants_it() -> None:
+    slot = after(stored(), replace(DEFERRED, retry_after=7200.0)).slots[0]
+    assert (slot.status, slot.due) == (RecipientStatus.DEFERRED, START + 10 + 7200)
+
+
 def test_pauses_grow_with_each_attempt_and_stay_within_the_jitter() -> None:
     message, now, previous = stored(), START, 0.0
     for expected in (300, 600, 1200, 2400, 3600, 3600):

@@ -50,3 +50,10 @@ def test_a_warning_is_due_after_warn_after_and_never_when_it_is_zero() -> None:
     assert not warning_due(14399, 0, RetryOptions())
     assert warning_due(14400, 0, RetryOptions())
     assert not warning_due(4 * DAY, 0, RetryOptions(warn_after=0))
+
+
+def test_a_next_hop_that_wants_to_be_left_alone_is_but_not_beyond_the_end() -> None:
+    options = RetryOptions(jitter=0.0)
+    assert next_due(1000.0, 1, 0.0, options, 0.5, 10.0) == 1300.0
+    assert next_due(1000.0, 1, 0.0, options, 0.5, 7200.0) == 8200.0
+    assert next_due(5 * DAY - 60, 1, 0.0, options, 0.5, 7200.0) == 5 * DAY

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from itertools import pairwise
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.sdk.testing import BytesContent
-from gateway.transport.content import DotStuffer, LineFeeds, stuff, whole
+from gateway.transport.content import DotStuffer, FromQuoter, LineFeeds, stuff, whole
 
 # Contents out of the pieces that matter; any split of them.
 PIECES = st.lists(st.sampled_from([b".", b"\r\n", b"\r", b"\n", b"a", b"..", b"\r\n.\r\n"]), max_size=30).map(b"".join)
@@ -85,3 +86,22 @@ def test_an_empty_content_is_a_lone_dot():
 def test_whole_joins_all_blocks():
     data = b"x" * (3 << 20)
     assert asyncio.run(whole(BytesContent(data))) == data
+
+
+FROMS = st.lists(st.sampled_from([b"From ", b"From", b"F", b"ro", b"m ", b">", b">>", b"\n", b"x"]), max_size=30).map(
+    b"".join
+)
+
+
+@given(FROMS, st.lists(st.integers(0, 1000), max_size=8))
+def test_lines_that_begin_with_from_are_quoted_wherever_blocks_end(data: bytes, cuts: list[int]):
+    quoter = FromQuoter()
+    out = b"".join(quoter.feed(block) for block in split(data, cuts)) + quoter.end()
+    assert out == re.sub(rb"(?m)^(>*From )", rb">\1", data)
+    assert re.sub(rb"(?m)^>(>*From )", rb"\1", out) == data, "and can be unquoted"
+
+
+def test_long_runs_of_the_quoting_sign_are_quoted_in_no_time():
+    quoter = FromQuoter()
+    blocks = [b"\n" + b">" * (1 << 20)] * 3 + [b"From x"]
+    assert b"".join(quoter.feed(block) for block in blocks) + quoter.end() == b"".join(blocks[:3]) + b">From x"

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from gateway.mail.address import parse_mailbox
 from gateway.sdk.services import CalloutState
 from gateway.sdk.testing import FakeDns, ManualClock
 from gateway.transport.discard import DiscardTransport
 from gateway.transport.factory import Transports
 from gateway.transport.maildir import MaildirTransport
-from gateway.transport.options import SmtpOptions
+from gateway.transport.mbox import MboxTransport
+from gateway.transport.options import PipeOptions, SmtpOptions
+from gateway.transport.pipe import PipeTransport
 from gateway.transport.routing import parse_next_hop
 from gateway.transport.smtp import SmtpTransport
 from gateway.transport.transport import Destination, Kind, Security
+from gateway.transport.webhook import WebhookTransport
 from tests.transport.peer import Link, delivery, peer, run, statuses
 
 ANNA = parse_mailbox("anna@example.net")
@@ -29,11 +34,26 @@ def test_each_kind_has_its_transport_and_keeps_it():
         ("smtp:a.test", SmtpTransport),
         ("lmtp:a.test", SmtpTransport),
         ("maildir:/m", MaildirTransport),
+        ("mbox:/m", MboxTransport),
+        ("https://hook.test/x", WebhookTransport),
         ("discard", DiscardTransport),
     ):
         destination = parse_next_hop(hop)
         assert type(it.for_destination(destination)) is kind
         assert it.for_destination(parse_next_hop(hop)) is it.for_destination(destination)
+
+
+def test_named_transports_are_told_apart_by_their_options():
+    it = transports()
+    one, two = (Destination(Kind.PIPE, name="p", options=PipeOptions(("/bin/true",), timeout=t)) for t in (1.0, 2.0))
+    assert type(it.for_destination(one)) is PipeTransport
+    assert it.for_destination(one) is not it.for_destination(two)
+
+
+@pytest.mark.parametrize("destination", [Destination(Kind.NAMED, name="x"), Destination(Kind.PIPE)])
+def test_a_destination_that_says_too_little_has_no_transport(destination: Destination):
+    with pytest.raises(ValueError, match="has no transport"):
+        transports().for_destination(destination)
 
 
 def test_the_transport_that_was_unused_for_longest_is_closed_when_there_are_too_many():

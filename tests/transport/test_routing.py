@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from gateway.mail.address import Address, parse_mailbox
+from gateway.transport.options import PipeOptions, WebhookOptions
 from gateway.transport.routing import Router, parse_next_hop
 from gateway.transport.transport import Destination, Kind, Security
 
@@ -22,6 +23,10 @@ from gateway.transport.transport import Destination, Kind, Security
         ("lmtp:unix:/run/lmtp", Destination(Kind.LMTP, path="/run/lmtp")),
         ("maildir:./var/mail", Destination(Kind.MAILDIR, path="./var/mail")),
         ("maildir:/m/{domain}/{local}", Destination(Kind.MAILDIR, path="/m/{domain}/{local}")),
+        ("mbox:/m/{local}", Destination(Kind.MBOX, path="/m/{local}")),
+        ("transport:procmail", Destination(Kind.NAMED, name="procmail")),
+        ("http://[::1]:8025/x", Destination(Kind.HTTP, options=WebhookOptions("http://[::1]:8025/x"))),
+        ("https://hook.test/x?a=b", Destination(Kind.HTTP, options=WebhookOptions("https://hook.test/x?a=b"))),
         ("discard", Destination(Kind.DISCARD)),
         ("mx", Destination(Kind.SMTP, port=25, mx=True)),
     ],
@@ -30,9 +35,23 @@ def test_next_hops_are_read(text: str, expected: Destination):
     assert parse_next_hop(text) == expected
 
 
-@pytest.mark.parametrize("text", ["smtp:a.test:26", "smtp:[2001:db8::1]:25", "lmtp:unix:/x", "maildir:/m", "discard"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("smtp:a.test:26", "smtp:[2001:db8::1]:25", "lmtp:unix:/x", "maildir:/m", "mbox:/m/{local}"),
+        *("transport:procmail", "https://hook.test:8443/x", "discard"),
+    ],
+)
 def test_a_destination_is_written_as_it_is_read(text: str):
     assert str(parse_next_hop(text)) == text
+
+
+def test_what_may_be_a_secret_in_a_url_is_not_shown():
+    assert str(parse_next_hop("https://hook.test/x?key=hush")) == "https://hook.test/x"
+    for wrong in ("https://ann:hush@hook.test/", "https://a b/?hush", "https://hook.test/?hush#x"):
+        with pytest.raises(ValueError) as caught:
+            parse_next_hop(wrong)
+        assert "hush" not in str(caught.value)
 
 
 def test_security_is_kept():
@@ -63,6 +82,20 @@ def test_security_is_kept():
         ("lmtp:unix:", "needs a path"),
         ("lmtp:unix:/" + "x" * 107, "107 octets"),
         ("maildir:", "needs a path"),
+        ("mbox:", "needs a path"),
+        ("mbox:/m/{user}", "no placeholder"),
+        ("pipe:/usr/bin/procmail", "an entry of its own under `transports`"),
+        ("transport:", "no name under `transports`"),
+        ("transport:Proc Mail", "no name under `transports`"),
+        ("https:", "neither a host name"),
+        ("https://", "neither a host name"),
+        ("https://a_b-/", "neither a host name"),
+        ("https://hook.test:x/", "no URL"),
+        ("https://hook.test:0/", "no port"),
+        ("https://b\u00fccher.test/", "printable ASCII"),
+        ("https://ann@hook.test/", "would stand in logs"),
+        ("https://hook.test/#x", "has no #"),
+        ("https://hook.test/" + "x" * 2000, "at most 2000"),
         ("maildir:/m/{user}", "no placeholder"),
         ("maildir:/m/{local", "no placeholder"),
     ],
@@ -123,3 +156,23 @@ def test_a_message_that_brings_its_next_hop_goes_there():
     assert router.resolve(Address("x", "example.net"), "mx") == Destination(Kind.SMTP, "example.net", 25, mx=True)
     with pytest.raises(ValueError, match="no next hop"):
         router.resolve(Address("x", "example.org"), "carrier-pigeon")
+
+
+PROCMAIL = Destination(Kind.PIPE, name="procmail", options=PipeOptions(("/usr/bin/procmail",)))
+
+
+def test_a_name_stands_for_an_entry_of_the_transports():
+    router = Router({"example.org": parse_next_hop("transport:procmail")}, named={"procmail": PROCMAIL})
+    assert resolve(router, "x@example.org") == PROCMAIL
+    assert router.resolve(Address("x", "example.net"), "transport:procmail") == PROCMAIL
+    assert str(PROCMAIL) == "transport:procmail"
+
+
+def test_a_name_that_stands_nowhere_is_no_next_hop():
+    with pytest.raises(ValueError, match="no transport 'other'"):
+        Router({}).resolve(Address("x", "example.net"), "transport:other")
+
+
+def test_a_message_cannot_bring_along_an_mbox():
+    with pytest.raises(ValueError, match="named by the configuration"):
+        Router({}).resolve(Address("x", "example.net"), "mbox:/etc/crontab")
