@@ -7,7 +7,7 @@ when the plugin does not let itself be cancelled. Raising, timing out and answer
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final
@@ -185,10 +185,10 @@ class Lookup:
         self._holds_slot = False
         self._timer: asyncio.TimerHandle | None = None
         self._waiters: list[asyncio.Future[None]] = []
-        if given is None:
-            self._task = moment.house.tasks.start(self._run(), name=node.label)
-        else:
+        if given is not None:
             self.note.update(value=given.to_json(), given=True, ms=0.0)
+        elif node.shortcut is None or not self._cut_short(node.shortcut):
+            self._task = moment.house.tasks.start(self._run(), name=node.label)
 
     async def wait(self, seconds: float | None = None) -> bool:
         """Wait until it is settled, at most so long; says whether it is. Does not end it."""
@@ -244,6 +244,30 @@ class Lookup:
         self._task.cancel()
         return self._task
 
+    def _cut_short(self, shortcut: Callable[..., Finding | None]) -> bool:
+        """Try the finder's shortcut; says whether that was all. It runs in the task of whoever began this."""
+        arguments = self._arguments()
+        if isinstance(arguments, Lookup):
+            return False
+        if arguments is None or not self._permitted():
+            return True
+        self._began = self._moment.house.clock.monotonic()
+        before = RUNNING.set(self)
+        try:
+            value = shortcut(*arguments)
+            if value is None:
+                self._moment.house.breaker(self.node).withdrawn(self._permit)
+                self._permit, self._began = 0, None
+                return False
+            self._take(value)
+        except asyncio.CancelledError:
+            self._fail(FaultKind.ERROR, "it was cancelled from within")
+        except Exception as error:  # noqa: BLE001 - whatever a plugin raises is a fault of its entry, and logged
+            self._raised(error)
+        finally:
+            RUNNING.reset(before)
+        return True
+
     async def _run(self) -> None:
         try:
             await self._find()
@@ -253,38 +277,49 @@ class Lookup:
                 self._settle(quiet=True)
                 raise
             self._fail(FaultKind.ERROR, "it was cancelled from within")
-        except (StateError, OSError) as error:
-            # Trouble of somebody outside and no bug of the plugin's: where it was raised tells nothing.
-            self._fail(FaultKind.ERROR, f"{type(error).__name__}: {error}")
         except Exception as error:  # noqa: BLE001 - whatever a plugin raises is a fault of its entry, and logged
-            self._fail(FaultKind.ERROR, f"{type(error).__name__}: {error}", error)
+            self._raised(error)
 
     async def _find(self) -> None:
-        arguments = await self._arguments()
-        if arguments is None:
+        while isinstance(arguments := self._arguments(), Lookup):
+            await arguments.wait()
+        if arguments is None or not self._permitted():
             return
-        node, moment = self.node, self._moment
-        self._permit = moment.house.breaker(node).ask()
-        if not self._permit:
-            self._settle(fault=Fault(node.entry, FaultKind.BREAKER, "it failed too often just now"))
-            return
-        await moment.slots.take()
+        await self._moment.slots.take()
         self._holds_slot = True
-        self._began = moment.house.clock.monotonic()
+        self._began = self._moment.house.clock.monotonic()
         self._start_timer()
         RUNNING.set(self)
-        value = await node.method(*arguments)
+        self._take(await self.node.method(*arguments))
+
+    def _take(self, value: object) -> None:
+        """What the finder has given."""
         if self.settled:
             return
-        if not isinstance(value, node.finder.finding):
-            expected = node.finder.finding.__name__
+        if not isinstance(value, self.node.finder.finding):
+            expected = self.node.finder.finding.__name__
             self._fail(FaultKind.GARBAGE, f"it answered {type(value).__name__} instead of {expected}")
             return
         self.note["value"] = value.to_json()
         self._settle(value=value)
 
-    async def _arguments(self) -> list[Any] | None:
-        """What the finder takes; None when that is not to be had, and then this look-up is settled too."""
+    def _raised(self, error: Exception) -> None:
+        """What the finder has raised. Trouble of somebody outside is no bug: where it was raised tells nothing."""
+        outside = isinstance(error, (StateError, OSError))
+        self._fail(FaultKind.ERROR, f"{type(error).__name__}: {error}", None if outside else error)
+
+    def _permitted(self) -> bool:
+        """Whether the breaker lets it begin; if not, it is settled."""
+        self._permit = self._moment.house.breaker(self.node).ask()
+        if not self._permit:
+            self._settle(fault=Fault(self.node.entry, FaultKind.BREAKER, "it failed too often just now"))
+        return bool(self._permit)
+
+    def _arguments(self) -> list[Any] | Lookup | None:
+        """What the finder takes, or the look-up to wait for first.
+
+        None when it is not to be had, and then this look-up is settled too.
+        """
         arguments: list[Any] = []
         for source, optional in zip(self.node.sources, self.node.finder.optional, strict=True):
             if not isinstance(source, Node):
@@ -292,7 +327,7 @@ class Lookup:
                 continue
             needed = self._moment.lookup(source)
             if needed is not None and not needed.settled:
-                await needed.wait()
+                return needed
             value = needed.value if needed is not None else None
             if value is None and not (optional and _forgiven(needed)):
                 self._settle(fault=needed.fault if needed else None)

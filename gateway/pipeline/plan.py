@@ -130,6 +130,7 @@ class Node:
     """A finder in its entry, wired. Sources come before their users by `index`.
 
     `ready` is when it can begin: the stage's number, and the entry whose turn it has to wait for there, -1 for none.
+    `shortcut` is tried before `method` (`Plugin.shortcut`).
     """
 
     index: int
@@ -140,6 +141,7 @@ class Node:
     scope: Scope
     ready: tuple[int, int]
     label: str
+    shortcut: Callable[..., Finding | None] | None = None
 
     @property
     def stage(self) -> Stage:
@@ -378,9 +380,11 @@ class _Wiring:
             at = ORDER[ready[0]]
             self._refuse(f"{entry.name}.{finder.method} needs one recipient, and at {at} there may be many", entry.path)
             return None
-        method = getattr(entry.plugin, finder.method)
+        plugin = entry.plugin
+        method = getattr(plugin, finder.method)
+        shortcut = plugin.shortcut(finder) if plugin else None
         label = f"{entry.name}.{finder.method}"
-        return Node(len(self._nodes), entry, finder, method, tuple(sources), scope, ready, label)
+        return Node(len(self._nodes), entry, finder, method, tuple(sources), scope, ready, label, shortcut)
 
     def _candidates(self, kind: type, turn: tuple[int, int], asker: _Offer | None) -> list[_Offer]:
         """All that give `kind`, the one to take first; in one entry the latest stage that has come is best."""

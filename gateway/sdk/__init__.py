@@ -75,7 +75,7 @@ from gateway.sdk.handing import DelegatedAction, MilterAction, MilterReply
 from gateway.sdk.log import get_logger
 from gateway.sdk.mime import Defect, Mime, MimePart, MimeText
 from gateway.sdk.options import Duration, LocalParts, OptionError, OptionsModel, Size
-from gateway.sdk.plugin import Plugin, PluginOptions, acts, finds
+from gateway.sdk.plugin import Finder, Plugin, PluginOptions, acts, finds
 from gateway.sdk.policy import Given, Policy, PolicyOptions
 from gateway.sdk.pool import Pool
 from gateway.sdk.running import edit_begun, progress
@@ -166,6 +166,7 @@ __all__ = [
     "Endpoint",
     "EndpointOption",
     "FileContent",
+    "Finder",
     "Finding",
     "Flaw",
     "Geo",

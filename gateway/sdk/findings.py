@@ -33,7 +33,13 @@ class Finding:
     def to_json(self) -> dict[str, Any]:
         """The finding as the decision record keeps it: long texts and lists cut, so that records stay small."""
         room = _Room(_VALUES)
-        return {f.name: room.plain(getattr(self, f.name), _DEPTH) for f in dataclasses.fields(self)}
+        return {name: room.plain(getattr(self, name), _DEPTH) for name in _fields(type(self))}
+
+    def to_short_json(self) -> dict[str, Any]:
+        """As `to_json`, without the fields that are empty, zero or false. For findings that mostly say little."""
+        room = _Room(_VALUES)
+        values = ((name, getattr(self, name)) for name in _fields(type(self)))
+        return {name: room.plain(value, _DEPTH) for name, value in values if value}
 
     def authentication(self) -> tuple[MethodResult, ...]:
         """What it says in the Authentication-Results field (RFC 8601); by default nothing."""
@@ -45,6 +51,16 @@ class Finding:
         A breaker counts such a finding neither as a success nor as a fault.
         """
         return False
+
+
+_names: dict[type[Any], tuple[str, ...]] = {}
+
+
+def _fields(kind: type[Any]) -> tuple[str, ...]:
+    """Names of the fields of a dataclass, remembered: every finding of every message is asked for them."""
+    if (names := _names.get(kind)) is None:
+        names = _names[kind] = tuple(field.name for field in dataclasses.fields(kind))
+    return names
 
 
 class _Room:
@@ -70,7 +86,7 @@ class _Room:
         if isinstance(value, EDITS):
             value = edit_json(value)
         elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-            value = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+            value = {name: getattr(value, name) for name in _fields(type(value))}
         elif isinstance(value, (frozenset, set)):
             value = sorted(value, key=str)
         elif not isinstance(value, (tuple, list, dict)):

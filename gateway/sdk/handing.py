@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 from gateway.mail.edit import Edit
 from gateway.sdk.findings import Finding
@@ -39,6 +40,10 @@ class MilterReply(Finding):
     text: str = ""
     quarantine: str = ""
     edits: tuple[Edit, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """As others, without what is empty: a milter answers at each stage, and mostly with a word."""
+        return self.to_short_json()
 
     def idle(self) -> bool:
         return self.action is MilterAction.SKIPPED

@@ -112,6 +112,15 @@ class Plugin:
         """
         self.finders = tuple(f.without(without) for f in type(self).finders if f.stage in stages)
 
+    def shortcut(self, finder: Finder) -> Callable[..., Finding | None] | None:
+        """A plain function that is tried first with the finder's inputs, asked for once when the pipeline is made.
+
+        It spares a task, and so much of what a look-up costs where there is nothing to wait for. When it gives None
+        the finder itself is run. It cannot be interrupted: neither `timeout` nor the stage's deadline ends it. By
+        default there is none.
+        """
+        return None
+
     async def start(self) -> None:
         """Called once before the first session; raise to refuse to start."""
 

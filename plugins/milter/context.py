@@ -69,7 +69,8 @@ class Context:
     def __init__(self, error: type[Exception], limits: Limits, values: Mapping[str, str]) -> None:
         self.facts: Facts | None = None
         self.notices: Notices | None = None
-        self.actions = Actions(0)
+        self.actions = 0
+        """What it may do: the numbers of `Actions`."""
         self.at_end = False
         """Whether ``eom`` runs: the only time for changes."""
         self.broken = ""
@@ -192,7 +193,7 @@ class Context:
             self.notices.progress()
 
     def _need(self, action: Actions, problem: str) -> None:
-        if not self.actions & action:
+        if not self.actions & action.value:
             raise self._error(problem)
 
     def _begin(self, action: Actions, problem: str) -> None:

@@ -206,7 +206,7 @@ class Conversation:
     async def _recipient(self, link: Link, facts: Facts, recipient: Recipient) -> Answer | None:
         self._told.add(recipient)
         if facts.recipient is not recipient:
-            facts = Facts(facts.hostname, facts.session, facts.client, facts.transaction, recipient)
+            facts = facts._replace(recipient=recipient)
         arguments = rcpt_arguments(recipient)
         return await self._tell(link, link.codec.rcpt(arguments, self._macros(link, MacroStage.RCPT, facts)))
 

@@ -17,7 +17,7 @@ import socket
 from collections.abc import Callable, Mapping
 from contextlib import aclosing
 from contextvars import copy_context
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
@@ -210,12 +210,13 @@ class Visit:
 
     def _last(self, facts: Facts) -> Facts:
         """With the last recipient that it was told: macros of recipients hold until the message ends."""
-        return replace(facts, recipient=next(reversed(self._told), None))
+        last = next(reversed(self._told), None)
+        return facts if facts.recipient is last else facts._replace(recipient=last)
 
     def _recipient(self, facts: Facts, recipient: Recipient, *, asked: bool) -> Call:
         self._told[recipient] = None
         if facts.recipient is not recipient:
-            facts = replace(facts, recipient=recipient)
+            facts = facts._replace(recipient=recipient)
         return Call(ENVRCPT, facts, _octets(rcpt_arguments(recipient)), asked)
 
     async def _message(self, calls: list[Call], facts: Facts, message: Message) -> tuple[Done, Changes | None]:
@@ -317,10 +318,13 @@ def _octets(arguments: list[str]) -> tuple[bytes, ...]:
     return tuple(argument.encode("utf-8", "surrogateescape") for argument in arguments)
 
 
+_HERE: Final = Notices(edit_begun, progress)
+
+
 def _notices(crew: Crew) -> Notices:
     """Ways for whoever does the work to tell the look-up that runs here."""
     if not crew.most:
-        return Notices(edit_begun, progress)
+        return _HERE
     loop, context = asyncio.get_running_loop(), copy_context()
     pending = False
 

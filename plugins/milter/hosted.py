@@ -17,10 +17,12 @@ from typing import Any, Final, NamedTuple, Protocol
 from gateway.sdk import get_logger
 from plugins.milter.context import Context, Notices
 from plugins.milter.macros import Facts
-from plugins.milter.packets import Actions, Answer, MilterError, Modification, Said, Steps
+from plugins.milter.packets import Answer, MilterError, Modification, Said, Steps
 
-OFFERED_ACTIONS: Final = Actions(0x1FF)
-OFFERED_STEPS: Final = Steps(0x1FFFFF)
+OFFERED_ACTIONS: Final = 0x1FF
+"""All of `Actions`, and of `Steps`: plain numbers, since each session computes with them."""
+OFFERED_STEPS: Final = 0x1FFFFF
+_SKIP_STEP: Final = Steps.SKIP.value
 
 _CONTINUE, _REJECT, _DISCARD, _ACCEPT, _TEMPFAIL, _NOREPLY, _SKIP, _ALL_OPTIONS = 0, 1, 2, 3, 4, 7, 8, 10
 """Codes of libmilter (``SMFIS_...``)."""
@@ -133,28 +135,24 @@ class Hosted:
         context.actions = OFFERED_ACTIONS
         instance = self._make()
         instance._setctx(context)
-        options = [int(OFFERED_ACTIONS), int(OFFERED_STEPS), 0, 0]
+        options = [OFFERED_ACTIONS, OFFERED_STEPS, 0, 0]
         code = instance.negotiate(options)
         if code == _ALL_OPTIONS:
-            self.steps = Steps.SKIP.value
+            self.steps = _SKIP_STEP
         elif code == _CONTINUE:
-            context.actions = Actions(options[0]) & OFFERED_ACTIONS
-            self.steps = (Steps(options[1]) & OFFERED_STEPS).value
+            context.actions = int(options[0]) & OFFERED_ACTIONS
+            self.steps = int(options[1]) & OFFERED_STEPS
         else:
             raise MilterError(f"it answered {code!r} when it was to negotiate")
         self._instance = instance
 
     def _call(self, call: Call) -> Done | None:
-        callback, context = call.callback, self._context
-        assert self.steps is not None
-        if not callback.wanted(self.steps):
-            return None
-        if callback is ABORT and not self.in_message:
-            return None
-        if callback is self._skipped:
+        callback, steps = call.callback, self.steps
+        assert steps is not None
+        if steps & callback.declined or callback is self._skipped or (callback is ABORT and not self.in_message):
             return None
         self._skipped = None
-        context.facts = call.facts
+        self._context.facts = call.facts
         if callback is EOM:
             return self._end(call)
         code = getattr(self._instance, callback.method)(*call.arguments)
@@ -163,7 +161,8 @@ class Hosted:
             return None
         if callback not in _OF_SESSION:
             self.in_message = True
-        if self.steps & callback.silent:
+        # Nearly all that milters ever say.
+        if code is _CONTINUE or steps & callback.silent:
             return None
         return self._meant(call, code)
 

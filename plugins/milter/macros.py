@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from functools import cache
 from importlib.metadata import version
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, NamedTuple
 
 from pydantic import AfterValidator, Field
 
@@ -131,8 +131,7 @@ def client_name(session: Session, reverse: ReverseName | None) -> ClientName:
     return ClientName(UNKNOWN, reverse.names[0] if reverse.names else UNKNOWN, _RESOLVE.get(reverse.result, "FAIL"))
 
 
-@dataclass(frozen=True, slots=True)
-class Facts:
+class Facts(NamedTuple):
     """What the values of macros are made of: all that is known at a stage. `recipient` is the last one given."""
 
     hostname: str

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any
 
-from prometheus_client import Counter, Histogram
+from prometheus_client import Counter
 
 from gateway.sdk import Edit, MilterAction, Stage
 
-_SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
-
 REPLIES = Counter("gatepost_milter_replies", "Answers of milters.", ["milter", "stage", "action"])
-SECONDS = Histogram(
-    "gatepost_milter_seconds", "Time that milters took for a stage.", ["milter", "stage"], buckets=_SECONDS
-)
 CONNECTIONS = Counter("gatepost_milter_connections", "Connections to milters, by how they were had.", ["milter", "how"])
 EDITS = Counter("gatepost_milter_edits", "Changes that milters made.", ["milter", "edit"])
 
@@ -25,14 +20,12 @@ class Meters:
         self._milter = milter
         self._bound: dict[tuple[str, ...], Any] = {}
 
-    def replied(self, stage: Stage, action: MilterAction, seconds: float) -> None:
-        """It has answered at a stage."""
+    def replied(self, stage: Stage, action: MilterAction) -> None:
+        """It has answered at a stage. The time that took is counted for every plugin (``gatepost_plugin_seconds``)."""
         key = (stage.value, action.value)
-        if (both := self._bound.get(key)) is None:
-            both = self._bound[key] = (REPLIES.labels(self._milter, *key), SECONDS.labels(self._milter, stage.value))
-        both[0].inc()
-        if action is not MilterAction.SKIPPED:
-            both[1].observe(seconds)
+        if (bound := self._bound.get(key)) is None:
+            bound = self._bound[key] = REPLIES.labels(self._milter, *key)
+        bound.inc()
 
     def connected(self, how: str) -> None:
         """A connection was made (``new``), taken from those that wait (``reused``), or had died there (``stale``)."""

@@ -9,6 +9,7 @@ import re
 from typing import Final
 
 from gateway.sdk import (
+    PROCEED,
     MilterAction,
     MilterReply,
     Policy,
@@ -24,6 +25,7 @@ from gateway.sdk import (
 _LINES: Final = 32
 _LINE: Final = 400
 _DETAIL: Final = re.compile(r"[0-9]{1,3}\.[0-9]{1,3}\Z")
+_NO_OBJECTION: Final = (MilterAction.CONTINUE, MilterAction.SKIPPED, MilterAction.ACCEPT)
 _CLOSING: Final = 421
 """With this code a milter asks for the connection to be closed."""
 
@@ -40,6 +42,10 @@ def wire_text(text: str, default: str) -> str:
 
 def verdict_of(reply: MilterReply) -> Verdict:
     """What Gatepost does with a milter's answer. That a milter accepts says nothing for the entries after it."""
+    if reply.action in _NO_OBJECTION:
+        if reply.quarantine:
+            return quarantine(f"{reply.milter}: {reply.quarantine}", *reply.edits)
+        return annotate(*reply.edits) if reply.edits else PROCEED
     reason = f"{reply.milter}: {reply.action}"
     detail = reply.detail if _DETAIL.match(reply.detail) else ""
     match reply.action:
@@ -56,11 +62,8 @@ def verdict_of(reply: MilterReply) -> Verdict:
         case MilterAction.CONNECTION_FAIL:
             text = wire_text(reply.text, "service unavailable, try again later")
             return disconnect(_default(detail, reply, "7.0"), text, reason=reason)
-        case MilterAction.DISCARD:
+        case _:
             return discard(reason)
-    if reply.quarantine:
-        return quarantine(f"{reply.milter}: {reply.quarantine}", *reply.edits)
-    return annotate(*reply.edits)
 
 
 def _default(detail: str, reply: MilterReply, otherwise: str) -> str:

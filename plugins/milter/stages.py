@@ -75,9 +75,8 @@ class MilterStages(Plugin):
     ) -> MilterReply:
         party = self.party(session)
         facts = Facts(self.services.hostname, session, client_name(session, reverse), transaction, recipient)
-        began = self.services.clock.monotonic()
         reply = await party.come_to(stage, facts, message)
-        self.meters.replied(stage, reply.action, self.services.clock.monotonic() - began)
+        self.meters.replied(stage, reply.action)
         for edit in reply.edits:
             self.meters.edited(edit)
         return reply
