@@ -58,15 +58,15 @@ class Round:
 
 
 @contextlib.contextmanager
-def gatepost(directory: Path, workers: int) -> Iterator[Gateway]:
-    meter = Meter("gatepost")
+def gatepost(directory: Path, workers: int, name: str = "gatepost", *, record: bool = True) -> Iterator[Gateway]:
+    meter = Meter(name.replace(" ", "-"))
     port = free_port()
     sink = SmtpSink(port=port, dump=True)
     process = GatepostProcess(
         {
             "workers": workers,
-            "spool": {"path": str(directory / "spool")},
-            "state": {"path": str(directory / "state")},
+            "spool": {"path": str(directory / name / "spool"), "record": record},
+            "state": {"path": str(directory / name / "state")},
             "domains": {"example.test": {"next_hop": f"smtp:127.0.0.1:{port}", "recipients": "any", "tls": "none"}},
             "pipeline": [],
         },
@@ -74,7 +74,7 @@ def gatepost(directory: Path, workers: int) -> Iterator[Gateway]:
     )
     meter.watch(process.process.pid)
     try:
-        yield Gateway("gatepost", process.port, sink, meter, lambda: len(process.queue()))
+        yield Gateway(name, process.port, sink, meter, lambda: len(process.queue()))
     finally:
         process.stop()
         shutil.rmtree(process.directory)
@@ -191,6 +191,39 @@ def report(rounds: list[Round], sizes: list[int], memory: dict[str, int], measur
     }
 
 
+def record_cost(directory: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """What the decision record costs: Gatepost with it and without it, alternating, at the smallest size."""
+    names = ("gatepost", "without record")
+    size = min(options.sizes)
+    lines: list[dict[str, Any]] = []
+    with contextlib.ExitStack() as stack:
+        both = [
+            stack.enter_context(gatepost(directory / "record", options.workers, name, record=name == names[0]))
+            for name in names
+        ]
+        for gateway in both:
+            stack.callback(_stop_sink, gateway)
+            prove_exactly_once(gateway, 500)
+        print("\nThe decision record, kept and not kept:\n")
+        for reuse in (False, True):
+            rounds = [
+                measure(gateway, options.messages, size, reuse)
+                for number in range(options.rounds)
+                for gateway in (both if number % 2 == 0 else reversed(both))
+            ]
+            rates = {name: [r.rate for r in rounds if r.gateway == name] for name in names}
+            ratio = statistics.median(a / b for a, b in zip(*rates.values(), strict=True))
+            medians = {name: statistics.median(values) for name, values in rates.items()}
+            cpu = {name: _median(rounds, name, size, reuse, "cpu_per_1000") for name in names}
+            kind = "reused" if reuse else "one a message"
+            print(
+                f"{size:>7}  {kind:<14}kept {medians[names[0]]:.0f}/s, not kept {medians[names[1]]:.0f}/s, ratio {ratio:.2f};"
+                f" CPU {cpu[names[0]]:.2f} and {cpu[names[1]]:.2f} s per 1,000"
+            )
+            lines.append({"size": size, "reuse": reuse, "rates": medians, "ratio": ratio, "cpu_per_1000": cpu})
+    return lines
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="make bench", description=(__doc__ or "").partition("\n\n")[0])
     parser.add_argument("--messages", type=int, default=3000, help="per round at 4 KB; larger sizes get fewer")
@@ -231,10 +264,12 @@ def main() -> None:
                         )
         memory = {gateway.name: gateway.meter.peak_pss for gateway in gateways}
         measured = gateways[0].meter.kind
-    shutil.rmtree(options.directory, ignore_errors=True)
-    if options.only:
+    if options.only == "postfix":
+        shutil.rmtree(options.directory, ignore_errors=True)
         return
-    numbers = report(rounds, options.sizes, memory, measured)
+    numbers: dict[str, Any] = {} if options.only else report(rounds, options.sizes, memory, measured)
+    numbers["record"] = record_cost(options.directory, options)
+    shutil.rmtree(options.directory, ignore_errors=True)
     if options.json:
         options.json.write_text(json.dumps(numbers, indent=2) + "\n")
 
