@@ -217,8 +217,8 @@ def record_cost(directory: Path, options: argparse.Namespace) -> list[dict[str, 
             cpu = {name: _median(rounds, name, size, reuse, "cpu_per_1000") for name in names}
             kind = "reused" if reuse else "one a message"
             print(
-                f"{size:>7}  {kind:<14}kept {medians[names[0]]:.0f}/s, not kept {medians[names[1]]:.0f}/s, ratio {ratio:.2f};"
-                f" CPU {cpu[names[0]]:.2f} and {cpu[names[1]]:.2f} s per 1,000"
+                f"{size:>7}  {kind:<14}kept {medians[names[0]]:.0f}/s, not kept {medians[names[1]]:.0f}/s,"
+                f" ratio {ratio:.2f}; CPU {cpu[names[0]]:.2f} and {cpu[names[1]]:.2f} s per 1,000"
             )
             lines.append({"size": size, "reuse": reuse, "rates": medians, "ratio": ratio, "cpu_per_1000": cpu})
     return lines
