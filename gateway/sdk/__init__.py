@@ -47,8 +47,10 @@ from gateway.sdk.authentication import (
     SpfResult,
     authentication_results,
 )
+from gateway.sdk.author import Proof, prove_author, read_authors
 from gateway.sdk.checks import CheckMatch, ContentChecks, Detection, Disclaimer, Dlp
 from gateway.sdk.contents import SpamScore, UriHit, UriHits, VirusScan
+from gateway.sdk.domains import DomainNames, domain_of, find_domain, show_domain
 from gateway.sdk.ending import Ending, Outcome
 from gateway.sdk.endpoint import Endpoint, EndpointOption, dial, find_addresses, parse_endpoint
 from gateway.sdk.fields import field_value
@@ -73,11 +75,13 @@ from gateway.sdk.findings import (
 )
 from gateway.sdk.handing import DelegatedAction, MilterAction, MilterReply
 from gateway.sdk.log import get_logger
+from gateway.sdk.mailboxes import Mailbox, read_mailboxes
 from gateway.sdk.mime import Defect, Mime, MimePart, MimeText
 from gateway.sdk.options import Duration, LocalParts, OptionError, OptionsModel, Size
 from gateway.sdk.plugin import Finder, Plugin, PluginOptions, acts, finds
 from gateway.sdk.policy import Given, Policy, PolicyOptions
 from gateway.sdk.pool import Pool
+from gateway.sdk.response import Response, respond
 from gateway.sdk.running import edit_begun, progress
 from gateway.sdk.services import (
     Answer,
@@ -157,6 +161,7 @@ __all__ = [
     "Dns",
     "DnsStatus",
     "Dnsbl",
+    "DomainNames",
     "DomainState",
     "Duration",
     "EarlyTalk",
@@ -179,6 +184,7 @@ __all__ = [
     "ListHit",
     "LocalParts",
     "MailParameters",
+    "Mailbox",
     "Message",
     "MethodResult",
     "MilterAction",
@@ -198,6 +204,7 @@ __all__ = [
     "Policy",
     "PolicyOptions",
     "Pool",
+    "Proof",
     "Rate",
     "Recipient",
     "RecipientRule",
@@ -207,6 +214,7 @@ __all__ = [
     "ReplaceBody",
     "Reply",
     "Reroute",
+    "Response",
     "Ret",
     "ReverseName",
     "Sender",
@@ -241,9 +249,11 @@ __all__ = [
     "dial",
     "discard",
     "disconnect",
+    "domain_of",
     "edit_begun",
     "field_value",
     "find_addresses",
+    "find_domain",
     "finds",
     "get_logger",
     "parse_endpoint",
@@ -251,8 +261,13 @@ __all__ = [
     "parse_mailbox",
     "parse_reverse_path",
     "progress",
+    "prove_author",
     "quarantine",
+    "read_authors",
     "read_file",
+    "read_mailboxes",
     "reject",
+    "respond",
+    "show_domain",
     "split_path",
 ]
