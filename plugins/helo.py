@@ -126,6 +126,9 @@ class HeloPlugin(Plugin):
     async def start(self) -> None:
         self._own = frozenset((*self.options.own_names, self.services.hostname.lower()))
 
+    def patience(self) -> float:
+        return self.options.wait
+
     @finds(Stage.HELO)
     async def named(self, session: Session) -> HeloName:
         """What speaks against the name. That of a trusted client is not looked up."""

@@ -84,6 +84,9 @@ class PregreetPlugin(Plugin):
     async def start(self) -> None:
         self._waiting = 0
 
+    def patience(self) -> float:
+        return self.options.wait
+
     @acts(Stage.CONNECT)
     async def listen(self, session: Session) -> EarlyTalk:
         """Whether the client talks early. Those who do not have to wait are listened to for a moment only."""

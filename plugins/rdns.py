@@ -177,6 +177,9 @@ class RdnsPlugin(Plugin):
     policy = RdnsPolicy
     options: RdnsOptions
 
+    def patience(self) -> float:
+        return self.options.wait
+
     @finds(Stage.CONNECT)
     async def confirmed(self, session: Session) -> ReverseName:
         """iprev of the client's address."""

@@ -172,6 +172,9 @@ class RecipientPlugin(Plugin):
         # As many as the configuration has domains, at most.
         self._health: dict[str, _Health] = {}
 
+    def patience(self) -> float:
+        return self.options.wait
+
     @finds(Stage.RCPT)
     async def status(self, recipient: Recipient) -> RecipientStatus:
         """What is known of the recipient, after a question to its store where there is need for one."""

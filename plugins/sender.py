@@ -164,6 +164,9 @@ class SenderPlugin(Plugin):
     policy = SenderPolicy
     options: SenderOptions
 
+    def patience(self) -> float:
+        return self.options.timeout
+
     @finds(Stage.MAIL)
     async def domain(self, transaction: Transaction) -> SenderDomain:
         """What is known of the domain. The null sender has none, and trusted clients are ours."""

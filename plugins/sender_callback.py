@@ -147,6 +147,9 @@ class SenderCallbackPlugin(Plugin):
         local, _, domain = self.options.sender.rpartition("@")
         self._probe: Sender = Address(local, domain) if domain else NULL_SENDER
 
+    def patience(self) -> float:
+        return self.options.wait
+
     @acts(Stage.DATA)
     async def callback(self, transaction: Transaction, spf: Spf | None) -> SenderCallback:
         """Once per transaction, when all else has let it come as far as DATA."""

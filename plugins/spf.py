@@ -299,6 +299,9 @@ class SpfPlugin(Plugin):
     async def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
+    def patience(self) -> float:
+        return self.options.timeout
+
     @finds(Stage.MAIL)
     async def check(self, transaction: Transaction) -> Spf:
         """Both identities; the null sender's MAIL FROM is postmaster at HELO (RFC 7208 section 2.4)."""

@@ -70,6 +70,9 @@ class TarpitPlugin(Plugin):
     async def start(self) -> None:
         self._held = 0
 
+    def patience(self) -> float:
+        return self.options.delay
+
     @acts(Stage.RCPT)
     async def hold(
         self, session: Session, dnsbl: Dnsbl | None, helo: HeloName | None, talk: EarlyTalk | None

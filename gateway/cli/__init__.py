@@ -7,6 +7,7 @@ import click
 from gateway.cli.explain import explain
 from gateway.cli.gateway import check, pipeline, run
 from gateway.cli.guest import delegate, milter
+from gateway.cli.lint import lint
 from gateway.cli.plugin import plugin
 from gateway.cli.quarantine import quarantine
 from gateway.cli.queue import queue
@@ -21,5 +22,8 @@ def main() -> None:
     """Gatepost, a mail filtering gateway."""
 
 
-for _command in (run, check, pipeline, delegate, milter, queue, quarantine, explain, simulate, shadow, replay, plugin):
+for _command in (
+    *(run, check, lint, pipeline, delegate, milter, queue, quarantine),
+    *(explain, simulate, shadow, replay, plugin),
+):
     main.add_command(_command)

@@ -12,7 +12,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import click
 
@@ -73,16 +73,21 @@ def check(config_file: str | None, as_json: bool) -> None:
         config = load(file)
         _pipelines(config)
     except ConfigError as error:
-        if not as_json:
-            raise Failure(str(error)) from error
-        problems = [{"file": p.file, "line": p.line, "key": p.path, "message": p.message} for p in error.problems]
-        output.as_json({"ok": False, "file": file, "problems": problems})
-        sys.exit(2)
+        refuse(file, error, as_json=as_json)
     if as_json:
         output.as_json({"ok": True, "file": file, "problems": []})
         return
     entries = sum(len(pipeline) for pipeline in config.all_pipelines.values())
     click.echo(f"{file}: ok: {len(config.listeners)} listeners, {len(config.domains)} domains, {entries} entries")
+
+
+def refuse(file: str, error: ConfigError, *, as_json: bool) -> NoReturn:
+    """End the command with every problem of a configuration that cannot be used."""
+    if not as_json:
+        raise Failure(str(error)) from error
+    problems = [{"file": p.file, "line": p.line, "key": p.path, "message": p.message} for p in error.problems]
+    output.as_json({"ok": False, "file": file, "problems": problems})
+    sys.exit(2)
 
 
 def _pipelines(config: Config) -> dict[str, Any]:

@@ -77,11 +77,13 @@ for _tag, _pattern in _PLAIN.items():
 
 @dataclass(slots=True)
 class Document:
-    """A file read: its values as dict, list and scalars, and the line of each by path."""
+    """A file read: its values as dict, list and scalars, and line and column of each by path. `text` is all of it."""
 
     file: str
     values: Any = None
+    text: str = field(default="", repr=False)
     lines: dict[Path, int] = field(default_factory=dict)
+    columns: dict[Path, int] = field(default_factory=dict)
     texts: dict[Path, Written] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
 
@@ -116,7 +118,7 @@ def read(text: str, file: str) -> Document:
 
     What is wrong with single values (a key twice, a tag) stands in `Document.problems`.
     """
-    document = Document(file)
+    document = Document(file, text=text)
     try:
         node = _Composer(text).get_single_node()
     except _Refused as error:
@@ -150,6 +152,7 @@ def _value(document: Document, node: Node, path: Path) -> Any:
             out = []
             for i, item in enumerate(node.value):
                 document.lines[(*path, i)] = item.start_mark.line + 1
+                document.columns[(*path, i)] = item.start_mark.column + 1
                 out.append(_value(document, item, (*path, i)))
             return out
         case ScalarNode():
@@ -175,6 +178,7 @@ def _mapping(document: Document, node: MappingNode, path: Path) -> dict[str, Any
             document.refuse(at, f"key given twice; first on line {document.lines[at]}", line=line)
             continue
         document.lines[at] = line
+        document.columns[at] = key_node.start_mark.column + 1
         out[key] = _value(document, value_node, at)
     return out
 

@@ -367,6 +367,22 @@ class Config(Section):
         """A problem with the value at `path`, with the file and line where it stands."""
         return Problem(self.file, self._document.line(path), dotted(path), message)
 
+    def place(self, path: Path, offset: int | None = None) -> tuple[int, int]:
+        """Line and column, from 1, of the key at `path` or of the nearest thing around it that stands in the file; with
+        `offset`, of that character of its text."""
+        if offset is not None and (place := self._document.place(path, offset)) is not None:
+            return place
+        return self._document.line(path), self._document.columns.get(self._document.known(path), 1)
+
+    def written(self, path: Path) -> bool:
+        """Whether the key at `path` stands in the file."""
+        return path in self._document.lines
+
+    @property
+    def document(self) -> Document:
+        """The file as it was read."""
+        return self._document
+
     def locate(self, path: Path) -> str:
         """``file:line`` of the value at `path`, or of the nearest thing around it that stands in the file."""
         return f"{self.file}:{self._document.line(path)}"

@@ -65,6 +65,11 @@ class Pipeline:
         """Whether there is nothing to ask at any stage."""
         return self._plan.empty
 
+    @property
+    def plan(self) -> Plan:
+        """Who is asked what and when, for those who judge the pipeline itself."""
+        return self._plan
+
     def replay(self, unchanged: Collection[str] = ()) -> Replay:
         """For judging recorded transactions again; see `gateway.pipeline.replay`."""
         return Replay(self._plan, unchanged)

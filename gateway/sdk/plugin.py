@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import inspect
 import typing
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, TypeVar
 
 from gateway.mail.session import Session
 from gateway.sdk.ending import Ending
 from gateway.sdk.findings import Finding
+from gateway.sdk.lint import Check, Remark, Setting
 from gateway.sdk.options import OptionsModel
 from gateway.sdk.policy import Policy, PolicyOptions, check_input, plain_parameters, unwrap
 from gateway.sdk.services import Services
@@ -79,14 +80,16 @@ class Plugin:
 
     Class attributes: `name` as in the configuration; `Options`; `policy`, the default policy, built with the same
     options (its `Options` must be this class's); `timeout`, the entry's default
-    in seconds. Instances live as long as the pipeline they were loaded for and
-    serve many sessions at once.
+    in seconds; `signs`, that it signs the message as entries before it left it; `checks`, what its `lint` looks for.
+    Instances live as long as the pipeline they were loaded for and serve many sessions at once.
     """
 
     name: ClassVar[str]
     Options: ClassVar[type[PluginOptions]] = PluginOptions
     policy: ClassVar[type[Policy] | None] = None
     timeout: ClassVar[float] = 10.0
+    signs: ClassVar[bool] = False
+    checks: ClassVar[tuple[Check, ...]] = ()
     finders: tuple[Finder, ...] = ()
 
     options: Any
@@ -138,6 +141,21 @@ class Plugin:
 
         The entry's `timeout` holds, and what it raises is logged. `connect` can come several times before (XCLIENT).
         """
+
+    def lint(self, setting: Setting) -> Iterable[Remark]:
+        """Remarks on its options for `gatepost lint`, of the kinds in `checks`. It was not started."""
+        return ()
+
+    def patience(self) -> float:
+        """Seconds that its own options give whoever it asks, 0 when none does.
+
+        An entry's `timeout` that is no longer comes first, and then `on_error` decides instead of the plugin.
+        """
+        return 0.0
+
+    def looks_up_to(self) -> int | None:
+        """Octets of a message beyond which it lets it pass without having looked; None when it looks at all."""
+        return None
 
     @classmethod
     def learns(cls) -> bool:

@@ -14,12 +14,13 @@ from __future__ import annotations
 import inspect
 import types
 import typing
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from gateway.mail.envelope import Recipient
 from gateway.sdk.findings import Finding
+from gateway.sdk.lint import Check, Remark, Setting, Way
 from gateway.sdk.options import OptionsModel
 from gateway.sdk.stage import KNOWN_FROM, ORDER, Stage
 from gateway.sdk.verdict import Verdict
@@ -53,11 +54,13 @@ class Given:
 
 
 class Policy:
-    """Base of all policies. `version` goes into the decision record; raise it when the logic changes."""
+    """Base of all policies. `version` goes into the decision record; raise it when the logic changes. `checks` are what
+    its `lint` looks for."""
 
     name: ClassVar[str]
     version: ClassVar[str] = "1"
     Options: ClassVar[type[OptionsModel]] = PolicyOptions
+    checks: ClassVar[tuple[Check, ...]] = ()
     hooks: dict[Stage, Hook] = {}
 
     options: Any
@@ -96,6 +99,20 @@ class Policy:
             check_input(kind, stage, f"{type(self).__qualname__}.{name}")
         self.hooks = {**self.hooks, stage: Hook(name, stage, tuple(inputs), tuple(inputs.values()))}
         setattr(self, name, hook)
+
+    # For `gatepost lint`; called after `wire`.
+
+    def ways(self) -> Iterable[Way]:
+        """How its options let it decide, as far as others depend on it: where it may accept, and always decides."""
+        return ()
+
+    def changes(self) -> bool:
+        """Whether it may change what signatures cover: the body, the recipients' usual header fields."""
+        return False
+
+    def lint(self, setting: Setting) -> Iterable[Remark]:
+        """Remarks on its options, of the kinds in `checks`."""
+        return ()
 
 
 def _read_hook(cls: type[Policy], name: str) -> Hook:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from enum import StrEnum
 from typing import Final, Literal, TypeVar
 
@@ -35,6 +35,8 @@ from gateway.sdk import (
     quarantine,
     reject,
 )
+from gateway.sdk.lint import Remark, Setting, Way
+from plugins.access import lint
 from plugins.access.lines import Rule, logical_lines, numbered, parse_result, parse_rules, split_regexp, split_word
 from plugins.access.tables import (
     KeyTable,
@@ -123,10 +125,14 @@ class ListOptions(OptionsModel):
         """The table of a file's content. Raises ValueError, which names the line."""
         return self._table(logical_lines(data), "line")
 
-    def _table(self, lines: Iterator[tuple[int, str]], what: str) -> Table:
+    def rules(self, lines: Iterator[tuple[int, str]], what: str = "line") -> Iterator[Rule]:
+        """The rules of these lines, one by one. Raises ValueError, which names the line."""
         split = split_regexp if self.kind is Kind.REGEXP else split_word
         default = parse_result(self.action) if self.action else None
-        rules = parse_rules(lines, split, default, what)
+        return parse_rules(lines, split, default, what)
+
+    def _table(self, lines: Iterator[tuple[int, str]], what: str) -> Table:
+        rules = self.rules(lines, what)
         match self.kind:
             case Kind.CIDR:
                 return NetworkTable(_read(rules, parse_network, what))
@@ -179,11 +185,18 @@ class AccessPolicy(Policy):
 
     name = "access"
     Options = AccessOptions
+    checks = lint.CHECKS
     options: AccessOptions
 
     def __init__(self, options: AccessOptions) -> None:
         super().__init__(options)
         self.narrow({Stage(options.at)})
+
+    def ways(self) -> Iterable[Way]:
+        return lint.ways(self.options, FILE_OCTETS)
+
+    def lint(self, setting: Setting) -> Iterable[Remark]:
+        return lint.remarks(self.options, FILE_OCTETS)
 
     def on_connect(self, access: Access) -> Verdict:
         # A greeting that refuses is 554, and one that defers ends the connection (RFC 5321 section 3.1 and 3.8).

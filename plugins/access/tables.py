@@ -64,7 +64,7 @@ def client_subject(client: IPAddress) -> Subject:
 def name_subject(name: str) -> Subject:
     """A host's name, or what it says is its name."""
     name = name.lower().removesuffix(".")
-    return Subject(name, tuple(_domain_keys(name)))
+    return Subject(name, tuple(domain_keys(name)))
 
 
 def address_subject(address: Sender, delimiter: str) -> Subject:
@@ -77,10 +77,11 @@ def address_subject(address: Sender, delimiter: str) -> Subject:
     if base and base != local:
         locals_.append(base)
     keys = [f"{part}@{domain}" for part in locals_] + [f"{part}@" for part in locals_]
-    return Subject(address.key, (*keys, *_domain_keys(domain)))
+    return Subject(address.key, (*keys, *domain_keys(domain)))
 
 
-def _domain_keys(domain: str) -> Iterable[str]:
+def domain_keys(domain: str) -> Iterable[str]:
+    """The keys under which lists may have a domain: itself, and a dot with each name above it."""
     yield domain
     if not domain.startswith("["):
         at = domain.find(".")

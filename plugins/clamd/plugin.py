@@ -164,6 +164,9 @@ class ClamdPlugin(Plugin):
     options: ClamdOptions
     timeout = 60.0
 
+    def looks_up_to(self) -> int | None:
+        return self.options.max_size if self.options.too_large is TooLarge.SKIP else None
+
     @finds(Stage.MESSAGE)
     async def scanned(self, transaction: Transaction, message: Message) -> VirusScan:
         """What clamd says of the message as it was received."""

@@ -123,6 +123,9 @@ class DisclaimerPolicy(Policy):
     Options = DisclaimerOptions
     options: DisclaimerOptions
 
+    def changes(self) -> bool:
+        return True
+
     def on_message(self, found: Disclaimer) -> Verdict:
         return annotate(*found.edits) if found.edits else PROCEED
 

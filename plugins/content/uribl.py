@@ -31,6 +31,7 @@ from gateway.sdk import (
     quarantine,
     reject,
 )
+from gateway.sdk.lint import Check, Remark, Setting, Severity, refuses_public_resolvers
 from plugins.content.hosts import host_name
 from plugins.content.reading import read_parts
 from plugins.content.urilists import ZONE, UriList, UriListOptions, read_key
@@ -42,6 +43,9 @@ FAILURES = Counter("gatepost_uribl_failures", "Questions to a URI list without a
 _AT_ONCE: Final = 64 << 10
 """Characters of text that are looked through without a thread."""
 _SHOWN: Final = 5
+
+
+REFUSED: Final = Check("uribl/public-resolver", Severity.WARNING, "a list refuses the public resolver that asks it")
 
 
 class UriblOptions(PluginOptions):
@@ -117,6 +121,7 @@ class UriblPlugin(Plugin):
     name = "uribl"
     Options = UriblOptions
     policy = UriblPolicy
+    checks = (REFUSED,)
     timeout = 20.0
     options: UriblOptions
 
@@ -127,6 +132,21 @@ class UriblPlugin(Plugin):
         ]
         named = zip(self.options.lists.items(), keys, strict=True)
         self._lists = [UriList(zone, options, key) for (zone, options), key in named]
+
+    def lint(self, setting: Setting) -> Iterable[Remark]:
+        asked = [zone for zone, options in self.options.lists.items() if not options.key_file]
+        refusing = [zone for zone in asked if refuses_public_resolvers(zone)]
+        for resolver in setting.public_resolvers[:1] if refusing else ():
+            yield Remark(
+                REFUSED,
+                ("lists",),
+                f"no answer for {resolver}, which many share, from {', '.join(refusing)}",
+                "a message links to a listed host, the list says that it does not serve us, and the message comes in",
+                "write dns: {nameservers: [...]} with a resolver of your own, or get a key of the list",
+            )
+
+    def patience(self) -> float:
+        return self.options.wait
 
     @finds(Stage.MESSAGE)
     async def ask(self, session: Session, message: Message, mime: Mime | None) -> UriHits:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final, Literal
 
 from prometheus_client import Counter, Histogram
@@ -36,6 +37,7 @@ from gateway.sdk import (
     quarantine,
     reject,
 )
+from gateway.sdk.lint import Trust, Way
 from plugins.delegation.actions import ActionError, Word, parse_action
 from plugins.delegation.attributes import PostfixVersion, Question, attributes
 from plugins.delegation.codec import CodecError, encode
@@ -101,6 +103,10 @@ class DelegationPolicy(Policy):
         super().__init__(options)
         self.narrow({Stage(stage) for stage in options.at})
         self._default = parse_action(options.default_action, "default_action") if options.default_action else None
+
+    def ways(self) -> Iterable[Way]:
+        for stage in self.options.at:
+            yield Way(Stage(stage), Action.ACCEPT, Trust.SERVICE, path=("connect",), what=str(self.options.connect))
 
     def on_connect(self, found: DelegatedAction | None) -> Verdict:
         return self._verdict(found)

@@ -105,6 +105,9 @@ class ArcPlugin(Plugin):
     async def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
+    def patience(self) -> float:
+        return self.options.timeout
+
     @finds(Stage.MESSAGE)
     async def validate(self, message: Message) -> Arc:
         """The chain of the message as it was received."""

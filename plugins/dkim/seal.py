@@ -138,6 +138,7 @@ class ArcSealPlugin(Plugin):
     Options = ArcSealOptions
     policy = ArcSealPolicy
     timeout = 20.0
+    signs = True
     options: ArcSealOptions
 
     async def start(self) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from email.utils import getaddresses
@@ -39,6 +40,7 @@ from gateway.sdk import (
     acts,
     annotate,
 )
+from gateway.sdk.lint import Check, Remark, Setting, Severity
 from plugins.dkim.body import HeaderSectionError, body_hashes
 from plugins.dkim.fields import Fields
 from plugins.dkim.meters import SIGNED
@@ -46,6 +48,8 @@ from plugins.dkim.private import PrivateKey, check_domain, load_key
 from plugins.dkim.wording import DEFAULT_HEADERS, Wording, b64, check_headers, signed_names
 
 _FROM_OCTETS: Final = 4096
+
+NOBODY: Final = Check("dkim-sign/nobody", Severity.WARNING, "there is nobody whose mail would be signed")
 
 
 class Canonical(StrEnum):
@@ -158,7 +162,19 @@ class DkimSignPlugin(Plugin):
     Options = DkimSignOptions
     policy = DkimSignPolicy
     timeout = 20.0
+    signs = True
+    checks = (NOBODY,)
     options: DkimSignOptions
+
+    def lint(self, setting: Setting) -> Iterable[Remark]:
+        if not setting.relays:
+            yield Remark(
+                NOBODY,
+                (),
+                "dkim-sign signs mail of clients in relay_from, and nobody is in it",
+                "anna sends through us, and her mail leaves without a signature",
+                "list your own senders in relay_from, or leave dkim-sign out",
+            )
 
     async def start(self) -> None:
         self._threads = ThreadPoolExecutor(self.options.threads, thread_name_prefix="dkim-sign")

@@ -105,6 +105,9 @@ class DkimPlugin(Plugin):
     async def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
+    def patience(self) -> float:
+        return self.options.timeout
+
     @finds(Stage.MESSAGE)
     async def verify(self, message: Message) -> Dkim:
         """All signatures of the message as it was received."""

@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
 from prometheus_client import Counter
 
 from gateway.sdk import PROCEED, Dnsbl, Plugin, Policy, Recipient, Session, Stage, Verdict, defer, finds, reject
-from plugins.dnsbl.options import DnsblOptions
+from gateway.sdk.lint import Check, Remark, Setting, Severity, refuses_public_resolvers
+from plugins.dnsbl.options import DnsblOptions, shown
 from plugins.dnsbl.probe import Prober
 from plugins.dnsbl.tables import VERSION
 from plugins.dnsbl.zone import IPAddress, Zone, query_key
@@ -36,6 +38,9 @@ _PRIVATE: Final = tuple(
         "fe80::/10",
     )
 )
+
+
+REFUSED = Check("dnsbl/public-resolver", Severity.WARNING, "a list refuses the public resolver that asks it")
 
 
 class DnsblPolicy(Policy):
@@ -67,6 +72,7 @@ class DnsblPlugin(Plugin):
     name = "dnsbl"
     Options = DnsblOptions
     policy = DnsblPolicy
+    checks = (REFUSED,)
     options: DnsblOptions
 
     async def start(self) -> None:
@@ -80,6 +86,21 @@ class DnsblPlugin(Plugin):
 
     async def close(self) -> None:
         await self.prober.close()
+
+    def lint(self, setting: Setting) -> Iterable[Remark]:
+        asked = [shown(zone) for zone, options in self.options.zones.items() if not options.key_file]
+        refusing = [zone for zone in asked if refuses_public_resolvers(zone)]
+        for resolver in setting.public_resolvers[:1] if refusing else ():
+            yield Remark(
+                REFUSED,
+                ("zones",),
+                f"no answer for {resolver}, which many share, from {', '.join(refusing)}",
+                "a listed client sends spam, the list says that it does not serve us, and the spam comes in",
+                "write dns: {nameservers: [...]} with a resolver of your own, or get a key of the list",
+            )
+
+    def patience(self) -> float:
+        return self.options.wait
 
     @finds(Stage.CONNECT)
     async def listed(self, session: Session) -> Dnsbl:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Final
 
 from prometheus_client import Counter, Histogram
@@ -29,6 +30,7 @@ from gateway.sdk import (
     defer,
     get_logger,
 )
+from gateway.sdk.lint import Check, Remark, Setting, Severity
 from plugins.greylist.identity import Evidence, Identity, identify, stable_sender, suspicions
 from plugins.greylist.memory import Memory
 from plugins.greylist.options import GreylistOptions
@@ -44,6 +46,11 @@ DELAY = Histogram(
 )
 
 _log = get_logger()
+
+
+BLIND: Final = Check("greylist/blind", Severity.WARNING, "only suspicious clients are greylisted, and nothing suspects")
+NO_POOLS: Final = Check("greylist/no-pools", Severity.WARNING, "senders with many addresses are taken for many clients")
+_SUSPECTS: Final = (Dnsbl, ReverseName, HeloName, Spf)
 
 
 class GreylistPolicy(Policy):
@@ -73,7 +80,26 @@ class GreylistPlugin(Plugin):
     name = "greylist"
     Options = GreylistOptions
     policy = GreylistPolicy
+    checks = (BLIND, NO_POOLS)
     options: GreylistOptions
+
+    def lint(self, setting: Setting) -> Iterable[Remark]:
+        if self.options.when == "suspicious" and not any(kind in setting.findings for kind in _SUSPECTS):
+            yield Remark(
+                BLIND,
+                (),
+                "greylist is for suspicious clients only, and no entry here finds what would make one so",
+                "client 192.0.2.1, a botnet's, passes at its first attempt, as everybody does",
+                "list dnsbl, rdns, helo or spf, or write when: always",
+            )
+        if not self.options.pools:
+            yield Remark(
+                NO_POOLS,
+                ("pools",),
+                "no sender is known to have many addresses",
+                "a large provider tries again from another network each time, and its mail waits for hours",
+                "leave pools out, which has the largest ones, or name your own",
+            )
 
     async def start(self) -> None:
         self._memory = Memory(self.options, self.services)

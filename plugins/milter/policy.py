@@ -76,6 +76,9 @@ class MilterPolicy(Policy):
 
     name = "milter"
 
+    def changes(self) -> bool:
+        return bool(getattr(self.options, "edits", True))
+
     def on_connect(self, reply: MilterReply) -> Verdict:
         return verdict_of(reply)
 

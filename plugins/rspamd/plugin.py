@@ -114,6 +114,9 @@ class RspamdPolicy(Policy):
     Options = RspamdOptions
     options: RspamdOptions
 
+    def changes(self) -> bool:
+        return True
+
     def on_message(self, message: Message, found: SpamScore | None) -> Verdict:
         options = self.options
         # A field that the sender made up is removed even where nobody has checked.
@@ -153,6 +156,9 @@ class RspamdPlugin(Plugin):
 
     async def close(self) -> None:
         await self._client.close()
+
+    def looks_up_to(self) -> int | None:
+        return self.options.max_size
 
     @finds(Stage.MESSAGE)
     async def checked(self, transaction: Transaction, message: Message, reverse: ReverseName | None) -> SpamScore:

@@ -90,6 +90,9 @@ class SpamdPolicy(Policy):
     Options = SpamdOptions
     options: SpamdOptions
 
+    def changes(self) -> bool:
+        return self.options.ask is Command.HEADERS
+
     def on_message(self, message: Message, found: SpamScore | None) -> Verdict:
         edits: list[Edit] = list(forged(message.fields))
         if len(edits) > FORGED:
@@ -122,6 +125,9 @@ class SpamdPlugin(Plugin):
     policy = SpamdPolicy
     options: SpamdOptions
     timeout = 60.0
+
+    def looks_up_to(self) -> int | None:
+        return self.options.max_size
 
     @finds(Stage.MESSAGE)
     async def checked(self, transaction: Transaction, message: Message, reverse: ReverseName | None) -> SpamScore:

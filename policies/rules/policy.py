@@ -7,7 +7,7 @@ name are waited for; the rules are asked in order, and each turns only what it n
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any, Final
@@ -27,7 +27,8 @@ from gateway.sdk import (
     Stage,
     Verdict,
 )
-from policies.rules import actions
+from gateway.sdk.lint import Remark, Setting, Way
+from policies.rules import actions, lint
 from policies.rules.check import did_you_mean
 from policies.rules.inputs import INPUTS, all_findings, finding_type, variable_of
 from policies.rules.program import Program, Unanswered, check_syntax, compile, context
@@ -71,6 +72,8 @@ class _Ready:
     name: str
     program: Program
     then: actions.Then
+    number: int
+    when: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +91,7 @@ class Rules(Policy):
 
     name = "rules"
     Options = RulesOptions
+    checks = lint.CHECKS
     options: RulesOptions
 
     def __init__(self, options: RulesOptions) -> None:
@@ -116,13 +120,26 @@ class Rules(Policy):
                 place = ("rules", number, "at") if rule.at and error.offset is None else path
                 problems.add(place, str(error), error.offset)
             else:
-                placed.setdefault(stage, []).append(_Ready(rule.name or f"rule {number + 1}", program, rule.then))
+                ready = _Ready(rule.name or f"rule {number + 1}", program, rule.then, number, rule.when.strip())
+                placed.setdefault(stage, []).append(ready)
         problems.raise_if_any()
         for stage, rules in placed.items():
             desk = self._desks[stage] = _desk(rules, findings)
             # Findings may all be missing here: each rule says for itself what it cannot do without.
             inputs = {kind: issubclass(kind, Finding) for kind in desk.kinds}
             self.ask(stage, partial(self._judge, desk), inputs)
+
+    def ways(self) -> Iterable[Way]:
+        return lint.ways(self._placed())
+
+    def changes(self) -> bool:
+        return lint.change(self._placed())
+
+    def lint(self, setting: Setting) -> Iterable[Remark]:
+        return lint.remarks(self._placed())
+
+    def _placed(self) -> dict[Stage, tuple[_Ready, ...]]:
+        return {stage: desk.rules for stage, desk in self._desks.items()}
 
     def _judge(self, desk: _Desk, *inputs: Any) -> Verdict:
         given = dict(zip(desk.kinds, inputs, strict=True))
