@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import ssl
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +15,7 @@ from gateway.app.directory import Directory, MailHosts
 from gateway.config import Config, ConfigError, Problem
 from gateway.config.recipients import LIST_OCTETS, RecipientCheck, Recipients, parse_list
 from gateway.mail.address import Address
+from gateway.pipeline.folder import FolderError, FolderProblem, read_folder
 from gateway.pipeline.loader import Catalog, Pipeline, load
 from gateway.pipeline.plan import PipelineError, StageDeadlines
 from gateway.queue.lane import SchedulerOptions
@@ -187,9 +189,36 @@ def implied(config: Config, entries: tuple[Any, ...]) -> tuple[Any, ...]:
     return (RECIPIENT_PLUGIN, *entries)
 
 
+def catalog_of(config: Config) -> Catalog:
+    """What may stand in its pipelines: all that is installed, and what its `policy_folder` holds now.
+
+    Raises `ConfigError`.
+    """
+    try:
+        installed = Catalog.installed()
+        if config.policy_folder is None:
+            return installed
+        # Whoever can write the configuration decides what runs here anyway.
+        owners = {os.geteuid(), os.stat(config.file).st_uid}
+        return installed.with_files(read_folder(config.policy_folder, owners))
+    except PipelineError as error:
+        raise ConfigError([config.problem(("pipeline",), error.message)]) from error
+    except OSError as error:
+        raise ConfigError([config.problem((), f"cannot be read: {error.strerror}")]) from error
+    except FolderError as error:
+        raise ConfigError([_of_folder(config, problem) for problem in error.problems]) from error
+
+
+def _of_folder(config: Config, problem: FolderProblem) -> Problem:
+    """A problem with a file where it stands in that file; with the folder, where it is named."""
+    if not problem.line:
+        return config.problem(("policy_folder",), f"{problem.file} {problem.message}")
+    return Problem(problem.file, problem.line, "", problem.message, problem.column)
+
+
 def _pipelines(config: Config, services: Services) -> dict[str, Pipeline]:
     deadlines = StageDeadlines(**config.deadlines.model_dump())
-    catalog = Catalog.installed()
+    catalog = catalog_of(config)
     slots = asyncio.Semaphore(_WORKER_LOOKUPS)
     made: dict[str, Pipeline] = {}
     problems: list[Problem] = []

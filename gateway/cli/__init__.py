@@ -14,6 +14,7 @@ from gateway.cli.queue import queue
 from gateway.cli.replay import replay
 from gateway.cli.shadow import shadow
 from gateway.cli.simulate import simulate
+from gateway.cli.specs import test
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -27,3 +28,4 @@ for _command in (
     *(explain, simulate, shadow, replay, plugin),
 ):
     main.add_command(_command)
+main.add_command(test)

@@ -9,7 +9,8 @@ import click
 
 from gateway import skeleton
 from gateway.cli import output
-from gateway.cli.options import Failure, json_option
+from gateway.cli.options import Failure, config_option, json_option, read_config
+from gateway.config import ConfigError
 from gateway.pipeline.catalog import Catalog
 from gateway.pipeline.plan import PipelineError
 
@@ -39,16 +40,28 @@ def new(name: str, directory: Path | None, as_json: bool) -> None:
 
 
 @plugin.command("list")
+@config_option
 @json_option
-def list_(as_json: bool) -> None:
-    """List all that is installed and can stand in a pipeline."""
-    try:
-        known = Catalog.installed()
-    except PipelineError as error:
-        raise Failure(error.message) from error
+def list_(config_file: str | None, as_json: bool) -> None:
+    """List all that can stand in a pipeline: what is installed, and with -c what the configuration's folder holds."""
+    known = _known(config_file)
     found = [*known.plugins(), *known.policies()]
     if as_json:
         output.as_json([dataclasses.asdict(listed) for listed in found])
         return
     rows = [(f.name, f.kind, f.module, f"cannot be loaded: {f.problem}" if f.problem else f.summary) for f in found]
     output.show(output.table(("NAME", "KIND", "MODULE", "WHAT IT DOES"), rows))
+
+
+def _known(config_file: str | None) -> Catalog:
+    try:
+        if config_file is None:
+            return Catalog.installed()
+        # The metrics library decides at import whether it counts for one process or for many.
+        from gateway import app
+
+        return app.catalog_of(read_config(config_file))
+    except PipelineError as error:
+        raise Failure(error.message) from error
+    except ConfigError as error:
+        raise Failure(str(error)) from error

@@ -98,9 +98,23 @@ class Document:
                 at = (*at, part)
         return at
 
+    def value(self, path: Path) -> Any:
+        """What stands at `path`; None where there is nothing."""
+        value = self.values
+        for part in path:
+            try:
+                value = value[part]
+            except (KeyError, IndexError, TypeError):
+                return None
+        return value
+
     def line(self, path: Path) -> int:
         """The line of the value, or of the nearest thing around it that stands in the file; 1 for the whole."""
         return self.lines.get(self.known(path), 1)
+
+    def column(self, path: Path) -> int:
+        """The column at which the key or the item begins that `line` names; 0 for the whole."""
+        return self.columns.get(self.known(path), 0)
 
     def place(self, path: Path, offset: int) -> tuple[int, int] | None:
         """Line and column, from 1, of character `offset` of the text at `path`; None when there is no such text."""

@@ -24,6 +24,7 @@ _NOT_BUILT: Final[dict[Path, str]] = {
 _WORDING: Final = {
     "bool_type": "must be true or false",
     "dict_type": "must be a mapping of keys to values",
+    "int_parsing": "must be a whole number",
     "int_type": "must be a whole number",
     "model_attributes_type": "must be a mapping of keys to values",
     "model_type": "must be a mapping of keys to values",
@@ -36,7 +37,7 @@ _WORDING: Final = {
 
 def load(path: str) -> Config:
     """Read and check a configuration file. Raises `ConfigError` with every problem found."""
-    document = read(_text(path), path)
+    document = read(text_of(path), path)
     if document.values is None:
         document.values = {}
     config: Config | None = None
@@ -61,7 +62,8 @@ def json_schema() -> dict[str, Any]:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Gatepost configuration", **schema}
 
 
-def _text(path: str) -> str:
+def text_of(path: str) -> str:
+    """The text of a YAML file of bounded size. Raises `ConfigError`."""
     try:
         with open(path, "rb") as file:
             data = file.read(FILE_OCTETS + 1)
@@ -91,10 +93,14 @@ def _report(document: Document, details: ErrorDetails) -> None:
             document.refuse((*at, str(details["loc"][-1])), "this key is required")
         case "extra_forbidden":
             document.refuse(at, _unknown(at))
-        case "value_error":
-            document.refuse(at, details["msg"].removeprefix("Value error, "))
         case _:
-            document.refuse(at, _WORDING.get(kind) or details["msg"].replace("Input should be", "must be", 1))
+            document.refuse(at, wording(details))
+
+
+def wording(details: ErrorDetails) -> str:
+    """What a validation error says, in our words."""
+    message = details["msg"].removeprefix("Value error, ").replace("Input should be", "must be", 1)
+    return _WORDING.get(details["type"], message)
 
 
 def _unknown(at: Path) -> str:

@@ -305,6 +305,8 @@ class Config(Section):
     """The default pipeline: plugin and policy entries in judging order."""
     pipelines: dict[PipelineName, Entries] = {}
     """More pipelines, by name."""
+    policy_folder: FilePath | None = None
+    """Folder whose `*.py` files hold policies and plugins of our own, each offered by its name. Default: none."""
     deadlines: Deadlines = section()
     """How long the whole pipeline may take at each stage."""
     relay_from: tuple[Cidr, ...] = ()
@@ -348,14 +350,17 @@ class Config(Section):
 
         `before` is how many entries were put in front of those that stand in the file.
         """
+        return [
+            self._problem_inside(self.pipeline_path(name, problem.path, before=before), problem.message, problem.offset)
+            for problem in error.problems
+        ]
+
+    def pipeline_path(self, name: str, path: Path, *, before: int = 0) -> Path:
+        """Where in the file the key `path` of pipeline `name` stands; `before` as for `pipeline_problems`."""
         start: Path = ("pipeline",) if name == DEFAULT_PIPELINE else ("pipelines", name)
-        out = []
-        for problem in error.problems:
-            path = problem.path
-            if path and isinstance(path[0], int):
-                path = (path[0] - before, *path[1:])
-            out.append(self._problem_inside((*start, *path), problem.message, problem.offset))
-        return out
+        if path and isinstance(path[0], int):
+            path = (path[0] - before, *path[1:])
+        return (*start, *path)
 
     def _problem_inside(self, path: Path, message: str, offset: int | None) -> Problem:
         """A problem with the character `offset` of the text at `path`, or with all of it."""

@@ -44,9 +44,14 @@ def ask(stage: Stage, entry: Entry, method: Any, arguments: list[Any]) -> Said:
         _check(verdict, stage)
     except Exception as error:  # noqa: BLE001 - a policy's bug may be anything; it is logged, recorded and defers
         _log.error("policy.failed", plugin=entry.name, stage=stage.value, exc_info=error)
-        reason = f"policy {entry.policy_name} failed: {type(error).__name__}: {error}"
+        reason = f"{failed(entry.policy_name)}{type(error).__name__}: {error}"
         verdict = defer("3.0", "try again later", reason=reason[:300])
     return Said(verdict, entry, entry.policy_name, version, entry.shadow)
+
+
+def failed(policy: str) -> str:
+    """How the reason begins where a policy failed."""
+    return f"policy {policy} failed: "
 
 
 def _check(verdict: object, stage: Stage) -> None:

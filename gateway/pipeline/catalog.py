@@ -1,4 +1,4 @@
-"""What is installed: plugins and policies by name, found by entry point, ours like everybody else's."""
+"""What there is: plugins and policies by name, found by entry point, ours like everybody's, and in single files."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import Final, TypeVar
 
+from gateway.pipeline.folder import FolderError, FolderProblem, Offer
 from gateway.pipeline.plan import PipelineError
 from gateway.sdk.findings import Finding
-from gateway.sdk.plugin import Plugin
+from gateway.sdk.plugin import Finder, Plugin
 from gateway.sdk.policy import Policy
 
 PLUGINS: Final = "gatepost.plugins"
@@ -20,7 +21,10 @@ _T = TypeVar("_T", Plugin, Policy)
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """One line of ``gatepost plugin list``. `problem` says why it cannot be loaded, and is empty when it can."""
+    """One line of ``gatepost plugin list``. `module` is a path for what stands in a single file.
+
+    `problem` says why it cannot be loaded, and is empty when it can.
+    """
 
     name: str
     kind: str
@@ -36,10 +40,12 @@ class Catalog:
         self,
         plugins: Mapping[str, EntryPoint | type[Plugin]],
         policies: Mapping[str, EntryPoint | type[Policy]],
+        files: Mapping[str, str] | None = None,
     ) -> None:
-        """Raises `PipelineError` when a plugin and a policy share a name."""
+        """Raises `PipelineError` when a plugin and a policy share a name. `files` says in which file which stands."""
         self._plugins = dict(plugins)
         self._policies = dict(policies)
+        self._files = dict(files or {})
         if shared := sorted(self._plugins.keys() & self._policies.keys()):
             raise PipelineError(f"{shared[0]} is the name of a plugin and of a policy", ())
 
@@ -47,6 +53,23 @@ class Catalog:
     def installed(cls) -> Catalog:
         """Everything that installed distributions offer. Raises `PipelineError` when two share a name."""
         return cls(_by_name(entry_points(group=PLUGINS)), _by_name(entry_points(group=POLICIES)))
+
+    def with_files(self, offers: Iterable[Offer]) -> Catalog:
+        """All of this, and what single files offer. Raises `FolderError` when a file's name is taken."""
+        plugins, policies, files = dict(self._plugins), dict(self._policies), dict(self._files)
+        problems = []
+        for offer in offers:
+            if taken := self._plugins.get(offer.name) or self._policies.get(offer.name):
+                message = f"{offer.name} is installed already, from {_module(taken)}; give this one another name"
+                problems.append(FolderProblem(offer.file, offer.line, message))
+            elif issubclass(offer.thing, Plugin):
+                plugins[offer.name] = offer.thing
+            else:
+                policies[offer.name] = offer.thing
+            files[offer.name] = offer.file
+        if problems:
+            raise FolderError(problems)
+        return Catalog(plugins, policies, files)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -60,13 +83,30 @@ class Catalog:
         """The policy of this name, None when there is none. Raises whatever importing it raises."""
         return _loaded(self._policies, name, Policy)
 
+    def file(self, name: str) -> str:
+        """The single file that this one stands in; empty for what is installed."""
+        return self._files.get(name, "")
+
+    def findings(self) -> tuple[tuple[type[Finding], Finder], ...]:
+        """Every kind of finding that some plugin gives, with the finder; a kind may come several times."""
+        made = (self.plugin(listed.name) for listed in self.plugins() if not listed.problem)
+        return tuple((finder.finding, finder) for plugin in made if plugin for finder in plugin.finders)
+
     def plugins(self) -> tuple[Listed, ...]:
         """All plugins, also those that cannot be loaded."""
-        return tuple(_listed(name, "plugin", self._plugins, Plugin) for name in sorted(self._plugins))
+        return tuple(self._listed(name, "plugin", self._plugins, Plugin) for name in sorted(self._plugins))
 
     def policies(self) -> tuple[Listed, ...]:
         """All policies, also those that cannot be loaded."""
-        return tuple(_listed(name, "policy", self._policies, Policy) for name in sorted(self._policies))
+        return tuple(self._listed(name, "policy", self._policies, Policy) for name in sorted(self._policies))
+
+    def _listed(self, name: str, kind: str, points: dict[str, EntryPoint | type[_T]], base: type[_T]) -> Listed:
+        module = self._files.get(name) or _module(points[name])
+        try:
+            found = _loaded(points, name, base)
+        except Exception as error:  # noqa: BLE001 - the list shows whatever is wrong with somebody's module
+            return Listed(name, kind, module, "", describe(error))
+        return Listed(name, kind, module, ((found.__doc__ if found else None) or "").strip().partition("\n")[0])
 
     def giving(self, finding: type[Finding]) -> tuple[str, ...]:
         """Names of the plugins that give this finding."""
@@ -97,14 +137,8 @@ def _loaded(points: dict[str, EntryPoint | type[_T]], name: str, base: type[_T])
     return point
 
 
-def _listed(name: str, kind: str, points: dict[str, EntryPoint | type[_T]], base: type[_T]) -> Listed:
-    point = points[name]
-    module = point.module if isinstance(point, EntryPoint) else point.__module__
-    try:
-        found = _loaded(points, name, base)
-    except Exception as error:  # noqa: BLE001 - the list shows whatever is wrong with somebody's module
-        return Listed(name, kind, module, "", describe(error))
-    return Listed(name, kind, module, ((found.__doc__ if found else None) or "").strip().partition("\n")[0])
+def _module(point: EntryPoint | type) -> str:
+    return point.module if isinstance(point, EntryPoint) else point.__module__
 
 
 def describe(error: Exception) -> str:

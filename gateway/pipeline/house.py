@@ -21,6 +21,7 @@ from gateway.services.tasks import Tasks
 
 if TYPE_CHECKING:
     from gateway.mail.session import Session
+    from gateway.pipeline.lookup import Absent
 
 SESSION_LOOKUPS: Final = 32
 WORKER_LOOKUPS: Final = 500
@@ -71,8 +72,8 @@ class House:
 
     def __init__(self, entries: Sequence[Entry], clock: Clock, worker_slots: asyncio.Semaphore | None) -> None:
         self.tasks = Tasks()
-        self.fixed: Mapping[type[Finding], Finding] = {}
-        """What is taken as found, so that nobody looks for it: for simulations."""
+        self.fixed: Mapping[type[Finding], Finding | Absent] = {}
+        """What is taken as found, or as not found, so that nobody looks for it: for simulations and specs."""
         self.clock = clock
         self._breakers: dict[tuple[int, Stage], Breaker] = {}
         self.worker_slots = worker_slots or asyncio.Semaphore(WORKER_LOOKUPS)

@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from gateway.ops import log
 from gateway.pipeline.catalog import Catalog, Listed, describe
 from gateway.pipeline.house import House
+from gateway.pipeline.lookup import Absent
 from gateway.pipeline.plan import (
     Entry,
     OnError,
@@ -110,8 +111,8 @@ class Pipeline:
         finders = (finder for entry in self.entries if entry.plugin for finder in entry.plugin.finders)
         return {finder.finding.__name__: finder.finding for finder in finders}
 
-    def fix(self, findings: Mapping[type[Finding], Finding]) -> None:
-        """Take these as found, in all sessions from now on: their plugins are not asked. For simulations."""
+    def fix(self, findings: Mapping[type[Finding], Finding | Absent]) -> None:
+        """Take these as found, or not found, from now on: their plugins are not asked. For simulations and specs."""
         self._house.fixed = dict(findings)
 
     def open(self) -> PipelineSession:

@@ -60,6 +60,15 @@ class Fault:
         return f"{self.entry.name}: {self.kind}: {self.detail}" if self.detail else f"{self.entry.name}: {self.kind}"
 
 
+class Absent(StrEnum):
+    """What may stand in place of a finding where findings are given instead of looked up."""
+
+    MISSING = "missing"
+    """There was nothing to find."""
+    FAILED = "failed"
+    """It could not be found out: the entry's `on_error` decides."""
+
+
 class Memo:
     """The look-ups of one scope by node number, and the trace they are written to."""
 
@@ -165,10 +174,10 @@ class Lookup:
         "value",
     )
 
-    def __init__(self, node: Node, moment: Moment, given: Finding | None = None) -> None:
+    def __init__(self, node: Node, moment: Moment, given: Finding | Absent | None = None) -> None:
         """With `given` there is nothing to look up."""
         self.node = node
-        self.value = given
+        self.value = None if isinstance(given, Absent) else given
         self.fault: Fault | None = None
         self.settled = given is not None
         self.note: dict[str, Any] = {
@@ -186,9 +195,20 @@ class Lookup:
         self._timer: asyncio.TimerHandle | None = None
         self._waiters: list[asyncio.Future[None]] = []
         if given is not None:
-            self.note.update(value=given.to_json(), given=True, ms=0.0)
+            self.note.update(given=True, ms=0.0)
+            self._settle_given(given)
         elif node.shortcut is None or not self._cut_short(node.shortcut):
             self._task = moment.house.tasks.start(self._run(), name=node.label)
+
+    def _settle_given(self, given: Finding | Absent) -> None:
+        match given:
+            case Absent.MISSING:
+                self.note["missing"] = True
+            case Absent.FAILED:
+                self.fault = Fault(self.node.entry, FaultKind.ERROR, "it is given as failed")
+                self.note.update(fault=self.fault.kind.value, detail=self.fault.detail)
+            case Finding():
+                self.note["value"] = given.to_json()
 
     async def wait(self, seconds: float | None = None) -> bool:
         """Wait until it is settled, at most so long; says whether it is. Does not end it."""

@@ -17,7 +17,11 @@ from gateway.sdk.findings import Finding
 
 
 class RecallError(ValueError):
-    """The JSON does not make the finding. ``str(error)`` says why."""
+    """The JSON does not make the finding. ``str(error)`` says why, `path` where in it, when that can be told."""
+
+    def __init__(self, message: str, path: tuple[str | int, ...] = ()) -> None:
+        super().__init__(message)
+        self.path = path
 
 
 def recall(kind: type[Finding], value: Mapping[str, Any]) -> Finding:
@@ -26,16 +30,28 @@ def recall(kind: type[Finding], value: Mapping[str, Any]) -> Finding:
     Raises `RecallError`.
     """
     readers = _readers(kind)
+    fields = {name: _field(kind, name, readers.get(name), given) for name, given in value.items()}
     try:
-        return kind(**{name: readers[name](given) for name, given in value.items()})
-    except KeyError as error:
-        raise RecallError(f"{kind.__name__} has no field {error}") from error
+        return kind(**fields)
+    except (ValueError, TypeError) as error:
+        needed = [f.name for f in dataclasses.fields(kind) if f.default is f.default_factory is dataclasses.MISSING]
+        if lacking := [name for name in needed if name not in fields]:
+            raise RecallError(f"{kind.__name__} needs {', '.join(lacking)}") from error
+        raise RecallError(f"{kind.__name__}: {error}") from error
+
+
+def _field(kind: type[Finding], name: str, reader: Callable[[Any], Any] | None, given: Any) -> Any:
+    if reader is None:
+        known = ", ".join(field.name for field in dataclasses.fields(kind))
+        raise RecallError(f"{kind.__name__} has no field {name!r}; it has {known}", (name,))
+    try:
+        return reader(given)
     except ValidationError as error:
         problem = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        where = ".".join(map(str, problem["loc"]))
-        raise RecallError(f"{kind.__name__}: {where + ': ' if where else ''}{problem['msg']}") from error
+        where = ".".join(map(str, (name, *problem["loc"])))
+        raise RecallError(f"{kind.__name__}: {where}: {problem['msg']}", (name, *problem["loc"])) from error
     except (ValueError, TypeError) as error:
-        raise RecallError(f"{kind.__name__}: {error}") from error
+        raise RecallError(f"{kind.__name__}: {name}: {error}", (name,)) from error
 
 
 _Readers = Mapping[str, Callable[[Any], Any]]

@@ -25,6 +25,9 @@ from gateway.sdk.options import OptionsModel
 from gateway.sdk.stage import KNOWN_FROM, ORDER, Stage
 from gateway.sdk.verdict import Verdict
 
+Clause = tuple[str | int, ...]
+"""The place of a part of a policy's options: ``("rules", 3)``."""
+
 HOOKS: dict[str, Stage] = {f"on_{stage}": stage for stage in Stage}
 
 
@@ -62,6 +65,7 @@ class Policy:
     Options: ClassVar[type[OptionsModel]] = PolicyOptions
     checks: ClassVar[tuple[Check, ...]] = ()
     hooks: dict[Stage, Hook] = {}
+    _told: Callable[[Clause], None] | None = None
 
     options: Any
 
@@ -88,6 +92,19 @@ class Policy:
 
         Raises `OptionError` for options that make no sense in this pipeline.
         """
+
+    def clauses(self) -> tuple[Clause, ...]:
+        """The parts of its options that can match each by itself, as rules do. `gatepost test` says which never did."""
+        return ()
+
+    def matched(self, clause: Clause) -> None:
+        """To be called whenever a clause matches. Nothing comes of it but that `gatepost test` counts it."""
+        if self._told is not None:
+            self._told(clause)
+
+    def watch(self, told: Callable[[Clause], None]) -> None:
+        """Have every clause told that matches from now on. For `gatepost test`, not for policies."""
+        self._told = told
 
     def ask(self, stage: Stage, hook: Callable[..., Verdict], inputs: Mapping[type, bool]) -> None:
         """To be called in `__init__` or `wire`: have `hook` asked at this stage, whatever the class says.

@@ -67,7 +67,7 @@ class RuleFailed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class _Ready:
-    """A rule that can be asked."""
+    """A rule that can be asked, and its place in the options."""
 
     name: str
     program: Program
@@ -141,6 +141,9 @@ class Rules(Policy):
     def _placed(self) -> dict[Stage, tuple[_Ready, ...]]:
         return {stage: desk.rules for stage, desk in self._desks.items()}
 
+    def clauses(self) -> tuple[tuple[str | int, ...], ...]:
+        return tuple(("rules", number) for number in range(len(self.options.rules)))
+
     def _judge(self, desk: _Desk, *inputs: Any) -> Verdict:
         given = dict(zip(desk.kinds, inputs, strict=True))
         sources = {name: _source(name, given[kind]) for name, kind in desk.variables.items()}
@@ -159,6 +162,7 @@ class Rules(Policy):
             except (Unanswered, ValueError) as error:
                 raise RuleFailed(f"{rule.name}: {error}") from error
             matched.append(rule.name)
+            self.matched(("rules", rule.number))
             if decision := rule.then.decision:
                 return actions.verdict(decision, ", ".join(matched), edits)
         return Verdict(Action.PROCEED, reason=", ".join(matched), edits=edits) if matched else PROCEED

@@ -99,3 +99,16 @@ def test_a_body_is_in_no_record() -> None:
     edited = MilterReply(MilterAction.CONTINUE, "m", edits=(ReplaceBody(BodyContent(b"x")),))
     with pytest.raises(RecallError, match="ReplaceBody"):
         recall(MilterReply, edited.to_json())
+
+
+def test_the_error_names_the_field_and_has_the_way_to_it() -> None:
+    hits = [{"zone": "a", "codes": [], "weight": 1}, {"zone": "b", "codes": [], "weight": "heavy"}]
+    with pytest.raises(RecallError, match=r"^Dnsbl: hits.1.weight: ") as caught:
+        recall(Dnsbl, {"score": 1, "hits": hits})
+    assert caught.value.path == ("hits", 1, "weight")
+    with pytest.raises(RecallError, match=r"^Dnsbl has no field 'scor'; it has score, hits, ") as caught:
+        recall(Dnsbl, {"scor": 1})
+    assert caught.value.path == ("scor",)
+    with pytest.raises(RecallError, match=r"^Spf needs domain, helo, helo_domain$") as caught:
+        recall(Spf, {"result": "pass"})
+    assert caught.value.path == ()

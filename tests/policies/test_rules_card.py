@@ -54,7 +54,7 @@ def first_cells(title: str) -> set[str]:
 
 def example() -> list[dict[str, Any]]:
     (block,) = re.findall(r"(?s)```yaml\n(.*?)```", CARD)
-    rules: list[dict[str, Any]] = yaml.safe_load(block)["pipeline"][-1]["rules"]
+    rules: list[dict[str, Any]] = yaml.safe_load(block)["pipeline"][-2]["rules"]
     return rules
 
 

@@ -118,3 +118,19 @@ def test_an_instance_may_need_fewer_of_its_hooks() -> None:
     assert Bench().judge(Narrow) == PROCEED
     with pytest.raises(LookupError, match="no hook at mail"):
         Bench().judge(Narrow, stage=Stage.MAIL)
+
+
+def test_a_policy_says_which_of_its_clauses_match_to_who_watches_it() -> None:
+    class Parts(Policy):
+        name = "parts"
+
+        def on_mail(self) -> Verdict:
+            self.matched(("parts", 1))
+            return PROCEED
+
+    policy, seen = Parts(PolicyOptions()), []
+    assert policy.clauses() == ()
+    assert policy.on_mail() == PROCEED
+    policy.watch(seen.append)
+    assert policy.on_mail() == PROCEED
+    assert seen == [("parts", 1)]
