@@ -7,7 +7,7 @@ ARGS :=
 # Test processes at once: most tests with real servers wait more than they work.
 JOBS := 3
 
-.PHONY: help run test test-fast lint bench bench-asked bench-filtered bench-plugins lock clean setup-run setup-test
+.PHONY: help run test test-fast lint bench bench-asked bench-filtered bench-plugins lock public-names clean setup-run setup-test
 
 help:
 	@echo "make run        set up, then start Gatepost on 127.0.0.1:2525 (foreground, Ctrl-C drains and ends it)"
@@ -19,6 +19,7 @@ help:
 	@echo "make bench-asked      what a milter and a policy service cost, beside Postfix asking the same ones"
 	@echo "make bench-plugins    what each plugin costs a message"
 	@echo "make lock       write the lock files anew from pyproject.toml"
+	@echo "make public-names     write the file of the SDK's public names anew, after a change of them"
 	@echo "make clean      remove what was made here, the demo's mail included"
 
 setup-run:
@@ -63,6 +64,9 @@ lock:
 	@test -x "$(UV)" || { echo "make lock needs uv: https://docs.astral.sh/uv/"; exit 1; }
 	$(COMPILE) -o requirements.lock
 	$(COMPILE) --extra dev -o requirements-dev.lock
+
+public-names: setup-test
+	$(PY) -m tests.support.public_names
 
 clean:
 	rm -rf .venv build dist *.egg-info var .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -3,6 +3,6 @@
 from gateway.app.guest import lend
 from gateway.app.guest_worker import Lending
 from gateway.app.supervisor import run
-from gateway.app.wiring import catalog_of, load_pipelines
+from gateway.app.wiring import catalog_of, load_pipelines, notices
 
-__all__ = ["Lending", "catalog_of", "lend", "load_pipelines", "run"]
+__all__ = ["Lending", "catalog_of", "lend", "load_pipelines", "notices", "run"]

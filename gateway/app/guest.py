@@ -116,7 +116,7 @@ def lend(config: Config, lending: Lending) -> int:
     """Lend a pipeline until SIGTERM. Gives the exit status: 0, or 2 when it cannot start. Raises `ConfigError`."""
     log.setup(config.log.format, config.log.level)
     try:
-        wiring.load_pipelines(config)
+        wiring.log_notices(config, wiring.load_pipelines(config))
         supervisor = GuestSupervisor(config, lending)
         try:
             return supervisor.run()

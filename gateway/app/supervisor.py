@@ -237,7 +237,7 @@ class Supervisor:
         """Check the new configuration here, once; only a good one reaches the workers."""
         try:
             config = load(self._config.file)
-            wiring.load_pipelines(config)
+            wiring.log_notices(config, wiring.load_pipelines(config))
         except ConfigError as error:
             _log.error("reload.refused", reason=str(error))
             return
@@ -301,7 +301,7 @@ def run(config: Config, on_step: OnStep = no_step) -> int:
     """Run Gatepost until SIGTERM. Gives the exit status: 0, or 2 when it cannot start."""
     log.setup(config.log.format, config.log.level)
     try:
-        wiring.load_pipelines(config)
+        wiring.log_notices(config, wiring.load_pipelines(config))
         return Supervisor(config, on_step).run()
     except StartError as error:
         print(f"gatepost: {error}", file=sys.stderr)  # noqa: T201  (for whoever started it)

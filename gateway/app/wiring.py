@@ -15,6 +15,7 @@ from gateway.app.directory import Directory, MailHosts
 from gateway.config import Config, ConfigError, Problem
 from gateway.config.recipients import LIST_OCTETS, RecipientCheck, Recipients, parse_list
 from gateway.mail.address import Address
+from gateway.ops import log
 from gateway.pipeline.folder import FolderError, FolderProblem, read_folder
 from gateway.pipeline.loader import Catalog, Pipeline, load
 from gateway.pipeline.plan import PipelineError, StageDeadlines
@@ -41,6 +42,8 @@ from gateway.transport.transport import Destination, Transport
 
 RECIPIENT_PLUGIN = "recipient"
 _WORKER_LOOKUPS = 500
+
+_log = log.get()
 
 
 class Roads:
@@ -231,6 +234,21 @@ def _pipelines(config: Config, services: Services) -> dict[str, Pipeline]:
     if problems:
         raise ConfigError(problems)
     return made
+
+
+def notices(config: Config, pipelines: Mapping[str, Pipeline]) -> list[Problem]:
+    """Options that are going and that the file still sets, with their lines, in its order; each with what to do."""
+    found = config.notices
+    for name, given in config.all_pipelines.items():
+        before = len(implied(config, given)) - len(given)
+        found += config.pipeline_notices(name, pipelines[name].notices, before=before)
+    return sorted(found)
+
+
+def log_notices(config: Config, pipelines: Mapping[str, Pipeline]) -> None:
+    """Write them to the log."""
+    for notice in notices(config, pipelines):
+        _log.warning("config.deprecated", file=notice.file, line=notice.line, key=notice.path, reason=notice.message)
 
 
 def load_pipelines(config: Config) -> dict[str, Pipeline]:

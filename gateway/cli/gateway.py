@@ -10,7 +10,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, NoReturn
 
@@ -18,7 +18,7 @@ import click
 
 from gateway.cli import output
 from gateway.cli.options import Failure, config_option, find_config, json_option, read_config
-from gateway.config import Config, ConfigError, load
+from gateway.config import Config, ConfigError, Problem, load
 
 METRICS_DIRECTORY: Final = "PROMETHEUS_MULTIPROC_DIR"
 
@@ -71,12 +71,14 @@ def check(config_file: str | None, as_json: bool) -> None:
     file = find_config(config_file)
     try:
         config = load(file)
-        _pipelines(config)
+        notices = _notices(config, _pipelines(config))
     except ConfigError as error:
         refuse(file, error, as_json=as_json)
     if as_json:
-        output.as_json({"ok": True, "file": file, "problems": []})
+        output.as_json({"ok": True, "file": file, "problems": [], "deprecated": _listed(notices)})
         return
+    for notice in notices:
+        click.echo(output.safe(notice))
     entries = sum(len(pipeline) for pipeline in config.all_pipelines.values())
     click.echo(f"{file}: ok: {len(config.listeners)} listeners, {len(config.domains)} domains, {entries} entries")
 
@@ -85,9 +87,19 @@ def refuse(file: str, error: ConfigError, *, as_json: bool) -> NoReturn:
     """End the command with every problem of a configuration that cannot be used."""
     if not as_json:
         raise Failure(str(error)) from error
-    problems = [{"file": p.file, "line": p.line, "key": p.path, "message": p.message} for p in error.problems]
-    output.as_json({"ok": False, "file": file, "problems": problems})
+    output.as_json({"ok": False, "file": file, "problems": _listed(error.problems), "deprecated": []})
     sys.exit(2)
+
+
+def _listed(problems: Sequence[Problem]) -> list[dict[str, Any]]:
+    return [{"file": p.file, "line": p.line, "key": p.path, "message": p.message} for p in problems]
+
+
+def _notices(config: Config, pipelines: dict[str, Any]) -> list[Problem]:
+    """Options that are going."""
+    from gateway import app
+
+    return app.notices(config, pipelines)
 
 
 def _pipelines(config: Config) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from yaml.scanner import Scanner
 
 from gateway.config.problems import ConfigError, Path, Problem, dotted
 from gateway.config.texts import Written, written
+from gateway.sdk.deprecation import Notice
 
 FILE_OCTETS: Final = 1 << 20
 DEPTH: Final = 24
@@ -86,6 +87,8 @@ class Document:
     columns: dict[Path, int] = field(default_factory=dict)
     texts: dict[Path, Written] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
+    notices: tuple[Notice, ...] = ()
+    """Options that are going, with their places."""
 
     def known(self, path: Path) -> Path:
         """The longest part of `path` that stands in the file; parts that no key or index fits are passed over.

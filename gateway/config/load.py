@@ -14,6 +14,7 @@ from gateway.config.model import Config
 from gateway.config.problems import ConfigError, Path, Problem, did_you_mean, dotted
 from gateway.config.reference import section_at
 from gateway.config.values import BASE, REFUSED
+from gateway.sdk.deprecation import NOTICES, Notices
 
 # Keys of the plan that this version does not have: they deserve better than "unknown key".
 _NOT_BUILT: Final[dict[Path, str]] = {
@@ -42,8 +43,10 @@ def load(path: str) -> Config:
         document.values = {}
     config: Config | None = None
     try:
-        context = {BASE: os.path.dirname(os.path.abspath(path))}
+        notices = Notices()
+        context = {BASE: os.path.dirname(os.path.abspath(path)), NOTICES: notices}
         config = Config.model_validate(document.values, context=context)
+        document.notices = notices.within(document.values)
     except ValidationError as error:
         # "Too short" comes last: a list is that too when its items are wrong, and then it need not be said.
         found = error.errors(include_url=False, include_input=False)

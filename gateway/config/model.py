@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Iterable
 from enum import StrEnum
 from typing import Annotated, Any, Literal, Self
 
@@ -42,6 +43,7 @@ from gateway.config.values import (
     section,
 )
 from gateway.pipeline.plan import PipelineError
+from gateway.sdk.deprecation import Notice
 from gateway.sdk.options import parse_duration as seconds
 from gateway.sdk.options import parse_size as octets
 from gateway.spool.spool import SpoolOptions
@@ -361,6 +363,17 @@ class Config(Section):
         if path and isinstance(path[0], int):
             path = (path[0] - before, *path[1:])
         return (*start, *path)
+
+    def pipeline_notices(self, name: str, notices: Iterable[Notice], *, before: int = 0) -> list[Problem]:
+        """Options that are going in the entries of pipeline `name`, with file and line; `before` as above."""
+        return [
+            self.problem(self.pipeline_path(name, notice.path, before=before), notice.message) for notice in notices
+        ]
+
+    @property
+    def notices(self) -> list[Problem]:
+        """Options that are going elsewhere in the file, with file and line."""
+        return [self.problem(notice.path, notice.message) for notice in self._document.notices]
 
     def _problem_inside(self, path: Path, message: str, offset: int | None) -> Problem:
         """A problem with the character `offset` of the text at `path`, or with all of it."""

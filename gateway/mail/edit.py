@@ -137,7 +137,7 @@ class BodyContent:
 
     def __init__(self, octets: bytes) -> None:
         self._octets = octets
-        self.eight_bit = not octets.isascii()
+        self.eight_bit: bool = not octets.isascii()
 
     @property
     def size(self) -> int:

@@ -34,6 +34,7 @@ from gateway.pipeline.plan import (
 from gateway.pipeline.replay import Replay
 from gateway.pipeline.rollout import parse_rollout
 from gateway.pipeline.runner import Meters, PipelineSession
+from gateway.sdk.deprecation import NOTICES, Notice, Notices
 from gateway.sdk.findings import Finding
 from gateway.sdk.options import OptionError, OptionsModel, parse_duration
 from gateway.sdk.plugin import Plugin
@@ -60,6 +61,8 @@ class Pipeline:
     _plan: Plan
     _house: House
     _meters: Meters
+    notices: tuple[Notice, ...] = ()
+    """Options in its entries that are going, with their places in the list."""
 
     @property
     def empty(self) -> bool:
@@ -139,7 +142,7 @@ def load(
         first = reader.problems[0]
         raise PipelineError(first.message, first.path, reader.problems)
     plan = make(made, deadlines, known.giving)
-    return Pipeline(name, made, plan, House(made, services.clock, worker_slots), Meters())
+    return Pipeline(name, made, plan, House(made, services.clock, worker_slots), Meters(), tuple(reader.notices))
 
 
 class _Reader:
@@ -147,6 +150,7 @@ class _Reader:
 
     def __init__(self, services: Services, known: Catalog) -> None:
         self.problems: list[PipelineError] = []
+        self.notices: list[Notice] = []
         self._services = services
         self._known = known
         self._names: dict[str, int] = {}
@@ -311,13 +315,20 @@ class _Reader:
         if raw is not None and not isinstance(raw, Mapping) and not sole:
             self._refuse(f"expected options: a mapping, {'a list, ' if model.sole else ''}or nothing", path)
             return None
+        given = {sole: raw} if sole else {} if raw is None else raw
+        notices = Notices()
         try:
-            return model.model_validate({sole: raw} if sole else {} if raw is None else raw)
+            options = model.model_validate(given, context={NOTICES: notices})
         except ValidationError as error:
             for problem in error.errors(include_url=False, include_context=False, include_input=False):
                 self._refuse(_wording(problem, model), path + _existing(problem, raw))
         except Exception as error:  # noqa: BLE001 - a validator of somebody's options may raise anything
             self._refuse(describe(error), path)
+        else:
+            for notice in notices.within(given):
+                inside = notice.path[1:] if sole and notice.path[:1] == (sole,) else notice.path
+                self.notices.append(replace(notice, path=(*path, *inside)))
+            return options
         return None
 
 

@@ -3,6 +3,8 @@
 See docs/plugins.md for the guide. Names listed here keep their meaning between minor versions.
 """
 
+from typing import TYPE_CHECKING
+
 from gateway.mail.address import (
     NULL_SENDER,
     Address,
@@ -50,6 +52,7 @@ from gateway.sdk.authentication import (
 from gateway.sdk.author import Proof, prove_author, read_authors
 from gateway.sdk.checks import CheckMatch, ContentChecks, Detection, Disclaimer, Dlp
 from gateway.sdk.contents import SpamScore, UriHit, UriHits, VirusScan
+from gateway.sdk.deprecation import Going, old_names
 from gateway.sdk.domains import DomainNames, domain_of, find_domain, show_domain
 from gateway.sdk.ending import Ending, Outcome
 from gateway.sdk.endpoint import Endpoint, EndpointOption, dial, find_addresses, parse_endpoint
@@ -176,6 +179,7 @@ __all__ = [
     "Flaw",
     "Geo",
     "Given",
+    "Going",
     "Greylist",
     "GreylistState",
     "HeaderField",
@@ -271,3 +275,7 @@ __all__ = [
     "show_domain",
     "split_path",
 ]
+
+if not TYPE_CHECKING:
+    # Type checkers shall know only the names that are here.
+    __getattr__ = old_names(__name__)

@@ -12,7 +12,7 @@ are read, so that mail never finds it out.
 from __future__ import annotations
 
 import re
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from gateway.mail.address import Address, parse_mailbox
 from gateway.mail.edit import (
@@ -27,8 +27,30 @@ from gateway.mail.edit import (
 )
 from gateway.mail.envelope import Notify, Recipient
 from gateway.mail.message import HeaderField
+from gateway.sdk.deprecation import old_names
 from gateway.sdk.stage import Message, Transaction
 from gateway.sdk.words import begins_with_word, decode_words, encode_words
+
+__all__ = [
+    "LINE",
+    "add_header",
+    "archive",
+    "bcc",
+    "check_tag",
+    "delete_header",
+    "fold",
+    "header_value",
+    "is_tagged",
+    "mailbox",
+    "redirect",
+    "route",
+    "set_header",
+    "tag_subject",
+]
+
+if not TYPE_CHECKING:
+    # Type checkers shall know only the names that are here.
+    __getattr__ = old_names(__name__)
 
 LINE: Final = 78
 """Characters that a line of a header field should have at most."""

@@ -208,7 +208,7 @@ class FakeLines:
     """Connections before their greeting: a client in `talkers`, by address, talks after so many seconds."""
 
     def __init__(self, clock: ManualClock, talkers: Mapping[str, float] | None = None) -> None:
-        self.talkers = dict(talkers or {})
+        self.talkers: dict[str, float] = dict(talkers or {})
         self._clock = clock
 
     async def early(self, session: Session, seconds: float) -> bool:
@@ -248,9 +248,9 @@ class FakeDirectory:
         callouts: Mapping[str, Callout] | None = None,
         stores: Mapping[str, Store] | None = None,
     ) -> None:
-        self.rules = dict(rules or {})
-        self.callouts = dict(callouts or {})
-        self.stores = dict(stores or {})
+        self.rules: dict[str, RecipientRule] = dict(rules or {})
+        self.callouts: dict[str, Callout] = dict(callouts or {})
+        self.stores: dict[str, Store] = dict(stores or {})
         self.called: list[str] = []
 
     async def rule(self, address: Address) -> RecipientRule:
@@ -282,7 +282,7 @@ class FakeCallouts:
     """
 
     def __init__(self, answers: Mapping[str, Callout] | None = None) -> None:
-        self.answers = dict(answers or {})
+        self.answers: dict[str, Callout] = dict(answers or {})
         self.asked: list[tuple[str, str, bool]] = []
 
     async def ask(self, address: Address, *, sender: Sender = NULL_SENDER, private: bool = False) -> Callout:

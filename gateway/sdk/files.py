@@ -93,12 +93,14 @@ class WatchedFile(Generic[_T]):
         return self._value  # type: ignore[return-value]  # it was parsed, whatever that gives
 
     async def _look(self) -> None:
+        mark = self._mark
         try:
             mark = await asyncio.to_thread(_mark, self.path)
             if mark == self._mark:
                 return
             self._mark, self._value = await asyncio.to_thread(self._read)
         except (OSError, ValueError) as error:
+            # A file that cannot be read is tried again; one that is wrong, when it changes.
             self._mark = self._mark if isinstance(error, OSError) else mark
             _log.error("file.unusable", path=self.path, reason=str(error))
             return

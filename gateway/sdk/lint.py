@@ -12,11 +12,26 @@ import ipaddress
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from gateway.mail.edit import AddHeader, ChangeHeader, DeleteHeader, Edit, ReplaceBody
+from gateway.sdk.deprecation import old_names
 from gateway.sdk.stage import Stage
 from gateway.sdk.verdict import Action
+
+__all__ = [
+    "SIGNED",
+    "Check",
+    "IPAddress",
+    "Path",
+    "Remark",
+    "Setting",
+    "Severity",
+    "Trust",
+    "Way",
+    "break_signatures",
+    "refuses_public_resolvers",
+]
 
 Path = tuple[str | int, ...]
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -131,3 +146,7 @@ def refuses_public_resolvers(zone: str) -> bool:
     """Whether this DNS list does not answer the large public resolvers."""
     name = zone.lower().removesuffix(".")
     return any(name == end or name.endswith(f".{end}") for end in _REFUSE_PUBLIC)
+
+
+if not TYPE_CHECKING:
+    __getattr__ = old_names(__name__)

@@ -11,7 +11,16 @@ The idea of a skeleton is that of Unicode Technical Standard 39, section 4.
 from __future__ import annotations
 
 import unicodedata
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+from gateway.sdk.deprecation import old_names
+
+__all__ = [
+    "TEXT_CHARACTERS",
+    "edit_distance",
+    "name_words",
+    "skeleton",
+]
 
 TEXT_CHARACTERS: Final = 16_384
 """Characters of a text that are looked at: many of them may be invisible."""
@@ -91,3 +100,7 @@ def edit_distance(one: str, other: str, most: int) -> int:
         if min(row) > most:
             return far
     return row[-1]
+
+
+if not TYPE_CHECKING:
+    __getattr__ = old_names(__name__)

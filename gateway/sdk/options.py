@@ -9,10 +9,38 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Final
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, PlainSerializer
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    PlainSerializer,
+    ValidationInfo,
+    model_validator,
+)
+
+from gateway.sdk.deprecation import NOTICES, Going, old_names, take_old_options
+
+__all__ = [
+    "Duration",
+    "LocalParts",
+    "OptionError",
+    "OptionProblem",
+    "OptionsModel",
+    "Size",
+    "format_duration",
+    "format_size",
+    "parse_duration",
+    "parse_size",
+]
+
+if not TYPE_CHECKING:
+    # Type checkers shall know only the names that are here.
+    __getattr__ = old_names(__name__)
 
 _DURATION: Final = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,15})?)\s*(ms|s|m|h|d)\Z")
 _DURATION_UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -85,11 +113,20 @@ LocalParts = Annotated[
 class OptionsModel(BaseModel):
     """Base of everything that is read from the configuration file: frozen, and unknown keys are refused.
 
-    `sole` names the option that a bare list in place of the mapping stands for; without it a list is refused.
+    `sole` names the option that a bare list in place of the mapping stands for; without it a list is refused. `going`
+    has deprecated options, by their old name: they are taken for one release more, and whoever set them is told.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True, extra="forbid", validate_default=True)
     sole: ClassVar[str] = ""
+    going: ClassVar[Mapping[str, Going]] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_old_options(cls, data: Any, info: ValidationInfo) -> Any:
+        if not cls.going or not isinstance(data, Mapping):
+            return data
+        return take_old_options(data, cls.going, cls.model_fields, (info.context or {}).get(NOTICES))
 
 
 @dataclass(frozen=True, slots=True)

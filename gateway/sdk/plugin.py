@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, TypeVar
 
 from gateway.mail.session import Session
+from gateway.sdk.deprecation import adopt_old_hooks
 from gateway.sdk.ending import Ending
 from gateway.sdk.findings import Finding
 from gateway.sdk.lint import Check, Remark, Setting
@@ -101,6 +102,7 @@ class Plugin:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        adopt_old_hooks(cls)
         found = [_read_finder(cls, name) for name in dir(cls) if hasattr(getattr(cls, name, None), _MARK)]
         cls.finders = tuple(sorted(found, key=lambda f: (ORDER.index(f.stage), f.method)))
         if cls.policy and cls.policy.Options is not PolicyOptions and not issubclass(cls.Options, cls.policy.Options):

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from gateway.mail.envelope import Recipient
+from gateway.sdk.deprecation import adopt_old_hooks
 from gateway.sdk.findings import Finding
 from gateway.sdk.lint import Check, Remark, Setting, Way
 from gateway.sdk.options import OptionsModel
@@ -74,6 +75,7 @@ class Policy:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        adopt_old_hooks(cls)
         hooks: dict[Stage, Hook] = {}
         for name in dir(cls):
             if not name.startswith("on_"):

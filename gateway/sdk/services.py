@@ -58,6 +58,7 @@ class Dns(Protocol):
 
     async def lookup(self, name: str, rdtype: str) -> Answer:
         """Ask for one of A, AAAA, MX, TXT, PTR, CNAME, NS. Does not raise for anything the network does."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,15 +82,19 @@ class State(Protocol):
 
     async def get(self, key: str) -> bytes | None:
         """The value, or None when there is none or its time is over."""
+        ...
 
     async def put(self, key: str, value: bytes, ttl: float) -> None:
         """Store for `ttl` seconds."""
+        ...
 
     async def put_new(self, key: str, value: bytes, ttl: float) -> bytes | None:
         """Store unless there is a value; give the value that was there, None when ours was stored."""
+        ...
 
     async def delete(self, key: str) -> None:
         """Forget the key."""
+        ...
 
     async def take(self, key: str, *, capacity: float, per_second: float, cost: float = 1.0) -> Taken:
         """Take `cost` tokens from the bucket `key`, all or none, in one atomic step.
@@ -97,15 +102,18 @@ class State(Protocol):
         A bucket holds at most `capacity` tokens, starts full and refills by `per_second`. A cost of 0 only looks:
         it says what `remaining` is, is always allowed, and is cheaper than to take.
         """
+        ...
 
     async def count(self, key: str, member: str, ttl: float, by: int = 1) -> int:
         """Add `by` to the count of `member` in the tally `key`, in one atomic step; gives the new count.
 
         The whole tally is forgotten `ttl` seconds after its first count. A member is text of at most 2,048 characters.
         """
+        ...
 
     async def tally(self, key: str, limit: int = 10_000) -> dict[str, int]:
         """The counts of a tally, at most `limit` members, the largest counts first; empty when there is none."""
+        ...
 
 
 class Clock(Protocol):
@@ -113,9 +121,11 @@ class Clock(Protocol):
 
     def now(self) -> float:
         """Seconds since 1970, UTC."""
+        ...
 
     def monotonic(self) -> float:
         """Seconds from a point of no meaning; never goes back."""
+        ...
 
 
 class RecipientRule(StrEnum):
@@ -165,15 +175,18 @@ class Directory(Protocol):
 
     async def rule(self, address: Address) -> RecipientRule:
         """What the configuration says about this recipient. A list in a file is read again when it has changed."""
+        ...
 
     def store(self, address: Address) -> Store | None:
         """Who knows this recipient; None when the domain is not ours. No I/O."""
+        ...
 
     async def callout(self, address: Address) -> Callout:
         """Ask that store. Not cached here; does not raise.
 
         A next hop is asked with ``MAIL FROM:<>`` and RCPT, and no DATA; an LDAP server with a search.
         """
+        ...
 
 
 class Callouts(Protocol):
@@ -185,6 +198,7 @@ class Callouts(Protocol):
         Hosts in networks that are not public are not connected to without `private`: whoever made the address up chose
         where it leads. UNKNOWN is any permanent refusal of RCPT, whatever its reason; `Callout.reply` has its code.
         """
+        ...
 
 
 class Lines(Protocol):
@@ -195,6 +209,7 @@ class Lines(Protocol):
 
         False at once for a session that is greeted, or closed.
         """
+        ...
 
 
 class OutboxError(Exception):
@@ -209,6 +224,7 @@ class Outbox(Protocol):
 
         It is delivered by the configured routes. No DSN is made for it. Raises `OutboxError`.
         """
+        ...
 
 
 class NoLines:

@@ -14,9 +14,9 @@ import asyncio
 import contextlib
 import ipaddress
 import itertools
-from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Coroutine, Generator, Iterable, Mapping, Sequence
 from importlib.metadata import entry_points
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
 
@@ -25,6 +25,7 @@ from gateway.mail.envelope import MailParameters, Recipient
 from gateway.mail.message import split_header
 from gateway.mail.reply import Reply
 from gateway.mail.session import Session, Tls
+from gateway.sdk.deprecation import old_names
 from gateway.sdk.ending import Ending, Outcome
 from gateway.sdk.fakes import (
     BytesContent,
@@ -62,6 +63,10 @@ __all__ = [
     "plugin_class",
     "policy_class",
 ]
+
+if not TYPE_CHECKING:
+    # Type checkers shall know only the names that are here.
+    __getattr__ = old_names(__name__)
 
 Options = Mapping[str, Any] | list[Any] | str | None
 _T = TypeVar("_T")
@@ -180,14 +185,14 @@ class Bench:
         callouts: Callouts | None = None,
         hostname: str = "mx.example.org",
     ) -> None:
-        self.clock = clock or ManualClock()
-        self.dns = dns or FakeDns()
-        self.state = state or FakeState(self.clock)
-        self.directory = directory or FakeDirectory()
-        self.lines = lines or FakeLines(self.clock)
-        self.outbox = outbox or FakeOutbox()
-        self.callouts = callouts or FakeCallouts()
-        self.services = Services(
+        self.clock: ManualClock = clock or ManualClock()
+        self.dns: Dns = dns or FakeDns()
+        self.state: State = state or FakeState(self.clock)
+        self.directory: Directory = directory or FakeDirectory()
+        self.lines: Lines = lines or FakeLines(self.clock)
+        self.outbox: Outbox = outbox or FakeOutbox()
+        self.callouts: Callouts = callouts or FakeCallouts()
+        self.services: Services = Services(
             self.dns, self.state, self.clock, self.directory, hostname, hostname, self.lines, self.outbox, self.callouts
         )
 
@@ -222,7 +227,7 @@ class Bench:
             )
 
     @contextlib.contextmanager
-    def started(self, plugin: type[Plugin] | str, options: Options = None) -> Iterator[Started]:
+    def started(self, plugin: type[Plugin] | str, options: Options = None) -> Generator[Started, None, None]:
         """A plugin that goes on from call to call, for those that hold something for each session."""
         cls = plugin_class(plugin)
         with asyncio.Runner() as runner:

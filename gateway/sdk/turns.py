@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 
 class Turns:
@@ -22,7 +22,7 @@ class Turns:
         return len(self._turns)
 
     @contextlib.asynccontextmanager
-    async def of(self, key: str) -> AsyncIterator[None]:
+    async def of(self, key: str) -> AsyncGenerator[None, None]:
         """Wait for the key's turn, and hold it inside the block."""
         lock, wanted = self._turns.get(key, (asyncio.Lock(), 0))
         self._turns[key] = (lock, wanted + 1)

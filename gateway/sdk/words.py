@@ -14,7 +14,23 @@ import base64
 import binascii
 import codecs
 import re
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+from gateway.sdk.deprecation import old_names
+
+__all__ = [
+    "CHARSETS",
+    "begins_with_word",
+    "decode",
+    "decode_words",
+    "encode_words",
+    "find_charset",
+    "has_encoded_word",
+]
+
+if not TYPE_CHECKING:
+    # Type checkers shall know only the names that are here.
+    __getattr__ = old_names(__name__)
 
 _OCTETS: Final = 45
 """Octets that one written word holds: 60 characters of base64, and 12 around them; 75 are allowed."""
