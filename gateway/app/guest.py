@@ -18,8 +18,9 @@ from functools import partial
 
 from gateway.app import wiring
 from gateway.app.guest_worker import Lending, work
+from gateway.app.keeping import FIXED_FOR_GUESTS
 from gateway.app.supervisor import EXIT_CONFIG, Child, StartError, Supervisor, bind, usable
-from gateway.config import Config
+from gateway.config import Config, ConfigError
 from gateway.ops import log
 from gateway.sdk.endpoint import Endpoint
 
@@ -29,6 +30,8 @@ _BACKLOG = 1024
 
 class GuestSupervisor(Supervisor):
     """Keeps one worker running that lends a pipeline, and the admin server where the configuration asks for one."""
+
+    fixed = FIXED_FOR_GUESTS
 
     def __init__(self, config: Config, lending: Lending) -> None:
         super().__init__(config.model_copy(update={"workers": 1}))
@@ -59,7 +62,13 @@ class GuestSupervisor(Supervisor):
 
     def _work(self, index: int) -> int:
         sock = self._sockets[0][0] if self._sockets else None
-        return work(self._config, self._lending, self._board, sock)
+        return work(self._config, self._generation, self._lending, self._board, self._orders, sock)
+
+    def check(self, config: Config) -> None:
+        wiring.load_pipelines(config)
+        if self._lending.pipeline not in config.all_pipelines:
+            message = f"there is no pipeline {self._lending.pipeline} any more, and it is lent"
+            raise ConfigError([config.problem(("pipelines",), message)])
 
 
 def bind_endpoint(endpoint: Endpoint, mode: int) -> socket.socket:

@@ -1,7 +1,8 @@
 """The worker that lends a pipeline: no front door, no queue, and of the spool a shard for decision records only.
 
 *Promises*: SIGTERM drains: nothing new is taken, what was asked is answered, transactions are ended, records are
-written, exit status 0. SIGHUP swaps the pipeline; sessions that have begun finish under the old one.
+written, exit status 0. A reload that the supervisor orders swaps the pipeline; sessions that have begun finish under
+the old one.
 """
 
 from __future__ import annotations
@@ -14,18 +15,21 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import uvloop
 
 from gateway.app import wiring
+from gateway.app.keeping import FIXED_FOR_GUESTS, keep
+from gateway.app.renewal import Bench, Renewal
 from gateway.app.worker import CANNOT_START
-from gateway.config import Config, ConfigError, load
-from gateway.guest import actions, delegate
+from gateway.config import Config, ConfigError, parse
+from gateway.guest import actions, delegate, dialogue
 from gateway.guest.ruling import SplitRefused
 from gateway.guest.visit import Host
 from gateway.ops import log
 from gateway.ops.board import Board, WorkerState
+from gateway.ops.orders import BELL, Orders
 from gateway.pipeline.loader import Pipeline
 from gateway.pipeline.plan import PipelineError
 from gateway.sdk.endpoint import Endpoint
@@ -40,7 +44,6 @@ from gateway.spool.sqlite import SqliteSpool
 
 _log = log.get()
 _BEAT_SECONDS: Final = 1.0
-_RETIRE_SECONDS: Final = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,26 +70,29 @@ class Lending:
 
 
 class Server(Protocol):
-    """What speaks to the MTA. `host` may be replaced at any time."""
+    """What speaks to the MTA."""
 
-    host: Host
     ended: asyncio.Event
     """Set when it has stopped, whoever told it to."""
+
+    def renew(self, host: Host, options: Any) -> None:
+        """What sessions that begin from now on get; `options` are its own kind's."""
 
     async def drain(self, patience: float) -> None: ...
 
 
 class GuestWorker:
-    """The worker. `run` it in a process of its own."""
+    """The worker. `run` it in a process of its own. `generation` is the number of the configuration."""
 
-    def __init__(self, config: Config, lending: Lending, board: Board) -> None:
+    def __init__(self, config: Config, generation: int, lending: Lending, board: Board, orders: Orders) -> None:
         self._config = config
+        self._generation = generation
         self._lending = lending
         self._slot = board.slot(0)
+        self._orders = orders
         self._tasks = Tasks()
         self._stop = asyncio.Event()
         self._clock = SystemClock()
-        self._server: Server | None = None
 
     async def run(self, sock: socket.socket | None) -> int:
         """Work until SIGTERM; gives the exit status."""
@@ -95,23 +101,24 @@ class GuestWorker:
         loop.add_signal_handler(signal.SIGTERM, self._stop.set)
         loop.add_signal_handler(signal.SIGINT, self._stop.set)
         self._slot.set_state(WorkerState.RECOVERING)
-        state = SqliteState(Path(self._config.state.path), self._clock)
+        self._state = SqliteState(Path(self._config.state.path), self._clock)
         try:
             self._records = await SqliteSpool.open_guest(self._config.spool.options())
-            await state.start()
-            self._parts = wiring.make_parts(self._config, state, self._clock)
-            self._pipeline = self._parts.pipelines[self._lending.pipeline]
-            await self._parts.start()
-            self._server = await self._serve(self._host(), sock)
+            await self._state.start()
+            parts = wiring.make_parts(self._config, self._state, self._clock)
+            pipeline = parts.pipelines[self._lending.pipeline]
+            await parts.start()
+            self._server = await self._serve(parts, sock)
         except (SpoolError, StateError, ConfigError, PipelineError, OSError) as error:
             _log.error("worker.cannot_start", reason=str(error))
             return CANNOT_START
-        self._state = state
-        loop.add_signal_handler(signal.SIGHUP, self._reload)
+        self._renewal = Renewal(Bench(self._orders, self._slot, self._prepare, self._use), parts, self._generation)
+        loop.add_signal_handler(BELL, self._renewal.ring)
+        self._reloads = self._tasks.start(self._renewal.run(), name="reload")
         beat = self._tasks.start(self._beat(), name="heartbeat")
         self._slot.set_state(WorkerState.READY)
         _log.info("worker.ready", listeners=[str(self._lending.listen)])
-        if not self._lending.milter and (late := _never_asked(self._pipeline)):
+        if not self._lending.milter and (late := _never_asked(pipeline)):
             _log.warning("delegate.not_asked", plugin=late, stage=Stage.MESSAGE.value)
         stopped = self._tasks.start(self._stop.wait(), name="stop")
         ended = self._tasks.start(self._server.ended.wait(), name="ended")
@@ -123,51 +130,68 @@ class GuestWorker:
         await self._drain(self._server)
         return 1 if failed else 0
 
-    async def _serve(self, host: Host, sock: socket.socket | None) -> Server:
+    async def _serve(self, parts: wiring.Parts, sock: socket.socket | None) -> Server:
         """Begin to listen. Raises OSError."""
-        lending, limits = self._lending, self._config.limits
-        if lending.milter:
-            return await self._serve_milter(host)
+        if self._lending.milter:
+            return await self._serve_milter(parts)
         if sock is None:
             raise OSError("no socket")
-        options = delegate.Options(
-            str(lending.listen),
-            self._config.hostname,
-            lending.ok,
-            lending.trouble,
-            limits.sessions,
-            idle=self._config.timeouts.session,
-        )
-        server = delegate.Delegate(host, options)
+        server = delegate.Delegate(self._host(parts), self._delegate_options(parts.config))
         await server.listen(sock)
         return server
 
-    async def _serve_milter(self, host: Host) -> Server:
+    async def _serve_milter(self, parts: wiring.Parts) -> Server:
         # Here, since only who asks for it needs pymilter.
-        from gateway.guest.dialogue import Options
         from gateway.guest.milter import MilterServer
 
-        config, lending = self._config, self._lending
-        deadlines = {Stage(name): seconds for name, seconds in config.deadlines.model_dump().items()}
-        limits = config.limits
-        options = Options(str(lending.listen), config.hostname, deadlines, limits.message_size, limits.header_size)
-        server = MilterServer(host, options, limits.sessions)
+        lending = self._lending
+        server = MilterServer(self._host(parts), self._milter_options(parts.config))
         await server.listen(lending.listen)
         if lending.listen.path:
             os.chmod(lending.listen.path, lending.mode)
         return server
 
-    def _host(self) -> Host:
-        config = self._parts.config
-        relay = Networks(config.relay_from)
-        refused = SplitRefused(config.split_refused)
-        return Host(self._pipeline, self._records, self._clock, relay.__contains__, refused)
+    def _delegate_options(self, config: Config) -> delegate.Options:
+        lending = self._lending
+        return delegate.Options(
+            str(lending.listen),
+            config.hostname,
+            lending.ok,
+            lending.trouble,
+            config.limits.sessions,
+            idle=config.timeouts.session,
+        )
+
+    def _milter_options(self, config: Config) -> dialogue.Options:
+        deadlines = {Stage(name): seconds for name, seconds in config.deadlines.model_dump().items()}
+        limits = config.limits
+        return dialogue.Options(
+            str(self._lending.listen),
+            config.hostname,
+            deadlines,
+            limits.message_size,
+            limits.header_size,
+            limits.sessions,
+        )
+
+    def _host(self, parts: wiring.Parts) -> Host:
+        config = parts.config
+        return Host(
+            parts.pipelines[self._lending.pipeline],
+            self._records,
+            self._clock,
+            Networks(config.relay_from).__contains__,
+            SplitRefused(config.split_refused),
+            config.digest,
+            parts.tenancy,
+        )
 
     async def _drain(self, server: Server) -> None:
         self._slot.set_state(WorkerState.DRAINING)
         _log.info("worker.draining")
-        await server.drain(self._config.timeouts.drain)
-        await self._parts.close()
+        self._reloads.cancel()
+        await server.drain(self._renewal.current.config.timeouts.drain)
+        await self._renewal.close()
         await self._records.close()
         await self._state.close()
         self._slot.set_state(WorkerState.STOPPED)
@@ -176,34 +200,26 @@ class GuestWorker:
     async def _beat(self) -> None:
         while True:
             self._slot.beat(time.monotonic())
+            # A bell that was not heard costs a moment, and no reload.
+            self._renewal.ring()
             await asyncio.sleep(_BEAT_SECONDS)
 
-    def _reload(self) -> None:
-        self._tasks.start(self._swap(), name="reload")
+    async def _prepare(self, text: bytes) -> wiring.Parts:
+        """What a new configuration determines, started. The supervisor has checked it."""
+        old = self._renewal.current.config
+        # In a thread: it reads files, and a list of recipients may be long.
+        config = await asyncio.to_thread(parse, text, old.file)
+        parts = wiring.make_parts(keep(old, config, FIXED_FOR_GUESTS)[0], self._state, self._clock)
+        if self._lending.pipeline not in parts.pipelines:
+            raise PipelineError(f"there is no pipeline {self._lending.pipeline} any more", ())
+        await parts.start()
+        return parts
 
-    async def _swap(self) -> None:
-        """Take the new configuration for sessions that begin from now on. The supervisor has checked it."""
-        try:
-            # In a thread: it reads files, and a list of recipients may be long.
-            config = await asyncio.to_thread(load, self._config.file)
-            parts = wiring.make_parts(config, self._state, self._clock)
-            if self._lending.pipeline not in parts.pipelines:
-                raise PipelineError(f"no pipeline {self._lending.pipeline}", ())
-            pipeline = parts.pipelines[self._lending.pipeline]
-            await parts.start()
-        except (ConfigError, PipelineError, OSError) as error:
-            _log.error("reload.failed", reason=str(error))
-            return
-        old, self._parts, self._pipeline = self._parts, parts, pipeline
-        if self._server is not None:
-            self._server.host = self._host()
-        _log.info("reload.done", pipelines=[pipeline.name])
-        # Old sessions finish under the old policy; when the longest possible one is over, its parts can go.
-        self._tasks.start(self._retire(old), name="retire")
-
-    async def _retire(self, parts: wiring.Parts) -> None:
-        await asyncio.sleep(min(_RETIRE_SECONDS, parts.config.timeouts.session))
-        await parts.close()
+    def _use(self, parts: wiring.Parts) -> None:
+        """Have sessions that begin from now on use it."""
+        config = parts.config
+        options = self._milter_options(config) if self._lending.milter else self._delegate_options(config)
+        self._server.renew(self._host(parts), options)
 
 
 def _never_asked(pipeline: Pipeline) -> list[str]:
@@ -212,17 +228,19 @@ def _never_asked(pipeline: Pipeline) -> list[str]:
     return sorted({row.entry for row in rows})
 
 
-def work(config: Config, lending: Lending, board: Board, sock: socket.socket | None) -> int:
+def work(
+    config: Config, generation: int, lending: Lending, board: Board, orders: Orders, sock: socket.socket | None
+) -> int:
     """Be the worker process; gives the exit status."""
     log.setup(config.log.format, config.log.level, worker="0")
     os.umask(0o077)
     try:
-        return uvloop.run(_work(config, lending, board, sock))
+        return uvloop.run(_work(sock, config, generation, lending, board, orders))
     except BaseException as error:  # noqa: BLE001  (the process ends, and must say why)
         _log.error("worker.failed", exc_info=error)
         sys.stderr.flush()
         return 1
 
 
-async def _work(config: Config, lending: Lending, board: Board, sock: socket.socket | None) -> int:
-    return await GuestWorker(config, lending, board).run(sock)
+async def _work(sock: socket.socket | None, *worker: Any) -> int:
+    return await GuestWorker(*worker).run(sock)

@@ -3,8 +3,8 @@
 It takes no part in mail: no threads, no event loop, so that forking from it is always safe.
 
 *Promises*: each worker has a listening socket of its own (SO_REUSEPORT) that outlives it, so connections that wait
-when a worker dies are served by its successor. SIGTERM and SIGINT drain and end with status 0; SIGHUP reloads, after
-the new configuration was found good.
+when a worker dies are served by its successor. SIGTERM and SIGINT drain and end with status 0; SIGHUP reloads, and one
+that comes while a reload runs reloads again (`gateway.app.reload`).
 """
 
 from __future__ import annotations
@@ -19,16 +19,21 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Final
+from typing import ClassVar, Final
 
 from prometheus_client import multiprocess
 
 from gateway.app import wiring
+from gateway.app.keeping import FIXED
+from gateway.app.reload import Outcome, Reload, Result
 from gateway.app.worker import CANNOT_START, work
-from gateway.config import Config, ConfigError, load
+from gateway.config import Config, ConfigError
 from gateway.ops import log, metrics
 from gateway.ops.admin import Deps, run_admin
 from gateway.ops.board import Board, WorkerState
+from gateway.ops.orders import BELL, Orders
+from gateway.ops.requests import Requests
+from gateway.services.clock import SystemClock
 from gateway.spool.shard import OnStep, no_step
 from gateway.spool.spool import SpoolError, State
 from gateway.spool.sqlite import open_all
@@ -41,8 +46,6 @@ _PAUSE_MAX: Final = 30.0
 _DRAIN_MARGIN: Final = 25.0
 _PR_SET_PDEATHSIG: Final = 1  # prctl(2)
 EXIT_CONFIG: Final = 2
-_FIXED: Final = ("listeners", "workers", "spool", "state", "admin")
-"""Keys that a reload cannot change."""
 
 
 class StartError(Exception):
@@ -111,11 +114,21 @@ def _only_v6(sock: socket.socket, family: int) -> None:
 
 
 class Supervisor:
-    """Keeps the workers and the admin server running."""
+    """Keeps the workers and the admin server running; the `gateway.app.reload.Crew` of a reload.
+
+    `fixed` are the keys that a reload cannot change.
+    """
+
+    fixed: ClassVar[tuple[str, ...]] = FIXED
 
     def __init__(self, config: Config, on_step: OnStep = no_step) -> None:
         self._config = config
+        self._generation = 1
         self._board = Board.create(config.workers, time.monotonic())
+        self._orders = Orders(config.workers)
+        self._requests = Requests()
+        self._died_trying: dict[int, int] = {}
+        self._fatal = False
         self._children: list[Child] = []
         self._sockets: list[list[socket.socket]] = []
         self._on_step = on_step
@@ -124,6 +137,10 @@ class Supervisor:
     def run(self) -> int:
         """Until told to stop. Gives the exit status. Raises `StartError`."""
         self._prepare()
+        # So numbers of configurations and of orders are the same.
+        self._orders.prepare(self._generation, b"")
+        self._orders.take()
+        metrics.RELOADED.set(SystemClock().now())
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         for child in self._children:
             self._start(child)
@@ -134,13 +151,10 @@ class Supervisor:
                 return self._stop()
             if number == signal.SIGHUP:
                 self._reload()
-            if self._reap():
+            self._keep_running()
+            if self._fatal:
                 self._stop()
                 return self._status
-            now = time.monotonic()
-            for child in self._children:
-                if not child.pid and child.due <= now:
-                    self._start(child)
 
     def _prepare(self) -> None:
         """Everything that can go wrong before the first fork goes wrong here, with a text that says what to do."""
@@ -158,7 +172,7 @@ class Supervisor:
 
     def _work(self, index: int) -> int:
         sockets = [group[index] for group in self._sockets]
-        return work(self._config, index, self._board, sockets, self._on_step)
+        return work(self._config, self._generation, index, self._board, self._orders, sockets, self._on_step)
 
     def _admin(self, sock: socket.socket) -> int:
         log.setup(self._config.log.format, self._config.log.level, worker="admin")
@@ -173,6 +187,8 @@ class Supervisor:
                 lambda: open_all(options),
                 SpoolError,
                 State,
+                self._requests,
+                lambda: os.kill(parent, signal.SIGHUP),
             ),
         )
         return 0
@@ -185,6 +201,9 @@ class Supervisor:
             status = 1
             try:
                 _end_with_parent()
+                # Its bell may ring before it can hear it, and SIGHUP is the supervisor's.
+                signal.signal(BELL, signal.SIG_IGN)
+                signal.signal(signal.SIGHUP, signal.SIG_IGN)
                 signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
                 self._close_others(child)
                 status = child.start()
@@ -204,16 +223,23 @@ class Supervisor:
         waiting = [c.due - time.monotonic() for c in self._children if not c.pid]
         return max(0.0, min([1.0, *waiting]))
 
-    def _reap(self) -> bool:
-        """Collect who ended. True when Gatepost has to stop because a worker cannot start."""
-        fatal = False
+    def _keep_running(self) -> None:
+        """Collect who ended, and start again who is due."""
+        self._reap()
+        now = time.monotonic()
+        for child in self._children:
+            if not child.pid and child.due <= now and not self._fatal:
+                self._start(child)
+
+    def _reap(self) -> None:
+        """Collect who ended. Gatepost has to stop when a worker cannot start."""
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
             except ChildProcessError:
-                return fatal
+                return
             if pid == 0:
-                return fatal
+                return
             child = next((c for c in self._children if c.pid == pid), None)
             if child is None:
                 continue
@@ -222,10 +248,12 @@ class Supervisor:
             if child.index >= 0:
                 child.proven = child.proven or self._board.slot(child.index).state >= WorkerState.READY
                 self._board.clear(child.index, time.monotonic())
+                self._died_trying[child.index] = self._orders.answers[child.index].trying
+                self._orders.answers[child.index].clear()
             code = os.waitstatus_to_exitcode(status)
             if code == CANNOT_START and not child.proven:
                 self._status = EXIT_CONFIG
-                fatal = True
+                self._fatal = True
                 continue
             lived = time.monotonic() - child.began
             child.pause = min(_PAUSE_MAX, max(0.1, child.pause * 2)) if lived < _HASTE else 0.0
@@ -233,21 +261,64 @@ class Supervisor:
             metrics.WORKER_RESTARTS.inc()
             _log.error("worker.died", name=child.name, pid=pid, status=code, restart_in=child.pause)
 
+    # Reloading
+
+    def check(self, config: Config) -> None:
+        """Raise `ConfigError` when this cannot be put in the place of what is in force. Says what options are going."""
+        wiring.log_notices(config, wiring.load_pipelines(config))
+        for listener in config.listeners:
+            if listener.pipeline not in config.all_pipelines:
+                message = (
+                    f"{listener.address} has pipeline {listener.pipeline} until the next start; keep it, or restart"
+                )
+                raise ConfigError([config.problem(("pipelines",), message)])
+
     def _reload(self) -> None:
-        """Check the new configuration here, once; only a good one reaches the workers."""
-        try:
-            config = load(self._config.file)
-            wiring.log_notices(config, wiring.load_pipelines(config))
-        except ConfigError as error:
-            _log.error("reload.refused", reason=str(error))
-            return
-        kept = {key: getattr(self._config, key) for key in _FIXED}
-        for key, value in kept.items():
-            if getattr(config, key) != value:
-                _log.warning("reload.needs_restart", key=key)
-        self._signal(signal.SIGHUP, workers_only=True)
-        # A worker that has to be started again starts with the new policy, on the old sockets and spool.
-        self._config = config.model_copy(update=kept)
+        asked, began = self._requests.asked(), time.monotonic()
+        reload = Reload(self, self._board, self._orders, self.check, self.fixed)
+        outcome = reload.run(self._config, self._generation)
+        seconds = round(time.monotonic() - began, 3)
+        metrics.RELOADS.labels(outcome.result.value).inc()
+        self._tell(outcome, seconds)
+        now = SystemClock().now()
+        if outcome.result is not Result.REFUSED:
+            metrics.RELOADED.set(now)
+        self._requests.answer(asked, {**outcome.to_json(self._board), "time": round(now, 3), "seconds": seconds})
+
+    def _tell(self, outcome: Outcome, seconds: float) -> None:
+        config = outcome.config
+        where = {"generation": outcome.generation, "config": config.digest, "file": config.file}
+        for key in outcome.needs_restart:
+            _log.warning("reload.needs_restart", key=key)
+        match outcome.result:
+            case Result.DONE:
+                _log.info("reload.complete", **where, workers=len(self._board.slots), seconds=seconds)
+            case Result.REFUSED:
+                _log.error("reload.refused", **where, reason=outcome.reason)
+            case Result.FAILED:
+                _log.error("reload.incomplete", **where, reason=outcome.reason, seconds=seconds)
+
+    def running(self) -> list[int]:
+        """Workers that run now, by index."""
+        return [c.index for c in self._children if c.pid and c.index >= 0]
+
+    def ring(self) -> None:
+        """Have all workers look at their orders."""
+        self._signal(BELL, workers_only=True)
+
+    def tend(self, seconds: float) -> bool:
+        """Wait so long, and start those again who died. False when Gatepost is to stop."""
+        signal.sigtimedwait({signal.SIGCHLD}, seconds)
+        self._keep_running()
+        return not self._fatal and not signal.sigpending() & {signal.SIGTERM, signal.SIGINT}
+
+    def died_trying(self, number: int) -> list[int]:
+        """Workers that have died while they prepared this order."""
+        return [index for index, tried in self._died_trying.items() if tried == number]
+
+    def engage(self, config: Config, generation: int) -> None:
+        """A worker that has to be started again starts with the new policy, on the old sockets and spool."""
+        self._config, self._generation = config, generation
 
     def _signal(self, number: int, *, workers_only: bool = False) -> None:
         for child in self._children:

@@ -6,8 +6,8 @@ import asyncio
 import os
 import socket
 import ssl
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,6 +28,7 @@ from gateway.services.dns import DnsOptions, Resolver
 from gateway.services.ldap import LdapStore
 from gateway.services.ldap_options import LdapOptions
 from gateway.services.state import SqliteState
+from gateway.services.tenancy import Tenancy
 from gateway.smtp.data import Newlines
 from gateway.smtp.domains import Domain, Domains
 from gateway.smtp.intake import Desk
@@ -72,15 +73,26 @@ class Parts:
     smtp: SmtpOptions
     hosts: MailHosts
     ldap: Sequence[LdapStore]
+    tenancy: Tenancy = field(default_factory=Tenancy)
+    """The sessions that work with it."""
 
     async def start(self) -> None:
-        """Start all pipelines. Raises `gateway.pipeline.plan.PipelineError`."""
-        for pipeline in self.pipelines.values():
-            await pipeline.start()
+        """Start all pipelines. Raises `gateway.pipeline.plan.PipelineError`; then all of it is closed."""
+        started: list[Pipeline] = []
+        try:
+            for pipeline in self.pipelines.values():
+                await pipeline.start()
+                started.append(pipeline)
+        except BaseException:
+            await self._close(started)
+            raise
 
     async def close(self) -> None:
         """Close all of it, once the last session has ended."""
-        for pipeline in self.pipelines.values():
+        await self._close(self.pipelines.values())
+
+    async def _close(self, pipelines: Iterable[Pipeline]) -> None:
+        for pipeline in pipelines:
             await pipeline.close()
         for store in self.ldap:
             await store.close()
@@ -90,7 +102,8 @@ class Parts:
 
     def desk(self, spool: Inlet, clock: Clock, ring: Callable[[], None]) -> Desk:
         """What the front door's sessions work with."""
-        return Desk(self.smtp, self.domains, self.pipelines, spool, clock, ring)
+        config = self.config.digest
+        return Desk(self.smtp, self.domains, self.pipelines, spool, clock, ring, config, self.tenancy)
 
 
 def make_parts(

@@ -1,7 +1,8 @@
 """A worker process: front door, pipelines, spool shards and scheduler on one event loop.
 
 *Promises*: SIGTERM drains: no new sessions, open ones finish, attempts in flight are settled, the spool is closed, exit
-status 0. SIGHUP swaps policies, domains and limits; sessions that have begun finish under the old ones.
+status 0. A reload that the supervisor orders swaps all that a configuration determines, but for what is bound to the
+start; sessions that have begun finish under the old one.
 """
 
 from __future__ import annotations
@@ -14,17 +15,21 @@ import socket
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import uvloop
 
 from gateway.app import wiring
+from gateway.app.keeping import FIXED, keep
 from gateway.app.outbox import SpoolOutbox
-from gateway.config import Config, ConfigError, load
+from gateway.app.renewal import Bench, Renewal
+from gateway.config import Config, ConfigError, parse
 from gateway.mail.session import IPAddress
 from gateway.ops import log
 from gateway.ops.board import Board, WorkerState
+from gateway.ops.orders import BELL, Orders
 from gateway.pipeline.plan import PipelineError
 from gateway.queue.quarantine import Keeper
 from gateway.queue.scheduler import Scheduler
@@ -32,8 +37,10 @@ from gateway.sdk.services import StateError
 from gateway.services.clock import SystemClock
 from gateway.services.state import SqliteState
 from gateway.services.tasks import Tasks
+from gateway.services.tenancy import Tenancy
 from gateway.smtp.lines import OpenLines
 from gateway.smtp.listener import Front
+from gateway.smtp.options import ListenerOptions
 from gateway.spool.shard import OnStep, no_step
 from gateway.spool.spool import SpoolError
 from gateway.spool.sqlite import SqliteSpool
@@ -44,7 +51,6 @@ CANNOT_START: Final = 3
 _BEAT_SECONDS: Final = 1.0
 _GARBAGE: Final = 10_000
 _SETTLE_SECONDS: Final = 15.0
-_RETIRE_SECONDS: Final = 3600.0
 
 
 class _Counter:
@@ -63,13 +69,36 @@ class _Counter:
         return self._board.sessions_of(client)
 
 
-class Worker:
-    """One worker. `run` it in a process of its own."""
+@dataclass(frozen=True, slots=True, eq=False)
+class _Equipment:
+    """Parts, and the listeners with their certificates."""
 
-    def __init__(self, config: Config, index: int, board: Board, on_step: OnStep = no_step) -> None:
+    parts: wiring.Parts
+    listeners: tuple[ListenerOptions, ...]
+
+    @property
+    def config(self) -> Config:
+        return self.parts.config
+
+    @property
+    def tenancy(self) -> Tenancy:
+        return self.parts.tenancy
+
+    async def close(self) -> None:
+        await self.parts.close()
+
+
+class Worker:
+    """One worker. `run` it in a process of its own. `generation` is the number of the configuration."""
+
+    def __init__(
+        self, config: Config, generation: int, index: int, board: Board, orders: Orders, on_step: OnStep = no_step
+    ) -> None:
         self._config = config
+        self._generation = generation
         self._index = index
         self._board = board
+        self._orders = orders
         self._slot = board.slot(index)
         self._on_step = on_step
         self._tasks = Tasks()
@@ -84,16 +113,18 @@ class Worker:
         loop.add_signal_handler(signal.SIGINT, self._stop.set)
         config = self._config
         self._slot.set_state(WorkerState.RECOVERING)
-        state = SqliteState(Path(config.state.path), self._clock)
+        self._sockets = sockets
+        self._state = SqliteState(Path(config.state.path), self._clock)
         try:
             self._spool = await SqliteSpool.open(
                 config.spool.options(), worker=self._index, workers=config.workers, on_step=self._on_step
             )
-            await state.start()
+            await self._state.start()
             self._lines = OpenLines()
             self._outbox = SpoolOutbox(self._spool, self._clock, lambda: self._scheduler.ring())
-            self._parts = wiring.make_parts(config, state, self._clock, self._lines, self._outbox)
-            self._roads = wiring.Roads(self._parts)
+            equipment = self._make(config)
+            parts = equipment.parts
+            self._roads = wiring.Roads(parts)
             self._scheduler = Scheduler(
                 self._spool,
                 self._roads,
@@ -103,29 +134,28 @@ class Worker:
                 hostname=config.hostname,
                 options=wiring.scheduler_options(config),
             )
-            await self._parts.start()
-            options = [
-                wiring.listener_options(listener, wiring.name_of(sock))
-                for listener, sock in zip(config.listeners, sockets, strict=True)
-            ]
+            await parts.start()
         except (SpoolError, StateError, ConfigError, PipelineError, OSError) as error:
             _log.error("worker.cannot_start", reason=str(error))
             return CANNOT_START
-        self._state = state
         self._front = Front(
-            self._parts.desk(self._spool, self._clock, self._scheduler.ring),
+            parts.desk(self._spool, self._clock, self._scheduler.ring),
             _Counter(self._board, self._index),
             self._lines,
+        )
+        renewal = self._renewal = Renewal(
+            Bench(self._orders, self._slot, self._prepare, self._use), equipment, self._generation
         )
         queue = self._tasks.start(self._scheduler.run(), name="scheduler")
         beat = self._tasks.start(self._beat(), name="heartbeat")
         # A reload swaps the parts, and what is kept how long with them.
-        keeper = Keeper(self._spool, self._clock, lambda: self._parts.config.quarantine.keep)
+        keeper = Keeper(self._spool, self._clock, lambda: renewal.current.config.quarantine.keep)
         self._keeper = self._tasks.start(keeper.run(), name="quarantine")
-        await self._front.listen(list(zip(options, sockets, strict=True)))
-        loop.add_signal_handler(signal.SIGHUP, self._reload)
+        await self._front.listen(list(zip(equipment.listeners, sockets, strict=True)))
+        loop.add_signal_handler(BELL, renewal.ring)
         self._slot.set_state(WorkerState.READY)
-        _log.info("worker.ready", listeners=[o.address for o in options])
+        _log.info("worker.ready", listeners=[o.address for o in equipment.listeners])
+        self._reloads = self._tasks.start(renewal.run(), name="reload")
         stopped = self._tasks.start(self._stop.wait(), name="stop")
         await asyncio.wait({queue, stopped}, return_when=asyncio.FIRST_COMPLETED)
         if not self._stop.is_set():
@@ -135,15 +165,40 @@ class Worker:
         beat.cancel()
         return 0
 
+    def _make(self, config: Config) -> _Equipment:
+        """What the configuration determines; nothing is started. Raises `ConfigError` and OSError."""
+        listeners = tuple(
+            wiring.listener_options(listener, wiring.name_of(sock))
+            for listener, sock in zip(config.listeners, self._sockets, strict=True)
+        )
+        return _Equipment(wiring.make_parts(config, self._state, self._clock, self._lines, self._outbox), listeners)
+
+    async def _prepare(self, text: bytes) -> _Equipment:
+        """What a new configuration determines, started. The supervisor has checked it."""
+        old = self._renewal.current.config
+        # In a thread: it reads files, and a list of recipients may be long.
+        config = await asyncio.to_thread(parse, text, old.file)
+        equipment = self._make(keep(old, config, FIXED)[0])
+        await equipment.parts.start()
+        return equipment
+
+    def _use(self, equipment: _Equipment) -> None:
+        """Have sessions that begin from now on, and deliveries, use it."""
+        parts, config = equipment.parts, equipment.config
+        self._front.renew(parts.desk(self._spool, self._clock, self._scheduler.ring), equipment.listeners)
+        self._roads.parts = parts
+        self._scheduler.renew(wiring.retry_options(config), config.hostname, wiring.scheduler_options(config))
+
     async def _drain(self, queue: asyncio.Task[None]) -> None:
         self._slot.set_state(WorkerState.DRAINING)
         _log.info("worker.draining")
-        await self._front.drain(self._config.timeouts.drain)
+        self._reloads.cancel()
+        await self._front.drain(self._renewal.current.config.timeouts.drain)
         if not await self._scheduler.drain(_SETTLE_SECONDS):
             _log.warning("worker.attempts_cut_off", active=self._scheduler.active)
         queue.cancel()
         self._keeper.cancel()
-        await self._parts.close()
+        await self._renewal.close()
         await self._spool.close()
         await self._state.close()
         self._slot.set_state(WorkerState.STOPPED)
@@ -152,6 +207,8 @@ class Worker:
     async def _beat(self) -> None:
         while True:
             self._slot.beat(time.monotonic())
+            # A bell that was not heard costs a moment, and no reload.
+            self._renewal.ring()
             try:
                 self._spool.check_room(0)
                 self._slot.set_spool_ok(True)
@@ -159,32 +216,16 @@ class Worker:
                 self._slot.set_spool_ok(False)
             await asyncio.sleep(_BEAT_SECONDS)
 
-    def _reload(self) -> None:
-        self._tasks.start(self._swap(), name="reload")
 
-    async def _swap(self) -> None:
-        """Take the new configuration for sessions that begin from now on. The supervisor has checked it."""
-        try:
-            # In a thread: it reads files, and a list of recipients may be long.
-            config = await asyncio.to_thread(load, self._config.file)
-            parts = wiring.make_parts(config, self._state, self._clock, self._lines, self._outbox)
-            await parts.start()
-        except (ConfigError, PipelineError, OSError) as error:
-            _log.error("reload.failed", reason=str(error))
-            return
-        old, self._parts = self._parts, parts
-        self._front.desk = parts.desk(self._spool, self._clock, self._scheduler.ring)
-        self._roads.parts = parts
-        _log.info("reload.done", pipelines=sorted(parts.pipelines))
-        # Old sessions finish under the old policy; when the longest possible one is over, its parts can go.
-        self._tasks.start(self._retire(old), name="retire")
-
-    async def _retire(self, parts: wiring.Parts) -> None:
-        await asyncio.sleep(min(_RETIRE_SECONDS, parts.config.timeouts.session))
-        await parts.close()
-
-
-def work(config: Config, index: int, board: Board, sockets: Sequence[socket.socket], on_step: OnStep = no_step) -> int:
+def work(
+    config: Config,
+    generation: int,
+    index: int,
+    board: Board,
+    orders: Orders,
+    sockets: Sequence[socket.socket],
+    on_step: OnStep = no_step,
+) -> int:
     """Be a worker process; gives the exit status."""
     log.setup(config.log.format, config.log.level, worker=str(index))
     os.umask(0o077)
@@ -192,12 +233,12 @@ def work(config: Config, index: int, board: Board, sockets: Sequence[socket.sock
     gc.freeze()
     gc.set_threshold(_GARBAGE, 20, 50)
     try:
-        return uvloop.run(_work(config, index, board, sockets, on_step))
+        return uvloop.run(_work(sockets, config, generation, index, board, orders, on_step))
     except BaseException as error:  # noqa: BLE001  (the process ends, and must say why)
         _log.error("worker.failed", exc_info=error)
         sys.stderr.flush()
         return 1
 
 
-async def _work(config: Config, index: int, board: Board, sockets: Sequence[socket.socket], on_step: OnStep) -> int:
-    return await Worker(config, index, board, on_step).run(sockets)
+async def _work(sockets: Sequence[socket.socket], *worker: Any) -> int:
+    return await Worker(*worker).run(sockets)

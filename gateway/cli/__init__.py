@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from gateway.cli.chaos import chaos
 from gateway.cli.explain import explain
 from gateway.cli.gateway import check, pipeline, run
 from gateway.cli.guest import delegate, milter
@@ -11,6 +12,7 @@ from gateway.cli.lint import lint
 from gateway.cli.plugin import plugin
 from gateway.cli.quarantine import quarantine
 from gateway.cli.queue import queue
+from gateway.cli.reload import reload
 from gateway.cli.replay import replay
 from gateway.cli.shadow import shadow
 from gateway.cli.simulate import simulate
@@ -24,8 +26,8 @@ def main() -> None:
 
 
 for _command in (
-    *(run, check, lint, pipeline, delegate, milter, queue, quarantine),
-    *(explain, simulate, shadow, replay, plugin),
+    *(run, reload, check, lint, pipeline, delegate, milter, queue, quarantine),
+    *(explain, simulate, chaos, shadow, replay, plugin),
 ):
     main.add_command(_command)
 main.add_command(test)

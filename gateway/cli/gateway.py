@@ -69,11 +69,8 @@ def metrics_directory() -> Iterator[None]:
 def check(config_file: str | None, as_json: bool) -> None:
     """Check the configuration and its pipelines, and report every problem."""
     file = find_config(config_file)
-    try:
-        config = load(file)
-        notices = _notices(config, _pipelines(config))
-    except ConfigError as error:
-        refuse(file, error, as_json=as_json)
+    config, pipelines = load_checked(file, as_json)
+    notices = _notices(config, pipelines)
     if as_json:
         output.as_json({"ok": True, "file": file, "problems": [], "deprecated": _listed(notices)})
         return
@@ -81,6 +78,15 @@ def check(config_file: str | None, as_json: bool) -> None:
         click.echo(output.safe(notice))
     entries = sum(len(pipeline) for pipeline in config.all_pipelines.values())
     click.echo(f"{file}: ok: {len(config.listeners)} listeners, {len(config.domains)} domains, {entries} entries")
+
+
+def load_checked(file: str, as_json: bool) -> tuple[Config, dict[str, Any]]:
+    """The configuration and its pipelines; ends the command with every problem, if there is one."""
+    try:
+        config = load(file)
+        return config, _pipelines(config)
+    except ConfigError as error:
+        refuse(file, error, as_json=as_json)
 
 
 def refuse(file: str, error: ConfigError, *, as_json: bool) -> NoReturn:

@@ -54,7 +54,8 @@ def _session(root: Tree, record: dict[str, Any]) -> None:
     branch.add(_line(("time", "dim"), (when(record.get("time", 0)), "")))
     if record.get("sender") is not None:
         branch.add(_line(("sender", "dim"), (record["sender"], "")))
-    branch.add(_line(("pipeline", "dim"), (record.get("pipeline", ""), "")))
+    by = f"of configuration {record['config']}" if record.get("config") else ""
+    branch.add(_line(("pipeline", "dim"), (record.get("pipeline", ""), ""), (by, "dim")))
     if mta := record.get("mta"):
         queued = f"queue id {mta['queue_id']}" if mta.get("queue_id") else ""
         branch.add(_line(("for another MTA", "dim"), (mta.get("through", ""), ""), (queued, "")))

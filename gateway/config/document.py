@@ -89,6 +89,7 @@ class Document:
     problems: list[Problem] = field(default_factory=list)
     notices: tuple[Notice, ...] = ()
     """Options that are going, with their places."""
+    digest: str = ""
 
     def known(self, path: Path) -> Path:
         """The longest part of `path` that stands in the file; parts that no key or index fits are passed over.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from typing import Any, Final
 
@@ -22,6 +23,9 @@ _NOT_BUILT: Final[dict[Path, str]] = {
     ("state", "redis"): "the Redis state store is not built yet; give state.path",
 }
 
+DIGEST: Final = 12
+"""Hexadecimal digits of a file's SHA-256 by which configurations are told apart."""
+
 _WORDING: Final = {
     "bool_type": "must be true or false",
     "dict_type": "must be a mapping of keys to values",
@@ -38,7 +42,13 @@ _WORDING: Final = {
 
 def load(path: str) -> Config:
     """Read and check a configuration file. Raises `ConfigError` with every problem found."""
-    document = read(text_of(path), path)
+    return parse(octets(path), path)
+
+
+def parse(data: bytes, path: str) -> Config:
+    """As `load`, of what was read from the file `path`; relative paths start from its directory."""
+    document = read(_decoded(data, path), path)
+    document.digest = hashlib.sha256(data).hexdigest()[:DIGEST]
     if document.values is None:
         document.values = {}
     config: Config | None = None
@@ -67,6 +77,11 @@ def json_schema() -> dict[str, Any]:
 
 def text_of(path: str) -> str:
     """The text of a YAML file of bounded size. Raises `ConfigError`."""
+    return _decoded(octets(path), path)
+
+
+def octets(path: str) -> bytes:
+    """What stands in the file. Raises `ConfigError`."""
     try:
         with open(path, "rb") as file:
             data = file.read(FILE_OCTETS + 1)
@@ -74,6 +89,10 @@ def text_of(path: str) -> str:
         raise ConfigError([Problem(path, 1, "", f"cannot be read: {error.strerror}")]) from error
     if len(data) > FILE_OCTETS:
         raise ConfigError([Problem(path, 1, "", f"larger than {FILE_OCTETS >> 20} MiB")])
+    return data
+
+
+def _decoded(data: bytes, path: str) -> str:
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

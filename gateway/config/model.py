@@ -343,6 +343,11 @@ class Config(Section):
         return self._document.file
 
     @property
+    def digest(self) -> str:
+        """By which file it was: the first digits of the file's SHA-256, as ``sha256sum`` prints them."""
+        return self._document.digest
+
+    @property
     def all_pipelines(self) -> dict[str, tuple[Any, ...]]:
         """Every pipeline's raw entries by name, the top-level one as ``default``."""
         return {DEFAULT_PIPELINE: self.pipeline, **self.pipelines}

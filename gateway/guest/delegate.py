@@ -80,7 +80,7 @@ class _Line:
 
 
 class Delegate:
-    """The server. `host` may be replaced at any time; sessions that have begun keep theirs."""
+    """The server. `host` and `options` may be replaced at any time; sessions that have begun keep their host."""
 
     def __init__(self, host: Host, options: Options) -> None:
         self.host = host
@@ -91,6 +91,10 @@ class Delegate:
         self._tasks = Tasks()
         self._draining = False
         self._server: asyncio.Server | None = None
+
+    def renew(self, host: Host, options: Options) -> None:
+        """What begins from now on gets these."""
+        self.host, self._options = host, options
 
     async def listen(self, sock: socket.socket) -> None:
         """Serve on a socket that is bound."""
@@ -253,8 +257,12 @@ class Delegate:
             return None
         self._instances.pop(key, None)
         instance.closed = True
-        async with instance.lock:
-            await instance.end()
+        try:
+            async with instance.lock:
+                await instance.end()
+        except BaseException:
+            await instance.visit.close()
+            raise
         return instance.visit
 
     async def _forget(self, line: _Line) -> None:

@@ -76,6 +76,7 @@ class Options:
     deadlines: Mapping[Stage, float]
     message_size: int
     header_size: int
+    connections: int = 1000
 
 
 class Editor(Protocol):
@@ -349,8 +350,10 @@ class Dialogue:
 
 
 async def _leave(visit: Visit, outcome: Outcome) -> None:
-    await visit.abort(outcome)
-    await visit.close()
+    try:
+        await visit.abort(outcome)
+    finally:
+        await visit.close()
 
 
 async def _next(blocks: Any) -> bytes | None:

@@ -49,11 +49,12 @@ class Entry:
 class Ledger:
     """Writes down how sessions, recipients and messages end. Nothing here decides anything."""
 
-    def __init__(self, records: Records, clock: Clock, pipeline: Pipeline, through: str) -> None:
+    def __init__(self, records: Records, clock: Clock, pipeline: Pipeline, through: str, config: str = "") -> None:
         self._records = records
         self._clock = clock
         self._pipeline = pipeline
         self._through = through
+        self._config = config
 
     def session_refused(self, judge: PipelineSession, session: Session, stage: Stage, ruling: Ruling) -> Reply:
         """A refusal at connect or helo, recorded under the session's transaction number 0. Gives the reply with it."""
@@ -67,6 +68,7 @@ class Ledger:
             outcome=outcome_of(ruling),
             reply=str(reply),
             pipeline=self._pipeline.name,
+            config=self._config,
         )
         self._records.note({**record, "mta": {"through": self._through}})
         _log.info(
@@ -121,6 +123,7 @@ class Ledger:
             reply=str(reply or ""),
             edits=entry.edits,
             pipeline=self._pipeline.name,
+            config=self._config,
         )
         mta: dict[str, Any] = {"through": self._through}
         if entry.queue_id:

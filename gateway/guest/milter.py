@@ -38,21 +38,24 @@ _log = log.get()
 
 
 class MilterServer:
-    """The server. `host` may be replaced at any time; sessions that have begun keep theirs.
+    """The server. `host` and `options` may be replaced at any time; sessions that have begun keep theirs.
 
     `ended` is set when libmilter has stopped, whoever told it to.
     """
 
-    def __init__(self, host: Host, options: Options, connections: int) -> None:
+    def __init__(self, host: Host, options: Options) -> None:
         self.host = host
         self.options = options
         self.ended = asyncio.Event()
         self.draining = False
-        self._connections = connections
         self._loop = asyncio.get_running_loop()
         self._open: set[MilterSession] = set()
         self._lock = threading.Lock()
         self._problem = ""
+
+    def renew(self, host: Host, options: Options) -> None:
+        """Connections that are made from now on get these."""
+        self.host, self.options = host, options
 
     async def listen(self, endpoint: Endpoint) -> None:
         """Begin to serve. Raises OSError when it does not come to that."""
@@ -98,7 +101,7 @@ class MilterServer:
         with self._lock:
             if session in self._open:
                 return True
-            if self.draining or len(self._open) >= self._connections:
+            if self.draining or len(self._open) >= self.options.connections:
                 return False
             self._open.add(session)
         metrics.SESSIONS_OPEN.inc()

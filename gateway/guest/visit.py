@@ -10,7 +10,7 @@ in a refusal, by its id or by its session's. What runs for a session ends with i
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from gateway.guest.ledger import Entry, Ledger, Records
@@ -27,6 +27,7 @@ from gateway.sdk.ending import Outcome
 from gateway.sdk.services import Clock
 from gateway.sdk.stage import Message, Stage, Transaction
 from gateway.sdk.verdict import Action
+from gateway.services.tenancy import Tenancy
 
 RECIPIENTS: Final = 1000
 """Recipients of one transaction that are judged; those after them are deferred."""
@@ -49,6 +50,10 @@ class Host:
     clock: Clock
     trusted: Callable[[IPAddress], bool]
     split_refused: SplitRefused = SplitRefused.QUARANTINE
+    config: str = ""
+    """The digest of the configuration that all this is from, for the record."""
+    tenancy: Tenancy = field(default_factory=Tenancy)
+    """The visits that work with it."""
 
 
 class Visit:
@@ -58,7 +63,7 @@ class Visit:
         self.host = host
         self.session = session
         self._judge = host.pipeline.open()
-        self._ledger = Ledger(host.records, host.clock, host.pipeline, through)
+        self._ledger = Ledger(host.records, host.clock, host.pipeline, through, host.config)
         self._connected: Decision | None = None
         self._helo: Decision | None = None
         self._transaction: PipelineTransaction | None = None
@@ -68,6 +73,8 @@ class Visit:
         self._discard = ""
         self._quarantine = ""
         self._count = 0
+        self._closed = False
+        host.tenancy.enter()
 
     @property
     def in_transaction(self) -> bool:
@@ -213,8 +220,14 @@ class Visit:
 
     async def close(self) -> None:
         """The session is over."""
-        await self.abort(Outcome.DISCONNECTED)
-        await self._judge.close()
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            await self.abort(Outcome.DISCONNECTED)
+            await self._judge.close()
+        finally:
+            self.host.tenancy.leave()
 
     # For the record
 

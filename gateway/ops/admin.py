@@ -14,7 +14,7 @@ import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final, Protocol
 
@@ -32,11 +32,14 @@ from starlette.routing import Route
 from gateway.ops import health, log, quarantine_api
 from gateway.ops.board import Board
 from gateway.ops.quarantine_api import QuarantineApi
+from gateway.ops.requests import Requests
 from gateway.ops.view import ExplainedView, explained_json, stored_json
 
 LIMIT_MAX: Final = 1000
 _ID_MAX: Final = 64
 _CONCURRENCY: Final = 64
+_RELOAD_SECONDS: Final = 120.0
+"""For a reload, and for one that runs already; each of them is bounded."""
 
 _log = log.get()
 
@@ -54,7 +57,7 @@ class Deps:
 
     `drain` starts the drain and returns at once. `open_spool` opens the operator's view, anew for each request, so
     that it never misses a shard; `spool_error` is what it and its methods raise; `states` is the enum of the
-    spool's states.
+    spool's states. Requests for a reload go into `requests`, and `ring` has them looked at.
     """
 
     board: Board
@@ -63,6 +66,8 @@ class Deps:
     open_spool: Callable[[], Awaitable[SpoolView]]
     spool_error: type[Exception]
     states: type[StrEnum]
+    requests: Requests = field(default_factory=Requests)
+    ring: Callable[[], None] = lambda: None
 
 
 def run_admin(sock: socket.socket, deps: Deps) -> None:
@@ -95,6 +100,8 @@ def app(deps: Deps) -> Starlette:
     guarded: list[tuple[str, str, Handler]] = [
         ("/metrics", "GET", metrics),
         ("/drain", "POST", server.drain),
+        ("/api/v1/status", "GET", server.status),
+        ("/api/v1/reload", "POST", server.reload),
         ("/api/v1/queue", "GET", server.queue),
         ("/api/v1/queue/{id}", "GET", server.message),
         ("/api/v1/quarantine", "GET", server.quarantine.list),
@@ -156,6 +163,19 @@ class _Server:
         _log.info("admin.drain")
         self._deps.drain()
         return JSONResponse({"draining": True}, 202)
+
+    async def status(self, _: Request) -> Response:
+        """What each worker is doing, by which configuration, and what came of the last reload."""
+        now = time.monotonic()
+        workers = [health.worker_json(slot, now) for slot in self._deps.board.slots]
+        return JSONResponse({"workers": workers, "last_reload": self._deps.requests.last()})
+
+    async def reload(self, _: Request) -> Response:
+        _log.info("admin.reload")
+        outcome = await self._deps.requests.ask(self._deps.ring, _RELOAD_SECONDS)
+        if outcome is None:
+            raise HTTPException(504, f"no outcome within {_RELOAD_SECONDS:.0f} s; see the log")
+        return JSONResponse(outcome, 200 if outcome.get("result") == "done" else 409)
 
     async def queue(self, request: Request) -> Response:
         query = request.query_params

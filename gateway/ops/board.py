@@ -24,7 +24,7 @@ _WORD: Final = 8
 _FIELDS: Final = 8
 _HEAD: Final = _FIELDS * _WORD
 _ROW: Final = _HEAD + BUCKETS * 2
-_PID, _STATE, _HEARTBEAT, _SESSIONS, _SPOOL = range(5)
+_PID, _STATE, _HEARTBEAT, _SESSIONS, _SPOOL, _GENERATION, _CONFIG = range(7)
 _COUNTER_MAX: Final = 0xFFFF
 
 
@@ -75,6 +75,21 @@ class Slot:
     def spool_ok(self) -> bool:
         """Whether its last step on the spool went well."""
         return bool(self._words[_SPOOL])
+
+    @property
+    def generation(self) -> int:
+        """The number of the configuration that sessions which begin now get; 0 while there is none."""
+        return self._words[_GENERATION]
+
+    @property
+    def config(self) -> str:
+        """That configuration's digest, 12 hexadecimal digits; empty while there is none."""
+        return f"{self._words[_CONFIG]:012x}" if self._words[_GENERATION] else ""
+
+    def set_config(self, generation: int, digest: str) -> None:
+        """This configuration is in force from now on."""
+        self._words[_CONFIG] = int(digest, 16) if digest else 0
+        self._words[_GENERATION] = generation
 
     def begin(self, now: float) -> None:
         """Take the row for this process: nothing open, state STARTING."""

@@ -42,7 +42,7 @@ def started(board: Board, now: float) -> Health:
 
 def _all(board: Board, now: float, problem: Callable[[Slot], str]) -> Health:
     why = tuple(f"worker {slot.index}: {text}" for slot in board.slots if (text := problem(slot)))
-    return Health(not why, why, tuple(_worker(slot, now) for slot in board.slots))
+    return Health(not why, why, tuple(worker_json(slot, now) for slot in board.slots))
 
 
 def _stuck(slot: Slot, now: float) -> str:
@@ -62,12 +62,15 @@ def _recovering(slot: Slot) -> str:
     return slot.state.name.lower() if slot.state in (WorkerState.STARTING, WorkerState.RECOVERING) else ""
 
 
-def _worker(slot: Slot, now: float) -> dict[str, Any]:
+def worker_json(slot: Slot, now: float) -> dict[str, Any]:
+    """What a worker is doing, for people."""
     return {
         "worker": slot.index,
         "pid": slot.pid,
         "state": slot.state.name.lower(),
         "silent": round(now - slot.heartbeat, 1),
         "sessions": slot.sessions,
+        "generation": slot.generation,
+        "config": slot.config,
         "spool": "ok" if slot.spool_ok else "failing",
     }

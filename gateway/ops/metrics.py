@@ -91,6 +91,18 @@ DNS_LOOKUPS = Counter(
     "gatepost_dns_lookups", "Questions asked by Gatepost, by type, result and cache.", ["rdtype", "result"]
 )
 DNS_SECONDS = Histogram("gatepost_dns_seconds", "Time of DNS questions that went to the network.", buckets=_FAST)
+CONFIG_GENERATION = Gauge(
+    "gatepost_config_generation",
+    "Number of the configuration that a worker gives to sessions which begin.",
+    ["worker"],
+    multiprocess_mode="livemax",
+)
+RELOADS = Counter("gatepost_config_reloads", "Reloads, by what came of them.", ["result"])
+RELOADED = Gauge(
+    "gatepost_config_last_reload_success_timestamp_seconds",
+    "When the configuration in force was taken, epoch seconds.",
+    multiprocess_mode="livemax",
+)
 WORKER_RESTARTS = Counter("gatepost_worker_restarts", "Workers that died and were started again.")
 GUEST_ANSWERS = Counter(
     "gatepost_guest_answers", "Answers to another MTA, by protocol, stage and answer.", ["through", "stage", "answer"]

@@ -8,6 +8,7 @@ then one probe is. The probe's success closes the breaker, its fault opens it ag
 
 from __future__ import annotations
 
+from collections import Counter
 from enum import StrEnum
 from typing import Final
 
@@ -21,6 +22,13 @@ FIRST_PAUSE: Final = 30.0
 LONGEST_PAUSE: Final = 300.0
 
 _log = log.get()
+_open_now: Counter[tuple[str, str]] = Counter()
+"""Open breakers of this process by entry and stage: after a reload there may be an old and a new one of one name."""
+
+
+def _count(key: tuple[str, str], change: int) -> None:
+    _open_now[key] += change
+    BREAKER_OPEN.labels(*key).set(1 if _open_now[key] > 0 else 0)
 
 
 class State(StrEnum):
@@ -50,6 +58,11 @@ class Breaker:
         self._permit = 1
         self._until = 0.0
 
+    @property
+    def is_open(self) -> bool:
+        """Whether it is not simply letting everybody through."""
+        return self.state is not State.CLOSED
+
     def ask(self) -> int:
         """A permit, or 0 when nothing may begin now."""
         if self.state is State.CLOSED:
@@ -68,7 +81,7 @@ class Breaker:
         if self.state is State.HALF_OPEN:
             self.state = State.CLOSED
             self._pause = FIRST_PAUSE
-            BREAKER_OPEN.labels(self._name, self._stage).set(0)
+            _count((self._name, self._stage), -1)
             _log.info("breaker.closed", plugin=self._name, stage=self._stage)
 
     def failed(self, permit: int) -> None:
@@ -87,9 +100,17 @@ class Breaker:
         if permit == self._permit and self.state is State.HALF_OPEN:
             self.state = State.OPEN
 
+    def retire(self) -> None:
+        """Its pipeline is closed: nobody asks it any more, and it counts no longer as open."""
+        if self.is_open:
+            self.state = State.CLOSED
+            self._permit += 1
+            _count((self._name, self._stage), -1)
+
     def _open(self) -> None:
+        if not self.is_open:
+            _count((self._name, self._stage), 1)
         self.state = State.OPEN
         self._permit += 1
         self._until = self._clock.monotonic() + self._pause
-        BREAKER_OPEN.labels(self._name, self._stage).set(1)
         _log.warning("breaker.opened", plugin=self._name, stage=self._stage, seconds=self._pause, faults=self._faults)

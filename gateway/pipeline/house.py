@@ -116,6 +116,8 @@ class House:
                 await self._telling.wait()
         except TimeoutError:
             await self._telling.cancel()
+        for breaker in self._breakers.values():
+            breaker.retire()
 
     def count(self, node: Node, outcome: str, seconds: float | None) -> None:
         """Count one look-up's end; `seconds` is None when its finder was never called."""

@@ -17,11 +17,13 @@ from typing import Any, Final
 from pydantic import ValidationError
 
 from gateway.ops import log
+from gateway.pipeline.breaker import Breaker
 from gateway.pipeline.catalog import Catalog, Listed, describe
 from gateway.pipeline.house import House
 from gateway.pipeline.lookup import Absent
 from gateway.pipeline.plan import (
     Entry,
+    Node,
     OnError,
     Path,
     PipelineError,
@@ -34,6 +36,7 @@ from gateway.pipeline.plan import (
 from gateway.pipeline.replay import Replay
 from gateway.pipeline.rollout import parse_rollout
 from gateway.pipeline.runner import Meters, PipelineSession
+from gateway.pipeline.sabotage import Saboteur, Trial, nodes, trial
 from gateway.sdk.deprecation import NOTICES, Notice, Notices
 from gateway.sdk.findings import Finding
 from gateway.sdk.options import OptionError, OptionsModel, parse_duration
@@ -113,6 +116,20 @@ class Pipeline:
         """The kinds of findings that its plugins give, by name."""
         finders = (finder for entry in self.entries if entry.plugin for finder in entry.plugin.finders)
         return {finder.finding.__name__: finder.finding for finder in finders}
+
+    @property
+    def finders(self) -> tuple[Node, ...]:
+        """All that is ever looked up or done."""
+        return nodes(self._plan)
+
+    def sabotaged(self, victim: Node, saboteur: Saboteur) -> tuple[Pipeline, Trial]:
+        """A pipeline for a trial, in which the victim fails: `gateway.pipeline.sabotage`. Nobody has to start it."""
+        made = trial(self._plan, victim, saboteur)
+        return Pipeline(self.name, (), made.plan, House((), self._house.clock, None), Meters()), made
+
+    def breaker(self, node: Node) -> Breaker:
+        """The breaker of the node's entry at its stage."""
+        return self._house.breaker(node)
 
     def fix(self, findings: Mapping[type[Finding], Finding | Absent]) -> None:
         """Take these as found, or not found, from now on: their plugins are not asked. For simulations and specs."""

@@ -23,6 +23,7 @@ A record is a JSON object with these keys:
 ``outcome``     one of `gateway.sdk.ending.Outcome`
 ``reply``       the reply that ended it
 ``pipeline``    name of the pipeline, or of several
+``config``      by which configuration: the first 12 hexadecimal digits of the file's SHA-256
 ``copies``      ids of all copies of the message, where it was queued in several
 ``mta``         where another MTA asked: ``through`` (``delegate`` or ``milter``), its ``queue_id`` as far as it told
                 it, and ``left_out``, what of the decision it could not be told
@@ -93,6 +94,7 @@ def build(
     size: int = 0,
     edits: Sequence[Edit] = (),
     copies: Sequence[str] = (),
+    config: str = "",
 ) -> dict[str, Any]:
     """The record of a transaction, or of a session that had none. See the module's docstring for the format.
 
@@ -119,6 +121,8 @@ def build(
         "reply": reply,
         "pipeline": pipeline,
     }
+    if config:
+        out["config"] = config
     if copies:
         out["copies"] = list(copies)
     return out

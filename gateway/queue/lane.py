@@ -66,7 +66,6 @@ class Lane:
     """One destination's queue in memory. `workers` tasks are serving it."""
 
     __slots__ = (
-        "_options",
         "_watched_done",
         "_watched_since",
         "counts",
@@ -77,6 +76,7 @@ class Lane:
         "final",
         "jobs",
         "label",
+        "options",
         "seconds",
         "touched",
         "workers",
@@ -85,6 +85,7 @@ class Lane:
     def __init__(self, destination: Destination, options: SchedulerOptions, now: float) -> None:
         self.destination = destination
         self.label = str(destination)
+        self.options = options
         self.final = destination.kind is not Kind.SMTP
         self.jobs: deque[Job] = deque()
         self.workers = 0
@@ -94,15 +95,14 @@ class Lane:
         self.touched = now
         self.counts = {result: metrics.ATTEMPTS.labels(result.value, destination.kind.value) for result in Result}
         self.seconds = metrics.ATTEMPT_SECONDS.labels(destination.kind.value)
-        self._options = options
         self._watched_since = -1.0
         self._watched_done = 0
 
     def limit(self, monotonic: Callable[[], float]) -> int:
         """How many workers it may have: one while an unreachable destination is probed again."""
-        if self.failures >= self._options.dead_after and monotonic() >= self.dead_until:
+        if self.failures >= self.options.dead_after and monotonic() >= self.dead_until:
             return 1
-        return self._options.destination_concurrency
+        return self.options.destination_concurrency
 
     def dead(self, monotonic: Callable[[], float]) -> bool:
         """Whether the destination is to be left alone now."""
@@ -120,11 +120,11 @@ class Lane:
             self.dead_until = 0.0
             return False
         self.failures += 1
-        excess = self.failures - self._options.dead_after
+        excess = self.failures - self.options.dead_after
         # Attempts that were under way when it was declared dead tell nothing new.
         if excess < 0 or now < self.dead_until:
             return False
-        self.dead_until = now + min(self._options.dead_for * 2.0 ** min(excess, 16), self._options.dead_max)
+        self.dead_until = now + min(self.options.dead_for * 2.0 ** min(excess, 16), self.options.dead_max)
         return True
 
     def crowd(self, now: float, *, full: bool) -> list[Job]:
@@ -133,15 +133,15 @@ class Lane:
         A lane gives back after it was watched for `patience` while the active set was full all the time. It keeps as
         many as it got done meanwhile, and twice its concurrency at least.
         """
-        if not full or len(self.jobs) <= 2 * self._options.destination_concurrency:
+        if not full or len(self.jobs) <= 2 * self.options.destination_concurrency:
             self._watched_since = -1.0
             return []
         if self._watched_since < 0:
             self._watched_since, self._watched_done = now, self.done
             return []
-        if now - self._watched_since < self._options.patience:
+        if now - self._watched_since < self.options.patience:
             return []
-        keep = max(self.done - self._watched_done, 2 * self._options.destination_concurrency)
+        keep = max(self.done - self._watched_done, 2 * self.options.destination_concurrency)
         self._watched_since = -1.0
         return [self.jobs.pop() for _ in range(len(self.jobs) - keep)]
 

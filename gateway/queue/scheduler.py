@@ -103,6 +103,14 @@ class Scheduler:
         self._rung = True
         self._wake()
 
+    def renew(self, retry: RetryOptions, hostname: str, options: SchedulerOptions) -> None:
+        """Go on with other options; for attempts under way too, when they are settled."""
+        self._options = options
+        for lane in self._lanes.values():
+            lane.options = options
+        self._settler.renew(retry, hostname)
+        self._wake()
+
     def _wake(self) -> None:
         if self._bell is not None and not self._bell.done():
             self._bell.set_result(None)

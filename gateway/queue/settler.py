@@ -30,10 +30,14 @@ class Settler:
         self, spool: Spool, retry: RetryOptions, hostname: str, rng: Callable[[], float], draining: asyncio.Event
     ) -> None:
         self._spool = spool
-        self._retry = retry
-        self._writer = dsn.Writer(hostname, retry.give_up)
         self._rng = rng
         self._draining = draining
+        self.renew(retry, hostname)
+
+    def renew(self, retry: RetryOptions, hostname: str) -> None:
+        """Settle by these options from now on."""
+        self._retry = retry
+        self._writer = dsn.Writer(hostname, retry.give_up)
 
     async def settle(self, work: Work, now: float) -> bool:
         """Store the outcomes of all recipients in one step; True when that queued a DSN."""

@@ -104,6 +104,7 @@ class Conversation(Connection):
 
     def connection_made(self, transport: Any) -> None:
         self.hall.servers.add(self)
+        self.desk.tenancy.enter()
         super().connection_made(transport)
 
     def drain(self) -> None:
@@ -154,6 +155,7 @@ class Conversation(Connection):
                 self.hall.counter.session_closed(self._caller)
                 metrics.SESSIONS_OPEN.dec()
             self.hall.servers.discard(self)
+            self.desk.tenancy.leave()
             metrics.SESSIONS.labels(self.listener.address, self._end).inc()
             if self.session is not None:
                 _log.debug("session.closed", session=self.session.id, end=self._end)

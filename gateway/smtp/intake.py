@@ -24,6 +24,7 @@ from gateway.sdk.ending import Outcome
 from gateway.sdk.services import Clock
 from gateway.sdk.stage import Message, Stage, Transaction
 from gateway.sdk.verdict import Action
+from gateway.services.tenancy import Tenancy
 from gateway.smtp import replies, trace
 from gateway.smtp.command import Mail
 from gateway.smtp.copies import Copy, Refusal, make, sort, with_bodies
@@ -47,6 +48,10 @@ class Desk:
     spool: Inlet
     clock: Clock
     ring: Callable[[], None]
+    config: str = ""
+    """The digest of the configuration that all this is from, for the record."""
+    tenancy: Tenancy = field(default_factory=Tenancy)
+    """The sessions that work with it."""
 
 
 @dataclass(slots=True)
@@ -91,7 +96,7 @@ class Intake:
         self.hang_up = False
         self._default = pipeline
         self._judges: dict[str, Judges] = {}
-        self._ledger = Ledger(desk.spool, desk.clock)
+        self._ledger = Ledger(desk.spool, desk.clock, desk.config)
         self._open: _Open | None = None
         self._count = 0
 

@@ -34,9 +34,10 @@ def outcome_of(refusal: Reply) -> Outcome:
 class Ledger:
     """Writes down how a session, its recipients and its messages end."""
 
-    def __init__(self, spool: Inlet, clock: Clock) -> None:
+    def __init__(self, spool: Inlet, clock: Clock, config: str = "") -> None:
         self._spool = spool
         self._clock = clock
+        self._config = config
 
     def session_refused(
         self, session: Session, stage: Stage, pipeline: str, judges: Sequence[Judges], decision: Decision, reply: Reply
@@ -52,6 +53,7 @@ class Ledger:
                 outcome=outcome_of(reply),
                 reply=str(reply),
                 pipeline=pipeline,
+                config=self._config,
             )
         )
         _log.info(
@@ -126,6 +128,7 @@ class Ledger:
             edits=edits,
             pipeline=", ".join(group.pipeline for group in groups),
             copies=copies,
+            config=self._config,
         )
 
     def note(self, record: dict[str, Any]) -> None:

@@ -30,17 +30,28 @@ class Front:
         self.counter = counter
         self.servers: set[Conversation] = set()
         self._sockets: list[asyncio.AbstractServer] = []
+        self._listeners: tuple[ListenerOptions, ...] = ()
 
     async def listen(self, listeners: Sequence[tuple[ListenerOptions, socket.socket]]) -> None:
         """Accept on sockets that are bound already."""
         loop = asyncio.get_running_loop()
+        self._listeners = tuple(options for options, _ in listeners)
 
-        for options, sock in listeners:
+        for i, (_, sock) in enumerate(listeners):
 
-            def factory(options: ListenerOptions = options) -> Server:
-                return Server(self, options, loop)
+            def factory(i: int = i) -> Server:
+                return Server(self, self._listeners[i], loop)
 
             self._sockets.append(await loop.create_server(factory, sock=sock, backlog=_BACKLOG))
+
+    def renew(self, desk: Desk, listeners: Sequence[ListenerOptions]) -> None:
+        """What sessions that begin from now on get; `listeners` in the order in which they were given to `listen`.
+
+        Raises ValueError when they are not as many.
+        """
+        if len(listeners) != len(self._listeners):
+            raise ValueError("listeners come and go with a restart only")
+        self.desk, self._listeners = desk, tuple(listeners)
 
     async def drain(self, grace: float) -> None:
         """Stop accepting, let open transactions finish, close what is left after `grace` seconds."""

@@ -22,6 +22,7 @@ from gateway.mail.address import NULL_SENDER, parse_mailbox
 from gateway.mail.envelope import Envelope, MailParameters, Recipient
 from gateway.ops.admin import Deps, app
 from gateway.ops.board import Board, WorkerState
+from gateway.ops.requests import Requests
 from gateway.spool.spool import NewMessage, SpoolError, SpoolOptions, State
 from gateway.spool.sqlite import SqliteSpool, open_all
 from tests.support.process import free_port, wait_until
@@ -39,11 +40,20 @@ class Bench:
     token: str = ""
     board: Board = field(default_factory=lambda: Board.create(1, time.monotonic()))
     drained: list[bool] = field(default_factory=list)
+    requests: Requests = field(default_factory=Requests)
+    outcome: dict[str, Any] = field(default_factory=dict)
 
     def ask(self, path: str, method: str = "GET", *, content: bytes = b"", **headers: str) -> tuple[int, Any]:
         options = SpoolOptions(str(self.folder), min_free=1)
         deps = Deps(
-            self.board, self.token, lambda: self.drained.append(True), lambda: open_all(options), SpoolError, State
+            self.board,
+            self.token,
+            lambda: self.drained.append(True),
+            lambda: open_all(options),
+            SpoolError,
+            State,
+            self.requests,
+            lambda: self.requests.answer(self.requests.asked(), self.outcome),
         )
         return asyncio.run(call(app(deps), path, method, {"host": "127.0.0.1:9925", **headers}, content))
 
@@ -104,6 +114,28 @@ def test_probes_answer_with_the_state_of_the_workers(bench: Bench) -> None:
     assert bench.ask("/startupz")[0] == 503
     bench.board.slot(0).set_state(WorkerState.READY)
     assert [bench.ask(path)[0] for path in ("/readyz", "/startupz")] == [200, 200]
+
+
+def test_a_reload_is_answered_with_its_outcome_and_kept_for_the_status(bench: Bench) -> None:
+    assert bench.ask("/api/v1/status")[1]["last_reload"] is None
+    bench.outcome = {"result": "done", "generation": 2}
+    assert bench.ask("/api/v1/reload", "POST") == (200, bench.outcome)
+    bench.outcome = {"result": "refused", "generation": 2}
+    assert bench.ask("/api/v1/reload", "POST") == (409, bench.outcome)
+    status, body = bench.ask("/api/v1/status")
+    assert (status, body["last_reload"]) == (200, bench.outcome)
+    assert [worker["worker"] for worker in body["workers"]] == [0]
+
+
+def test_a_reload_is_for_those_who_may_drain(bench: Bench) -> None:
+    assert bench.ask("/api/v1/reload", "POST", origin="http://elsewhere.test")[0] == 403
+    assert bench.ask("/api/v1/reload", "POST", host="evil.test")[0] == 403
+    bench.token = TOKEN
+    assert bench.ask("/api/v1/reload", "POST")[0] == 401
+    assert bench.requests.asked() == 0
+    bench.outcome = {"result": "done"}
+    assert bench.ask("/api/v1/reload", "POST", authorization=f"Bearer {TOKEN}")[0] == 200
+    assert bench.ask("/api/v1/reload")[0] == 405
 
 
 def test_the_queue_comes_in_pages_in_the_order_of_ids(bench: Bench) -> None:

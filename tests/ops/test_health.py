@@ -54,8 +54,10 @@ def test_start_is_over_when_every_worker_has_read_its_spool() -> None:
 
 def test_the_answer_shows_each_worker() -> None:
     board = board_with(WorkerState.READY)
+    board.slot(0).set_config(3, "00123456789a")
+    worker = {"worker": 0, "pid": 0, "state": "ready", "silent": 1.5, "sessions": 0, "spool": "ok"}
     assert ready(board, 101.5).to_json() == {
         "ok": True,
         "why": [],
-        "workers": [{"worker": 0, "pid": 0, "state": "ready", "silent": 1.5, "sessions": 0, "spool": "ok"}],
+        "workers": [{**worker, "generation": 3, "config": "00123456789a"}],
     }

@@ -109,6 +109,36 @@ def test_a_result_from_before_it_opened_is_no_probe() -> None:
     assert breaker.state is State.HALF_OPEN
 
 
+def test_a_breaker_that_a_reload_replaced_hides_nothing_and_leaves_nothing_behind() -> None:
+    clock = ManualClock()
+    old, new = opened(clock, "reloaded"), opened(clock, "reloaded")
+
+    def gauge() -> float | None:
+        return REGISTRY.get_sample_value("gatepost_breaker_open", {"plugin": "reloaded", "stage": "connect"})
+
+    old.retire()
+    old.retire()
+    assert gauge() == 1
+    clock.advance(31)
+    new.passed(new.ask())
+    assert gauge() == 0
+
+
+def test_a_pipeline_that_is_closed_takes_its_breakers_along() -> None:
+    async def go() -> None:
+        work = Counter(OSError("gone"))
+        thing = plugin("leaving", finder(Stage.CONNECT, A, [Session], work), policy=proceeding("x", Stage.CONNECT, A))
+        flow = Flow(["leaving"], thing)
+        for _ in range(6):
+            await flow.connect()
+        labels = {"plugin": "leaving", "stage": "connect"}
+        assert REGISTRY.get_sample_value("gatepost_breaker_open", labels) == 1
+        await flow.close()
+        assert REGISTRY.get_sample_value("gatepost_breaker_open", labels) == 0
+
+    run(go())
+
+
 def test_the_metric_says_whether_it_is_open() -> None:
     clock = ManualClock()
     breaker = opened(clock, "metric")

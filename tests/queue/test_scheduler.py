@@ -247,6 +247,31 @@ def test_the_concurrency_of_a_destination_is_never_exceeded(play: Callable[..., 
     play(scenario, destination_concurrency=4)
 
 
+def test_other_options_hold_from_then_on_for_what_is_waiting_too(play: Callable[..., None]) -> None:
+    async def scenario(world: World) -> None:
+        script = world.on("example.org", DEFERRED)
+        script.gate = asyncio.Event()
+        world.start()
+        for n in range(10):
+            await world.send(f"u{n}@example.org")
+        await world.until(lambda: script.now == 4)
+        world.scheduler.renew(RetryOptions(first=60.0), "mx2.test", SchedulerOptions(destination_concurrency=2))
+        script.gate.set()
+        await world.settled()
+        assert {slot.due for m in await world.spool.list() for slot in m.slots} == {world.clock.now() + 60}
+        script.most, script.gate = 0, asyncio.Event()
+        world.clock.advance(61)
+        world.scheduler.ring()
+        await world.until(lambda: script.now == 2)
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert script.most == 2
+        script.gate.set()
+        await world.settled()
+
+    play(scenario, destination_concurrency=4)
+
+
 def test_a_slow_destination_does_not_hold_up_another(play: Callable[..., None]) -> None:
     async def scenario(world: World) -> None:
         slow = world.on("slow.example", DELIVERED)

@@ -143,6 +143,15 @@ class GatepostProcess:
         assert result.returncode == status, f"gatepost {' '.join(arguments)}: {result.stdout}{result.stderr}{self.log}"
         return result.stdout
 
+    def refused(self, *arguments: str, status: int = 2, config: Path | None = None) -> str:
+        """As `run`, of a command that ends with this status; gives what it says on standard error."""
+        command = [str(PROGRAM), *arguments, "-c", str(config or self.config)]
+        result = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, cwd=self.directory
+        )
+        assert result.returncode == status, f"{command}: {result.stdout}{result.stderr}"
+        return result.stderr
+
     def cli(self, *arguments: str, status: int = 0) -> Any:
         """As `run` with ``--json``, read back."""
         return json.loads(self.run(*arguments, "--json", status=status))
