@@ -195,7 +195,7 @@ class _Attempt:
             await self._play()
             failures += 1
         if not guard.is_open:
-            return f"stays closed{self._why_closed()}"
+            return "stays closed"
         # It does not begin any more, so it cannot fail half-way.
         played, expected = await self._play(), self._trial.declared(halfway=False)
         if played.came is not expected:
@@ -208,10 +208,3 @@ class _Attempt:
         if guard.is_open or played.came is not OnError.PROCEED:
             self._wrong.append(f"{played.came} when it worked again, the breaker {guard.state}")
         return f"opens after {failures}, closes again"
-
-    def _why_closed(self) -> str:
-        deadline = min(asked.deadline for asked in self._trial.asked)
-        timeout = self._trial.node.entry.timeout
-        if timeout > deadline:
-            return f": the stage is over after {deadline:g} s, before the timeout of {timeout:g} s"
-        return ""

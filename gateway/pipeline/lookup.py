@@ -163,6 +163,7 @@ class Lookup:
         "_halfway",
         "_holds_slot",
         "_moment",
+        "_overdue",
         "_permit",
         "_task",
         "_timer",
@@ -189,7 +190,7 @@ class Lookup:
             self.note["recipient"] = str(moment.given[2].address) if moment.given[2] else ""
         self._moment = moment
         self._began: float | None = None
-        self._halfway = False
+        self._halfway = self._overdue = False
         self._permit = 0
         self._holds_slot = False
         self._timer: asyncio.TimerHandle | None = None
@@ -234,6 +235,15 @@ class Lookup:
                     return found.awaited()
         return self
 
+    def overdue(self, deadline: float) -> None:
+        """A stage of `deadline` seconds went on without it, and it may still be done.
+
+        When it is called off instead, that counts against its entry if the stage's time was its own: else a service
+        that hangs would never open its breaker where the entry's timeout is longer than the stage.
+        """
+        ran = self._ran()
+        self._overdue = ran is not None and ran * 2 >= deadline
+
     def cut(self, deadline: float) -> Fault:
         """End it because its stage of `deadline` seconds is over."""
         awaited = self.awaited()
@@ -260,7 +270,7 @@ class Lookup:
 
     def call_off(self) -> asyncio.Task[Any]:
         """End it because nobody wants it any more."""
-        self._settle(quiet=True)
+        self._settle(quiet=True, blame=self._overdue)
         self._task.cancel()
         return self._task
 

@@ -328,7 +328,9 @@ def _fault(found: Lookup, plan: StagePlan) -> Fault | None:
     """The look-up's fault; for one that is not done by now, that of the entry it waits for."""
     if found.settled:
         return found.fault
-    return Fault(found.awaited().node.entry, FaultKind.DEADLINE, f"not done within {plan.deadline:g}s")
+    awaited = found.awaited()
+    awaited.overdue(plan.deadline)
+    return Fault(awaited.node.entry, FaultKind.DEADLINE, f"not done within {plan.deadline:g}s")
 
 
 def _write(stage: Stage, said: Said, moment: Moment, trace: Trace) -> None:

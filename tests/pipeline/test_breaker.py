@@ -231,6 +231,26 @@ def test_an_action_cut_by_the_deadline_is_to_blame_only_if_the_time_was_its_own(
     run(scenario())
 
 
+@pytest.mark.parametrize(("seconds", "state"), [(100.0, State.OPEN), (1.5, State.CLOSED)], ids=["hangs", "late"])
+def test_a_lookup_that_hangs_longer_than_its_stage_opens_its_breaker(seconds: float, state: State) -> None:
+    things = [
+        plugin("hung", finder(Stage.MAIL, A, [Transaction], Counter(A(), seconds))),
+        proceeding("asker", Stage.MAIL, A),
+    ]
+
+    async def scenario() -> None:
+        flow = Flow([{"hung": {}, "timeout": "5m"}, "asker"], *things, deadlines=StageDeadlines(mail=1))
+        for _ in range(5):
+            assert (await flow.mail()).verdict.reason == "hung: deadline: not done within 1s"
+            # The client goes on, or gives up: the transaction ends.
+            await asyncio.sleep(1)
+        await flow.mail()
+        assert flow.pipeline._house._breakers[0, Stage.MAIL].state is state
+        await flow.close()
+
+    run(scenario())
+
+
 def test_who_is_well_at_one_stage_can_be_dead_at_another() -> None:
     dead, well = Counter(OSError("dead")), Counter(B())
     thing = plugin("p", finder(Stage.MAIL, B, [Transaction], well), finder(Stage.DATA, A, [Transaction], dead))
