@@ -113,7 +113,7 @@ class GeoipPolicy(Policy):
 
     def on_rcpt(self, session: Session, recipient: Recipient, geo: Geo) -> Verdict:
         options = self.options
-        if session.trusted or recipient.address.local.lower() in options.exempt:
+        if session.trusted or recipient.address.has_local(options.exempt):
             return PROCEED
         if geo.asn in options.reject_asns:
             return reject("7.1", "not accepted from your network", reason=f"AS{geo.asn} {geo.organization}".strip())

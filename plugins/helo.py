@@ -105,7 +105,7 @@ class HeloPolicy(Policy):
     options: HeloOptions
 
     def on_rcpt(self, session: Session, recipient: Recipient, helo: HeloName) -> Verdict:
-        if session.trusted or recipient.address.local.lower() in self.options.exempt:
+        if session.trusted or recipient.address.has_local(self.options.exempt):
             return PROCEED
         reason = f"HELO {helo.name}: {', '.join(helo.problems)}"
         if not set(self.options.reject).isdisjoint(helo.problems):

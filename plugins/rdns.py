@@ -142,7 +142,7 @@ class RdnsPolicy(Policy):
     options: RdnsOptions
 
     def on_rcpt(self, session: Session, recipient: Recipient, found: ReverseName) -> Verdict:
-        if session.trusted or recipient.address.local.lower() in self.options.exempt:
+        if session.trusted or recipient.address.has_local(self.options.exempt):
             return PROCEED
         names = ", ".join(found.names)
         match found.result:

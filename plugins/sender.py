@@ -124,7 +124,7 @@ class SenderPolicy(Policy):
 
     def on_rcpt(self, recipient: Recipient, sender: SenderDomain) -> Verdict:
         options = self.options
-        if recipient.address.local.lower() in options.exempt:
+        if recipient.address.has_local(options.exempt):
             return PROCEED
         reason = f"{sender.domain}: {sender.problem}" if sender.problem else sender.domain
         match sender.state:

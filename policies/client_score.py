@@ -125,7 +125,7 @@ class ClientScore(Policy):
         sender: SenderDomain | None,
         spf: Spf | None,
     ) -> Verdict:
-        if session.trusted or recipient.address.local.lower() in self.options.exempt:
+        if session.trusted or recipient.address.has_local(self.options.exempt):
             return PROCEED
         parts = [
             *self._lists(dnsbl),

@@ -37,7 +37,7 @@ class HeloIdentity(Policy):
     options: HeloIdentityOptions
 
     def on_rcpt(self, session: Session, recipient: Recipient) -> Verdict:
-        if session.trusted or recipient.address.local.lower() == "postmaster":
+        if session.trusted or recipient.address.has_local(("postmaster",)):
             return PROCEED
         helo = session.helo.lower().removesuffix(".")
         if self._is_own(helo):

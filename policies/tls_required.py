@@ -88,7 +88,7 @@ class TlsRequired(Policy):
     options: TlsRequiredOptions
 
     def on_rcpt(self, session: Session, transaction: Transaction, recipient: Recipient) -> Verdict:
-        if recipient.address.local.lower() in self.options.exempt or self._is_safe(session):
+        if recipient.address.has_local(self.options.exempt) or self._is_safe(session):
             return PROCEED
         why = self._why(session, transaction, recipient)
         if not why:

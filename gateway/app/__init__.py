@@ -2,7 +2,8 @@
 
 from gateway.app.guest import lend
 from gateway.app.guest_worker import Lending
+from gateway.app.inquiry import RuleError, load_inquiries
 from gateway.app.supervisor import run
 from gateway.app.wiring import catalog_of, load_pipelines, notices
 
-__all__ = ["Lending", "catalog_of", "lend", "load_pipelines", "notices", "run"]
+__all__ = ["Lending", "RuleError", "catalog_of", "lend", "load_inquiries", "load_pipelines", "notices", "run"]

@@ -106,12 +106,42 @@ class Parts:
         return Desk(self.smtp, self.domains, self.pipelines, spool, clock, ring, config, self.tenancy)
 
 
+@dataclass(frozen=True, slots=True)
+class Foundations:
+    """What all pipelines of a configuration are made with."""
+
+    services: Services
+    catalog: Catalog
+    deadlines: StageDeadlines
+    slots: asyncio.Semaphore
+
+    def load(self, name: str, entries: Sequence[Any]) -> Pipeline:
+        """Raises `PipelineError`."""
+        return load(
+            name,
+            entries,
+            self.services,
+            known=self.catalog,
+            deadlines=self.deadlines,
+            worker_slots=self.slots,
+        )
+
+
+Build = Callable[[Config, Foundations], dict[str, Pipeline]]
+
+
 def make_parts(
-    config: Config, state: SqliteState, clock: Clock, lines: Lines | None = None, outbox: Outbox | None = None
+    config: Config,
+    state: SqliteState,
+    clock: Clock,
+    lines: Lines | None = None,
+    outbox: Outbox | None = None,
+    *,
+    build: Build | None = None,
 ) -> Parts:
     """Build everything; nothing is started or opened. Raises `ConfigError`.
 
-    `lines` and `outbox` are there in a worker only.
+    `lines` and `outbox` are there in a worker only; `build` makes other pipelines than those of the configuration.
     """
     servers = tuple((server.host, server.port) for server in config.dns.nameservers)
     resolver = Resolver(DnsOptions(servers, config.dns.timeout), clock)
@@ -140,7 +170,9 @@ def make_parts(
         outbox or NoOutbox(),
         hosts,
     )
-    pipelines = _pipelines(config, services)
+    deadlines = StageDeadlines(**config.deadlines.model_dump())
+    foundations = Foundations(services, catalog_of(config), deadlines, asyncio.Semaphore(_WORKER_LOOKUPS))
+    pipelines = (build or _pipelines)(config, foundations)
     # Domains with the same directory share its connections.
     shared = tuple({id(store): store for store in ldap.values()}.values())
     return Parts(config, router, transports, resolver, domains, pipelines, smtp_options(config), hosts, shared)
@@ -232,16 +264,13 @@ def _of_folder(config: Config, problem: FolderProblem) -> Problem:
     return Problem(problem.file, problem.line, "", problem.message, problem.column)
 
 
-def _pipelines(config: Config, services: Services) -> dict[str, Pipeline]:
-    deadlines = StageDeadlines(**config.deadlines.model_dump())
-    catalog = catalog_of(config)
-    slots = asyncio.Semaphore(_WORKER_LOOKUPS)
+def _pipelines(config: Config, foundations: Foundations) -> dict[str, Pipeline]:
     made: dict[str, Pipeline] = {}
     problems: list[Problem] = []
     for name, given in config.all_pipelines.items():
         entries = implied(config, given)
         try:
-            made[name] = load(name, entries, services, known=catalog, deadlines=deadlines, worker_slots=slots)
+            made[name] = foundations.load(name, entries)
         except PipelineError as error:
             problems += config.pipeline_problems(name, error, before=len(entries) - len(given))
     if problems:

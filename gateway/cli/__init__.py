@@ -12,11 +12,13 @@ from gateway.cli.lint import lint
 from gateway.cli.plugin import plugin
 from gateway.cli.quarantine import quarantine
 from gateway.cli.queue import queue
+from gateway.cli.records import records
 from gateway.cli.reload import reload
 from gateway.cli.replay import replay
 from gateway.cli.shadow import shadow
 from gateway.cli.simulate import simulate
 from gateway.cli.specs import test
+from gateway.cli.whatif import whatif
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -31,3 +33,5 @@ for _command in (
 ):
     main.add_command(_command)
 main.add_command(test)
+for _command in (whatif, records):
+    main.add_command(_command)

@@ -7,7 +7,9 @@ import ipaddress
 import os
 import pwd
 import socket
+import time
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
 from typing import IO, Any, Final, TypeVar
 
 import click
@@ -55,15 +57,23 @@ def json_option(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class _Ago(click.ParamType[float]):
-    """A duration such as ``2h``, as seconds."""
+    """How long ago, in seconds: a duration such as ``2h``, or a moment such as ``2026-07-30T12:00Z`` (UTC)."""
 
-    name = "duration"
+    name = "time"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         try:
             return parse_duration(value)
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
+        except ValueError:
+            return self._since(value, param, ctx)
+
+    def _since(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        try:
+            moment = datetime.fromisoformat(value)
+            seconds = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+        except (ValueError, OverflowError):
+            self.fail("expected a duration such as 30m or 2d, or a moment such as 2026-07-30T12:00Z", param, ctx)
+        return time.time_ns() / 1e9 - seconds
 
 
 class _NetworkParameter(click.ParamType[Network]):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -11,12 +10,10 @@ from typing import Any, Final
 import click
 
 from gateway.cli import output
-from gateway.cli.options import AGO, AnswerNo, Failure, config_option, json_option, read_config, with_spool
+from gateway.cli.options import AnswerNo, Failure, config_option, json_option, read_config
+from gateway.cli.source import Window, find_redactor, last_day, read_records, records_option, window_options
 from gateway.config import Config, ConfigError, load
-from gateway.mail.session import ids_from
-from gateway.spool.spool import Spool
 
-_PAGE: Final = 1000
 _CONDITION: Final = re.compile(
     r"\s*(newly_refused|newly_accepted|changed|unknown)\s*(>=|>)\s*([0-9]{1,9}(?:\.[0-9]{1,6})?)\s*(%?)\s*\Z"
 )
@@ -59,12 +56,19 @@ class _ConditionParameter(click.ParamType[Condition]):
 
 @click.command()
 @click.option("--with", "candidate", required=True, metavar="FILE", help="The other configuration.")
-@click.option("--since", type=AGO, default="24h", show_default=True, metavar="DURATION", help="How far to look back.")
+@window_options
 @click.option("--fail-if", multiple=True, type=_ConditionParameter(), help="End with status 1 if, as 'changed > 1%'.")
+@records_option
 @config_option
 @json_option
 def replay(
-    candidate: str, since: float, fail_if: tuple[Condition, ...], config_file: str | None, as_json: bool
+    candidate: str,
+    since: float | None,
+    until: float | None,
+    fail_if: tuple[Condition, ...],
+    file: str | None,
+    config_file: str | None,
+    as_json: bool,
 ) -> None:
     """Judge recorded transactions again with another configuration."""
     config = read_config(config_file)
@@ -72,7 +76,7 @@ def replay(
         other = load(candidate)
     except ConfigError as error:
         raise Failure(str(error)) from error
-    found = _replay(config, other, since)
+    found = _replay(config, other, last_day(since, until, file), file)
     if as_json:
         output.as_json(found)
     else:
@@ -81,7 +85,7 @@ def replay(
         raise AnswerNo(f"too much: {', '.join(failed)}")
 
 
-def _replay(config: Config, other: Config, since: float) -> dict[str, Any]:
+def _replay(config: Config, other: Config, window: Window, file: str | None) -> dict[str, Any]:
     # The metrics library decides at import whether it counts for one process or for many.
     from gateway import app
     from gateway.pipeline.difference import Difference, other_options, unchanged
@@ -94,16 +98,9 @@ def _replay(config: Config, other: Config, since: float) -> dict[str, Any]:
     difference = Difference(
         {name: pipeline.replay(unchanged(*pairs[name])) for name, pipeline in now.items()},
         lambda client: any(client in network for network in other.relay_from),
+        find_redactor(config),
     )
-
-    async def work(spool: Spool) -> None:
-        after = ids_from(time.time_ns() / 1e9 - since)
-        while page := await spool.records(after=after, limit=_PAGE):
-            for record in page:
-                difference.add(record)
-            after = str(page[-1]["id"])
-
-    with_spool(config, work)
+    read_records(config, file, window, lambda kept: difference.add(kept.record))
     options = {f"{name}: {entry}" for name, pair in pairs.items() for entry in other_options(*pair)}
     return {**difference.to_json(), "other_options": sorted(options)}
 

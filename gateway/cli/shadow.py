@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import time
-from typing import Any, Final
+from typing import Any
 
 import click
 
 from gateway.cli import output
-from gateway.cli.options import AGO, AnswerNo, config_option, json_option, read_config, with_spool
-from gateway.mail.session import ids_from
+from gateway.cli.options import AnswerNo, config_option, json_option, read_config
+from gateway.cli.source import last_day, read_records, records_option, window_options
 from gateway.ops.shadow import ShadowReport
-from gateway.spool.spool import Spool
-
-_PAGE: Final = 1000
 
 
 @click.group()
@@ -22,22 +18,16 @@ def shadow() -> None:
 
 
 @shadow.command()
-@click.option("--since", type=AGO, default="24h", show_default=True, metavar="DURATION", help="How far to look back.")
+@window_options
+@records_option
 @config_option
 @json_option
-def report(since: float, config_file: str | None, as_json: bool) -> None:
+def report(since: float | None, until: float | None, file: str | None, config_file: str | None, as_json: bool) -> None:
     """Compare what shadow entries would have done with what was done."""
-
-    async def work(spool: Spool) -> ShadowReport:
-        found = ShadowReport()
-        after = ids_from(time.time_ns() / 1e9 - since)
-        while page := await spool.records(after=after, limit=_PAGE):
-            for record in page:
-                found.add(record)
-            after = str(page[-1]["id"])
-        return found
-
-    found = with_spool(read_config(config_file), work).to_json()
+    config = None if file is not None else read_config(config_file)
+    counted = ShadowReport()
+    read_records(config, file, last_day(since, until, file), lambda kept: counted.add(kept.record))
+    found = counted.to_json()
     if as_json:
         output.as_json(found)
         return

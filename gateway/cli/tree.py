@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import Any, Final
 
 from rich.text import Text
 from rich.tree import Tree
 
+from gateway.cli.edits import show_edits
 from gateway.cli.output import text, when
+from gateway.ops.deciding import decided
 
 _GOOD: Final = {"accepted", "delivered", "accept", "proceed"}
 _BAD: Final = {"rejected", "failed", "expired", "reject", "disconnect", "disconnected", "corrupt"}
@@ -25,7 +28,9 @@ def tree(explained: dict[str, Any]) -> Tree:
     _session(root, record)
     _stages(root, record)
     _recipients(root, record)
-    _edits(root, record)
+    if edits := record.get("edits"):
+        root.add(show_edits(edits))
+    _decided(root, explained)
     _delivery(root, explained)
     return root
 
@@ -67,6 +72,7 @@ def _session(root: Tree, record: dict[str, Any]) -> None:
 
 def _stages(root: Tree, record: dict[str, Any]) -> None:
     findings, verdicts = record.get("findings", []), record.get("verdicts", [])
+    deciders = {id(verdicts[told["verdict"]]) for told in decided(record)}
     for stage in _STAGES:
         here = [f for f in findings if f.get("stage") == stage]
         said = [v for v in verdicts if v.get("stage") == stage]
@@ -76,7 +82,7 @@ def _stages(root: Tree, record: dict[str, Any]) -> None:
         for finding in here:
             branch.add(_finding(finding))
         for verdict in said:
-            branch.add(_verdict(verdict))
+            branch.add(_verdict(verdict, decides=id(verdict) in deciders))
     if any(note.get("truncated") for note in (*findings, *verdicts)):
         root.add(text("the record was too long and is cut here", "yellow"))
 
@@ -101,7 +107,7 @@ def _values(value: Any) -> str:
     return " ".join(f"{key}={v if isinstance(v, str) and v else json.dumps(v)}" for key, v in value.items())
 
 
-def _verdict(verdict: dict[str, Any]) -> Text:
+def _verdict(verdict: dict[str, Any], *, decides: bool) -> Text:
     action = str(verdict.get("action", "?"))
     policy, version = verdict.get("policy", "?"), verdict.get("version", "")
     by = (
@@ -118,6 +124,7 @@ def _verdict(verdict: dict[str, Any]) -> Text:
         (recipient, "dim"),
         (verdict.get("reply", ""), ""),
         (f"because {verdict['reason']}" if verdict.get("reason") else "", "dim"),
+        ("<- decided" if decides else "", "bold"),
     )
 
 
@@ -130,16 +137,37 @@ def _recipients(root: Tree, record: dict[str, Any]) -> None:
             branch.add(_line((recipient.get("address", "?"), ""), (reply, "green" if reply.startswith("2") else "red")))
 
 
-def _edits(root: Tree, record: dict[str, Any]) -> None:
-    edits = record.get("edits") or []
-    if edits:
-        branch = root.add(_line(("edits", "bold")))
-        for edit in edits:
-            nth = f"#{edit['nth']}" if edit.get("nth") else ""
-            size = f"{edit['size']} octets" if "size" in edit else ""
-            values = [edit.get(key, "") for key in ("value", "sender", "recipient", "next_hop")]
-            shown = [edit.get("edit", "?"), edit.get("name", ""), nth, size, *values]
-            branch.add(_line(*((part, "") for part in shown)))
+def _decided(root: Tree, explained: dict[str, Any]) -> None:
+    """Who decided, and what would have happened without."""
+    if "decided" not in explained:
+        return
+    if not explained["decided"]:
+        root.add(_line(("decided by", "bold"), ("nobody in the pipeline", "")))
+        return
+    branch = root.add(_line(("decided by", "bold")))
+    for told in explained["decided"]:
+        whom = f"for {told['recipient']}" if told.get("recipient") else ""
+        action = str(told.get("action", "?"))
+        stage = f"at {told.get('stage', '?')}"
+        branch.add(_line((told.get("plugin", "?"), ""), (stage, "dim"), (action, _style(action)), (whom, "dim")))
+    for one in explained.get("without", ()):
+        branch.add(_line(("without", "bold"), (one.get("plugin", "?"), ""), *_without(one)))
+
+
+def _without(one: dict[str, Any]) -> Iterator[tuple[object, str]]:
+    if one.get("unknown"):
+        yield "not known:", "yellow"
+        yield one["unknown"], ""
+        return
+    if beyond := one.get("beyond"):
+        yield f"it would have gone on behind {beyond}; nothing is recorded of what comes after", "yellow"
+    else:
+        outcome = str(one.get("outcome", "?"))
+        yield outcome, _style(outcome)
+        yield (f"by {one['by']}" if one.get("by") else ""), "dim"
+        yield one.get("reply", ""), ""
+    if one.get("refused"):
+        yield f"without {', '.join(map(str, one['refused']))}", "dim"
 
 
 def _delivery(root: Tree, explained: dict[str, Any]) -> None:
@@ -160,6 +188,8 @@ def _delivery(root: Tree, explained: dict[str, Any]) -> None:
                     (f"{attempt.get('seconds', 0):g} s" if outcome not in _DONE else "", "dim"),
                 )
             )
+    if "stored" not in explained:
+        return
     stored = explained["stored"]
     if stored is None:
         root.add(_line(("now", "bold"), ("no longer in the spool", "")))

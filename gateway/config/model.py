@@ -36,6 +36,7 @@ from gateway.config.values import (
     Secret,
     Section,
     Size,
+    SizeOrNone,
     between,
     key_pair_problem,
     parse_host_port,
@@ -135,11 +136,30 @@ class Spool(Section):
     """With less free space than this, mail is refused with 452."""
     keep_records: Duration = seconds("7d")
     """How long decision records are kept."""
+    keep_records_size: SizeOrNone = octets("4GiB")
+    """How much of them is kept, all workers together; the oldest go first. 0 for no bound."""
     record: Flag = True
     """Whether decision records are kept at all."""
+    redact: Literal["none", "local-parts"] = "none"
+    """What decision records do not hold: `local-parts` of addresses are replaced by keyed hashes."""
+    redact_key_file: FilePath | None = None
+    """The key of these hashes; made when it is missing. Default: `redact.key` in `path`."""
 
     def options(self) -> SpoolOptions:
-        return SpoolOptions(self.path, self.min_free, self.keep_records, self.record)
+        return SpoolOptions(
+            self.path,
+            self.min_free,
+            self.keep_records,
+            self.record,
+            self.keep_records_size,
+            self.redact != "none",
+            self.key_file,
+        )
+
+    @property
+    def key_file(self) -> str:
+        """Where the redaction key is."""
+        return self.redact_key_file or os.path.join(self.path, "redact.key")
 
 
 class StateStore(Section):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from enum import Enum
 from functools import lru_cache
@@ -86,6 +87,13 @@ class Address:
     def ascii_domain(self) -> str:
         """The domain as lower-case A-labels (RFC 5890)."""
         return ascii_domain(self.domain)
+
+    def has_local(self, names: Collection[str]) -> bool:
+        """Whether the local part, in any case, is one of these, which are in lower case.
+
+        Policies ask this rather than look at `local`: it can be answered of a redacted decision record too.
+        """
+        return self.local.lower() in names
 
     @property
     def needs_smtputf8(self) -> bool:

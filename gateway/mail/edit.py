@@ -15,13 +15,16 @@ from typing import Any, Final, TypeGuard
 
 from gateway.mail.address import NULL_SENDER, Address, Sender, parse_mailbox
 from gateway.mail.envelope import Envelope, Recipient, Ret
-from gateway.mail.message import Content, HeaderField
+from gateway.mail.message import Content, HeaderField, split_header
 
 END: Final = 1 << 30
 """An index below all other fields."""
 
 _NAME: Final = re.compile(r"[\x21-\x39\x3b-\x7e]{1,77}\Z")
 _BLOCK: Final = 1 << 20
+_TOLD: Final = 100
+"""Edits of which a record tells what was there before, and fields that each of them tells of."""
+_SHOWN: Final = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,10 +212,38 @@ def edit_json(edit: Edit) -> dict[str, Any]:
     return out
 
 
+def edits_json(edits: Sequence[Edit], section: bytes, body: int) -> list[dict[str, Any]]:
+    """The edits of a message as its decision record keeps them: as `edit_json`, and what was there before.
+
+    `section` is the header section as it was received, and `body` the octets after it and its empty line. ``was`` are
+    the values of the fields that an edit changes or removes, cut when they are long; ``old_size`` is of the body.
+    """
+    out = [edit_json(edit) for edit in edits]
+    fields: list[HeaderField] | None = None
+    for told, edit in zip(out[:_TOLD], edits, strict=False):
+        if isinstance(edit, ReplaceBody):
+            told["old_size"], body = body, edit.body.size
+        elif is_header_edit(edit):
+            if fields is None:
+                fields = split_header(section)[0]
+            if not isinstance(edit, AddHeader):
+                told["was"] = [field.value[:_SHOWN] for field in _meant(fields, edit.name, edit.nth)][:_TOLD]
+            fields = apply_edits(fields, (edit,))
+    return out
+
+
+def _meant(fields: Sequence[HeaderField], name: str, nth: int) -> list[HeaderField]:
+    found = [field for field in fields if field.name.lower() == name.lower()]
+    return found[nth - 1 : nth] if nth else found
+
+
 def edit_from_json(data: Mapping[str, Any]) -> Edit:
-    """The edit that `edit_json` described. Raises ValueError for one that cannot be told from that, as a body."""
+    """The edit that `edit_json` or `edits_json` described.
+
+    Raises ValueError for one that cannot be told from that, as a body.
+    """
     try:
-        kind, rest = data["edit"], {key: value for key, value in data.items() if key != "edit"}
+        kind, rest = data["edit"], {key: value for key, value in data.items() if key not in ("edit", "was")}
         match kind:
             case "AddHeader":
                 return AddHeader(**rest)

@@ -77,6 +77,11 @@ SPOOL_COMMIT_SECONDS = Histogram(
 )
 SPOOL_GROUP = Histogram("gatepost_spool_group_size", "Steps made durable by one group commit.", buckets=_GROUPS)
 SPOOL_ERRORS = Counter("gatepost_spool_errors", "Spool steps that failed.", ["kind"])
+RECORDS = Gauge("gatepost_records_kept", "Decision records that are kept.", multiprocess_mode="livesum")
+RECORDS_OCTETS = Gauge(
+    "gatepost_records_octets", "Octets of decision records and delivery attempts.", multiprocess_mode="livesum"
+)
+RECORDS_DROPPED = Counter("gatepost_records_dropped", "Decision records dropped, by age or size.", ["reason"])
 QUEUE_MESSAGES = Gauge(
     "gatepost_queue_messages", "Messages in the spool by state.", ["state"], multiprocess_mode="livesum"
 )

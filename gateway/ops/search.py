@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -15,8 +15,9 @@ class Search:
     """What a record must have; what is empty or None does not matter.
 
     `sender` and `recipient` are an address, a domain (``example.org``), or ``<>``, compared without case; `outcome` is
-    one of `gateway.sdk.ending.Outcome`; `plugin` is an entry that said something but *proceed*;
-    `queue_id` is that of another MTA, for which we judged.
+    one of `gateway.sdk.ending.Outcome`; `plugin` is an entry that said something but *proceed*; `action` is what
+    somebody said, or that entry if one is named, in shadow too; `queue_id` is that of another MTA, for which we judged.
+    `hidden_sender` and `hidden_recipient` are what the addresses are in redacted records.
     """
 
     sender: str = ""
@@ -25,16 +26,38 @@ class Search:
     outcome: str = ""
     plugin: str = ""
     queue_id: str = ""
+    action: str = ""
+    hidden_sender: str = ""
+    hidden_recipient: str = ""
+
+    def through(self, redact: Callable[[str], str]) -> Search:
+        """The same search, which finds addresses in redacted records too."""
+        hidden = [redact(wanted) if "@" in wanted else "" for wanted in (self.sender, self.recipient)]
+        return replace(self, hidden_sender=hidden[0], hidden_recipient=hidden[1])
 
     def matches(self, record: dict[str, Any]) -> bool:
         """Whether this record is meant."""
         return (
             (not self.outcome or record.get("outcome") == self.outcome)
             and (not self.queue_id or (record.get("mta") or {}).get("queue_id") == self.queue_id)
-            and (not self.sender or _is(record.get("sender") or "", self.sender))
-            and (not self.recipient or any(_is(address, self.recipient) for address in recipients(record)))
+            and (not self.sender or self._from_sender(str(record.get("sender") or "")))
+            and (not self.recipient or any(self._to(address) for address in recipients(record)))
             and (self.client is None or self._from_client(record))
-            and (not self.plugin or any(verdict.get("plugin") == self.plugin for verdict in spoken(record)))
+            and (not (self.plugin or self.action) or self._said(record))
+        )
+
+    def _from_sender(self, address: str) -> bool:
+        return _is(address, self.sender) or (bool(self.hidden_sender) and _is(address, self.hidden_sender))
+
+    def _to(self, address: str) -> bool:
+        return _is(address, self.recipient) or (bool(self.hidden_recipient) and _is(address, self.hidden_recipient))
+
+    def _said(self, record: dict[str, Any]) -> bool:
+        if not self.action:
+            return any(verdict.get("plugin") == self.plugin for verdict in spoken(record))
+        return any(
+            verdict.get("action") == self.action and (not self.plugin or verdict.get("plugin") == self.plugin)
+            for verdict in record.get("verdicts") or ()
         )
 
     def _from_client(self, record: dict[str, Any]) -> bool:

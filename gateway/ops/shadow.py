@@ -65,7 +65,7 @@ class ShadowReport:
 
     def _count(self, entry: Entry, word: str, record: dict[str, Any]) -> None:
         outcome = str(record.get("outcome", ""))
-        if _came_true(word, outcome):
+        if came_true(word, outcome):
             entry.agreements[word] += 1
             return
         entry.differences[word] += 1
@@ -84,7 +84,7 @@ def _word(verdict: dict[str, Any]) -> str:
     return "edit" if action == "proceed" else action
 
 
-def _came_true(word: str, outcome: str) -> bool:
+def came_true(word: str, outcome: str) -> bool:
     """Whether what a shadow entry wanted was done anyway, by whomever."""
     if word in _REFUSALS:
         return outcome in _REFUSED

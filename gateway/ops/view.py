@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from gateway.mail.envelope import Envelope, Recipient
+from gateway.ops.deciding import decided
 
 
 class SlotView(Protocol):
@@ -101,9 +102,10 @@ def stored_json(stored: StoredView) -> dict[str, Any]:
 
 
 def explained_json(explained: ExplainedView) -> dict[str, Any]:
-    """A decision record, the attempts since, and the message as it is now (None once it has left)."""
+    """A decision record, who decided, the attempts since, and the message as it is now (None once it has left)."""
     return {
         "record": explained.record,
+        "decided": decided(explained.record),
         "attempts": list(explained.attempts),
         "stored": stored_json(explained.stored) if explained.stored else None,
     }

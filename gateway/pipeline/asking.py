@@ -37,15 +37,24 @@ def on_error(fault: Fault, asker: Entry) -> Said:
 
 def ask(stage: Stage, entry: Entry, method: Any, arguments: list[Any]) -> Said:
     """Ask the policy. A policy that raises, or answers what it must not, is our bug: defer."""
-    policy = entry.policy
-    version = policy.version if policy else ""
     try:
-        verdict = method(*arguments)
-        _check(verdict, stage)
+        return answer(stage, entry, method, arguments)
     except Exception as error:  # noqa: BLE001 - a policy's bug may be anything; it is logged, recorded and defers
         _log.error("policy.failed", plugin=entry.name, stage=stage.value, exc_info=error)
         reason = f"{failed(entry.policy_name)}{type(error).__name__}: {error}"
         verdict = defer("3.0", "try again later", reason=reason[:300])
+    return _said(verdict, entry)
+
+
+def answer(stage: Stage, entry: Entry, method: Any, arguments: list[Any]) -> Said:
+    """The policy's answer. Raises whatever the policy raises, and TypeError or ValueError for no proper answer."""
+    verdict = method(*arguments)
+    _check(verdict, stage)
+    return _said(verdict, entry)
+
+
+def _said(verdict: Verdict, entry: Entry) -> Said:
+    version = entry.policy.version if entry.policy else ""
     return Said(verdict, entry, entry.policy_name, version, entry.shadow)
 
 

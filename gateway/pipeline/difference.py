@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
 
+from gateway.ops.redaction import Redactor
 from gateway.pipeline.past import NotTold, Past
 from gateway.pipeline.plan import Entry
 from gateway.pipeline.replay import Fate, Replay, Unknown
@@ -50,13 +51,16 @@ class Compared:
 class Difference:
     """Adds up transactions; keeps a few samples of each kind."""
 
-    def __init__(self, pipelines: Mapping[str, Replay], trusted: Callable[[Any], bool]) -> None:
+    def __init__(
+        self, pipelines: Mapping[str, Replay], trusted: Callable[[Any], bool], redactor: Redactor | None = None
+    ) -> None:
         self.counts: Counter[Kind] = Counter(dict.fromkeys(Kind, 0))
         self.further = 0
         self.reasons: Counter[str] = Counter()
         self.samples: dict[Kind, list[dict[str, str]]] = {}
         self._pipelines = pipelines
         self._trusted = trusted
+        self._redactor = redactor
 
     @property
     def total(self) -> int:
@@ -84,14 +88,10 @@ class Difference:
         if replay is None:
             return Compared(Kind.UNKNOWN, then, "", f"there is no pipeline {name}")
         try:
-            past = Past(record, self._trusted)
-            reached = past.reached
+            past = Past(record, self._trusted, self._redactor)
         except NotTold as error:
             return Compared(Kind.UNKNOWN, then, "", str(error))
-        fate = replay.judge(past, reached)
-        if isinstance(fate, Unknown):
-            return Compared(Kind.UNKNOWN, then, "", f"{fate.entry}: {fate.why}")
-        return _classify(past, past.outcome, fate, reached)
+        return compare(replay, past)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -101,6 +101,14 @@ class Difference:
             "unknown_because": dict(self.reasons.most_common()),
             "samples": {kind.value: samples for kind, samples in self.samples.items() if samples},
         }
+
+
+def compare(replay: Replay, past: Past) -> Compared:
+    """How one transaction comes out now, beside how it came out."""
+    fate = replay.judge(past, past.reached)
+    if isinstance(fate, Unknown):
+        return Compared(Kind.UNKNOWN, str(past.record["outcome"]), "", f"{fate.entry}: {fate.why}")
+    return _classify(past, past.outcome, fate, past.reached)
 
 
 def _classify(past: Past, then: str, fate: Fate, reached: Stage) -> Compared:

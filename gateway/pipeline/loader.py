@@ -33,7 +33,7 @@ from gateway.pipeline.plan import (
     make,
     option_problems,
 )
-from gateway.pipeline.replay import Replay
+from gateway.pipeline.replay import Inquiry, Replay
 from gateway.pipeline.rollout import parse_rollout
 from gateway.pipeline.runner import Meters, PipelineSession
 from gateway.pipeline.sabotage import Saboteur, Trial, nodes, trial
@@ -80,6 +80,10 @@ class Pipeline:
     def replay(self, unchanged: Collection[str] = ()) -> Replay:
         """For judging recorded transactions again; see `gateway.pipeline.replay`."""
         return Replay(self._plan, unchanged)
+
+    def inquiry(self) -> Inquiry:
+        """For asking its last entry about recorded transactions."""
+        return Inquiry(self._plan, self.entries[-1])
 
     def table(self) -> tuple[Row, ...]:
         """Who is asked what, stage by stage; ``gatepost pipeline`` prints it."""

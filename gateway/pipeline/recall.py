@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import typing
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -24,18 +25,18 @@ class RecallError(ValueError):
         self.path = path
 
 
-def recall(kind: type[Finding], value: Mapping[str, Any]) -> Finding:
+def recall(kind: type[Finding], value: Mapping[str, Any], hidden: Mapping[str, Any] = MappingProxyType({})) -> Finding:
     """The finding of this kind that `value` describes; fields that are left out have their defaults.
 
-    Raises `RecallError`.
+    `hidden` are fields that were redacted, and what stands there instead. Raises `RecallError`.
     """
     readers = _readers(kind)
-    fields = {name: _field(kind, name, readers.get(name), given) for name, given in value.items()}
+    fields = {n: _field(kind, n, readers.get(n), given) for n, given in value.items() if n not in hidden}
     try:
-        return kind(**fields)
+        return kind(**fields, **hidden)
     except (ValueError, TypeError) as error:
         needed = [f.name for f in dataclasses.fields(kind) if f.default is f.default_factory is dataclasses.MISSING]
-        if lacking := [name for name in needed if name not in fields]:
+        if lacking := [name for name in needed if name not in fields and name not in hidden]:
             raise RecallError(f"{kind.__name__} needs {', '.join(lacking)}") from error
         raise RecallError(f"{kind.__name__}: {error}") from error
 

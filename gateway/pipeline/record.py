@@ -19,7 +19,7 @@ A record is a JSON object with these keys:
                 ``recipient`` where it was found for one
 ``verdicts``    ``stage``, ``plugin``, ``policy``, ``version``, ``action``, ``shadow``; where there are: ``reply``,
                 ``reason``, ``edits``, ``recipient``. ``policy`` is ``on_error`` where a fault decided
-``edits``       the patch list that was applied to the message
+``edits``       the patch list that was applied to the message, with what was there before (``was``, ``old_size``)
 ``outcome``     one of `gateway.sdk.ending.Outcome`
 ``reply``       the reply that ended it
 ``pipeline``    name of the pipeline, or of several
@@ -27,6 +27,8 @@ A record is a JSON object with these keys:
 ``copies``      ids of all copies of the message, where it was queued in several
 ``mta``         where another MTA asked: ``through`` (``delegate`` or ``milter``), its ``queue_id`` as far as it told
                 it, and ``left_out``, what of the decision it could not be told
+``redacted``    where local parts of addresses were replaced: what of the session was changed by that; findings have one
+                too, of their fields (see `gateway.ops.redaction`)
 
 Both lists begin with the session's own (connect, helo). A list that grew too long ends in ``{"truncated": true}``.
 """
@@ -37,7 +39,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 from gateway.mail.address import NULL_SENDER, Sender
-from gateway.mail.edit import Edit, edit_json
+from gateway.mail.edit import Edit, edits_json
 from gateway.mail.session import Session
 from gateway.sdk.ending import Outcome
 
@@ -93,13 +95,15 @@ def build(
     recipients: Sequence[tuple[str, str]] = (),
     size: int = 0,
     edits: Sequence[Edit] = (),
+    section: bytes = b"",
     copies: Sequence[str] = (),
     config: str = "",
 ) -> dict[str, Any]:
     """The record of a transaction, or of a session that had none. See the module's docstring for the format.
 
     `sender` is None before MAIL; `recipients` are pairs of address and reply; `traces` come session first
-    (`traces` of a pipeline's session or transaction). The record is a copy: what ends later does not change it.
+    (`traces` of a pipeline's session or transaction); `section` is the header section that `edits` change. The record
+    is a copy: what ends later does not change it.
     """
     traces = tuple(traces)
     out = {
@@ -116,7 +120,7 @@ def build(
         "size": size,
         "findings": [_ended(note) for trace in traces for note in trace.findings],
         "verdicts": [dict(note) for trace in traces for note in trace.verdicts],
-        "edits": [edit_json(edit) for edit in edits],
+        "edits": edits_json(edits, section, max(0, size - len(section) - 2)) if edits else [],
         "outcome": Outcome(outcome).value,
         "reply": reply,
         "pipeline": pipeline,

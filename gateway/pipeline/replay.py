@@ -8,22 +8,24 @@ Where an entry is the same now as it was then, its recorded verdict stands in; w
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from gateway.mail.edit import Edit, edit_from_json
 from gateway.mail.envelope import Recipient
 from gateway.mail.reply import Reply
-from gateway.pipeline.asking import ask, on_error
+from gateway.pipeline.asking import answer, ask, on_error
 from gateway.pipeline.decision import PROCEEDED, Decision, Deliberation, Said
 from gateway.pipeline.lookup import Fault
-from gateway.pipeline.past import NotTold, Past
-from gateway.pipeline.plan import INPUTS, NOTHING, Entry, Node, Plan, StagePlan, Step
+from gateway.pipeline.past import NotTold, Past, recorded
+from gateway.pipeline.plan import INPUTS, NOTHING, Entry, Node, Plan, Question, StagePlan, Step
 from gateway.sdk.stage import Message, Stage, Transaction
 from gateway.sdk.verdict import Action, Verdict, When
 
 _MESSAGE: Final = INPUTS[Message]
+_ORDER: Final = tuple(Stage)
+_REASON: Final = 200
 _REFUSALS: Final = frozenset({Action.REJECT, Action.DEFER, Action.DISCONNECT})
 
 
@@ -56,12 +58,116 @@ class Replay:
         self._plan = plan
         self._unchanged = frozenset(unchanged)
 
-    def judge(self, past: Past, reached: Stage) -> Fate | Unknown:
-        """What the pipeline says of it now; `reached` is the last stage of which the record tells."""
+    def judge(self, past: Past, reached: Stage, *, without: str = "") -> Fate | Unknown:
+        """What the pipeline says of it now; `reached` is the last stage of which the record tells.
+
+        The entry `without` is not asked.
+        """
         try:
-            return _Course(self._plan, self._unchanged, past, reached).run()
+            return _Course(self._plan, self._unchanged, past, reached, without).run()
         except _Stop as stop:
             return stop.unknown
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """What one entry says of a transaction: its verdicts, each with the recipient whom it is about, if about one.
+
+    `unknown` says why one recipient, or all of it, cannot be judged; empty when everything was.
+    """
+
+    said: tuple[tuple[Verdict, str], ...]
+    unknown: str = ""
+
+
+class Inquiry:
+    """Asks one entry of a pipeline about records, as if nobody else had anything to say."""
+
+    def __init__(self, plan: Plan, entry: Entry) -> None:
+        self._entry = entry
+        self._steps = [
+            (stages, step.question)
+            for stages in plan.stages.values()
+            for step in stages.steps
+            if step.entry is entry and step.question
+        ]
+
+    def ask(self, past: Past) -> Answers:
+        """What the entry says of it, at all of its stages."""
+        said: list[tuple[Verdict, str]] = []
+        unknown = ""
+        for plan, question in self._steps:
+            if _ORDER.index(plan.stage) > _ORDER.index(past.reached):
+                unknown = unknown or f"it ended at {past.reached}, before it could be asked at {plan.stage}"
+                continue
+            for given in _given(past, plan.stage):
+                whom = recorded(given[2].address) if given[2] else ""
+                try:
+                    verdict = self._verdict(past, plan.stage, question, given)
+                except NotTold as error:
+                    unknown = unknown or str(error)
+                else:
+                    said += [(verdict, whom)] if verdict else []
+        return Answers(tuple(said), unknown)
+
+    def _verdict(self, past: Past, stage: Stage, question: Question, given: _Given) -> Verdict | None:
+        """The answer to one question; None when it is not asked. Raises `NotTold`."""
+        arguments = _arguments(past, self._entry, question, given)
+        if arguments is None:
+            return None
+        if isinstance(arguments, Said):
+            raise NotTold(f"{arguments.of.name} failed")
+        try:
+            return answer(stage, self._entry, question.method, arguments).verdict
+        except NotTold:
+            raise
+        except Exception as error:
+            raise NotTold(f"it has no answer: {str(error)[:_REASON]}") from error
+
+
+_Given = tuple[Any, ...]
+"""Session, transaction, recipient and so on, in the order of `gateway.pipeline.plan.INPUTS`."""
+
+
+def _given(past: Past, stage: Stage) -> Iterator[_Given]:
+    """What a policy is asked about at this stage: once, or once for each recipient."""
+    session = past.session
+    if _ORDER.index(stage) < _ORDER.index(Stage.MAIL):
+        yield session, None, None, None, None
+    elif stage is Stage.RCPT:
+        taken: list[Recipient] = []
+        for recipient, reply in past.recipients:
+            yield session, past.transaction(tuple(taken)), recipient, None, None
+            if reply.startswith("2"):
+                taken.append(recipient)
+    else:
+        after = _ORDER.index(stage) > _ORDER.index(Stage.RCPT)
+        everybody = tuple(recipient for recipient, reply in past.recipients if reply.startswith("2"))
+        yield session, past.transaction(everybody if after else ()), None, None, None
+
+
+def _arguments(past: Past, entry: Entry, question: Question, given: _Given) -> list[Any] | Said | None:
+    """What a policy's hook is given; what its owner says where something failed; None when it is not asked.
+
+    Raises `NotTold`.
+    """
+    arguments: list[Any] = []
+    for source, optional in question.sources:
+        if not isinstance(source, Node):
+            if source == _MESSAGE:
+                raise NotTold("the message itself is not recorded")
+            arguments.append(None if source == NOTHING else given[source])
+            continue
+        found = past.finding(source, given[2])
+        if isinstance(found, Fault):
+            said = on_error(found, entry)
+            if said.verdict.decisive or not optional:
+                return said
+            found = None
+        if found is None and not optional:
+            return None
+        arguments.append(found)
+    return arguments
 
 
 class _Stop(Exception):
@@ -72,11 +178,12 @@ class _Stop(Exception):
 class _Course:
     """One transaction's way through the stages."""
 
-    def __init__(self, plan: Plan, unchanged: frozenset[str], past: Past, reached: Stage) -> None:
+    def __init__(self, plan: Plan, unchanged: frozenset[str], past: Past, reached: Stage, without: str) -> None:
         self._plan = plan
         self._unchanged = unchanged
         self._past = past
         self._reached = reached
+        self._without = without
         self._refused: list[str] = []
         self._set_aside = ""
         self._seen = Stage.CONNECT
@@ -102,23 +209,23 @@ class _Course:
         return self._fate(self._set_aside or "accepted")
 
     def _over(self, stage: Stage) -> bool:
-        order = tuple(Stage)
-        return order.index(stage) > order.index(self._reached)
+        return _ORDER.index(stage) > _ORDER.index(self._reached)
 
     def _recipients(self) -> tuple[list[Recipient], Fate | None]:
         """Recipients that are taken, and what became of the last one that is not."""
         taken: list[Recipient] = []
         last: Fate | None = None
         for recipient, reply in self._past.recipients:
-            if not reply.startswith("2") and not self._past.verdict_on(str(recipient.address)):
+            address = recorded(recipient.address)
+            if not reply.startswith("2") and not self._past.verdict_on(address):
                 # Relay control or a limit: nothing that a pipeline says changes that.
-                self._refused.append(str(recipient.address))
+                self._refused.append(address)
                 last = self._fate("deferred" if reply.startswith("4") else "rejected", "", reply)
                 continue
             txn = self._past.transaction(tuple(taken))
             decision = self._stage(Stage.RCPT, txn, recipient)
             if decision.verdict.action in _REFUSALS:
-                self._refused.append(str(recipient.address))
+                self._refused.append(address)
             if fate := self._refusal(decision):
                 last = fate
             elif recipient not in taken:
@@ -148,6 +255,8 @@ class _Course:
         deliberation = Deliberation(txn)
         given = (self._past.session, txn, recipient, None, None)
         for step in plan.steps:
+            if step.entry.name == self._without:
+                continue
             said = self._turn(plan, step, given)
             if said is not None and deliberation.take(said):
                 break
@@ -166,10 +275,9 @@ class _Course:
             raise _Stop(entry, str(error)) from None
 
     def _judge(self, plan: StagePlan, step: Step, entry: Entry, given: tuple[Any, ...]) -> Said | None:
-        address = str(given[2].address) if given[2] else ""
         passed_over: Said | None = None
         for node in step.acts:
-            found = self._past.finding(node, address)
+            found = self._past.finding(node, given[2])
             if isinstance(found, Fault):
                 passed_over = on_error(found, entry)
                 if passed_over.verdict.decisive:
@@ -177,31 +285,29 @@ class _Course:
         question = step.question
         if question is None:
             return passed_over
-        arguments: list[Any] = []
-        for source, optional in question.sources:
-            if not isinstance(source, Node):
-                if source == _MESSAGE:
-                    raise NotTold("the message itself is not recorded")
-                arguments.append(None if source == NOTHING else given[source])
-                continue
-            found = self._past.finding(source, address)
-            if isinstance(found, Fault):
-                said = on_error(found, entry)
-                if said.verdict.decisive or not optional:
-                    return said
-                found = None
-            if found is None and not optional:
-                return passed_over
-            arguments.append(found)
-        return ask(plan.stage, entry, question.method, arguments)
+        arguments = _arguments(self._past, entry, question, given)
+        if isinstance(arguments, Said):
+            return arguments
+        if arguments is None:
+            return passed_over
+        if not self._past.redacted:
+            return ask(plan.stage, entry, question.method, arguments)
+        try:
+            return answer(plan.stage, entry, question.method, arguments)
+        except NotTold:
+            raise
+        except Exception as error:
+            # It may have failed at what was redacted, which is no text.
+            raise NotTold(f"its policy failed at a redacted record: {type(error).__name__}") from error
 
     def _recorded(self, plan: StagePlan, entry: Entry, recipient: Recipient | None, why: str) -> Said | None:
         """What the same entry said then."""
-        address = str(recipient.address) if recipient else ""
+        address = recorded(recipient.address) if recipient else ""
         for told in self._past.record["verdicts"]:
             same = told.get("plugin") == entry.name and told.get("stage") == plan.stage.value
             if same and told.get("recipient", "") == address:
-                return Said(_verdict(told, entry, why), entry, told["policy"], told["version"], entry.shadow)
+                verdict = _verdict(told, entry, why)
+                return Said(verdict, entry, told.get("policy", ""), told.get("version", ""), entry.shadow)
         raise _Stop(entry, f"{why}, and it had no turn then")
 
 

@@ -287,7 +287,7 @@ class Intake:
         thrown_away: list[dict[str, object]] = []
         kept: list[tuple[Copy, NewMessage]] = []
         for copy, txn in made:
-            record = self._record_of(opened, copy, txn, reply, ids)
+            record = self._record_of(opened, copy, txn, reply, ids, section)
             if copy.outcome is Outcome.DISCARDED:
                 thrown_away.append(record)
             else:
@@ -325,15 +325,14 @@ class Intake:
         return [(c, replace(opened.begun, id=id, recipients=c.recipients)) for id, c in zip(ids, copies, strict=True)]
 
     def _record_of(
-        self, opened: _Open, copy: Copy, txn: Transaction, reply: Reply, ids: list[str]
+        self, opened: _Open, copy: Copy, txn: Transaction, reply: Reply, ids: list[str], section: bytes
     ) -> dict[str, object]:
         """The record of one copy. The first one's lists all that was said to RCPT, refusals too."""
         first = txn.id == opened.begun.id
         judged = opened.judged if first else told(copy, opened.judged)
         groups = opened.active if first else [copy.group]
-        return self._ledger.record(
-            groups, txn, opened.started, judged, copy.outcome, reply, size=opened.size, edits=copy.edits, copies=ids
-        )
+        about = (groups, txn, opened.started, judged, copy.outcome, reply)
+        return self._ledger.record(*about, size=opened.size, edits=copy.edits, section=section, copies=ids)
 
     async def abort(self) -> None:
         """Forget the open transaction, if any (RSET, EHLO, QUIT, connection lost)."""

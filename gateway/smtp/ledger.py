@@ -112,6 +112,7 @@ class Ledger:
         *,
         size: int = 0,
         edits: Sequence[Edit] = (),
+        section: bytes = b"",
         copies: Sequence[str] = (),
     ) -> dict[str, Any]:
         """The decision record of a transaction, or of one copy; several pipelines' traces stand one after the other."""
@@ -126,6 +127,7 @@ class Ledger:
             outcome=outcome,
             reply=str(reply or ""),
             edits=edits,
+            section=section,
             pipeline=", ".join(group.pipeline for group in groups),
             copies=copies,
             config=self._config,

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from gateway.mail.envelope import Recipient
 from gateway.spool import schema
+from gateway.spool.notes import Notes
 from gateway.spool.spool import AttemptRecord, RecipientStatus, Slot, State
 
 PAGE: Final = 500
@@ -81,7 +82,7 @@ def due_now(_: sqlite3.Connection, row: Row) -> None:
             slot["due"] = 0.0
 
 
-def reopened(db: sqlite3.Connection, row: Row, *, to: tuple[Recipient, ...], by: str) -> None:
+def reopened(db: sqlite3.Connection, row: Row, *, to: tuple[Recipient, ...], by: str, notes: Notes) -> None:
     """Who has not got it is tried again, or `to` instead; with `by` that is noted."""
     if to:
         row["slots"] = json.loads(schema.slots_json(tuple(Slot(recipient) for recipient in to)))
@@ -90,7 +91,8 @@ def reopened(db: sqlite3.Connection, row: Row, *, to: tuple[Recipient, ...], by:
         if slot["status"] != RecipientStatus.DELIVERED:
             slot.update(status=RecipientStatus.PENDING.value, due=0.0, attempts=0)
     if by:
-        _note(db, row["id"], row["slots"], "released", row["why"], by, time.time_ns() / 1e9)
+        now = time.time_ns() / 1e9
+        notes.add_attempts(db, row["id"], _done(row["slots"], "released", row["why"], by, now))
 
 
 def _without_next_hop(envelope: str) -> str:
@@ -103,7 +105,9 @@ def _without_next_hop(envelope: str) -> str:
     return envelope
 
 
-def note_end(db: sqlite3.Connection, id: str, states: Collection[State], outcome: str, by: str, now: float) -> None:
+def note_end(
+    db: sqlite3.Connection, id: str, states: Collection[State], outcome: str, by: str, now: float, notes: Notes
+) -> None:
     """Note that a message in one of `states` is about to be removed by somebody."""
     query = f"SELECT slots, state, reason FROM message WHERE id = ? AND {state_in(states)}"
     row = db.execute(query, (id,)).fetchone()
@@ -115,13 +119,10 @@ def note_end(db: sqlite3.Connection, id: str, states: Collection[State], outcome
         slots: list[dict[str, Any]] = [{"local": "", "domain": ""}]
     else:
         slots = json.loads(row[0])
-    _note(db, id, slots, outcome, f"{row[1]}: {row[2]}", by, now)
+    notes.add_attempts(db, id, _done(slots, outcome, f"{row[1]}: {row[2]}", by, now))
 
 
-def _note(
-    db: sqlite3.Connection, id: str, slots: list[dict[str, Any]], outcome: str, why: str, by: str, now: float
-) -> None:
+def _done(slots: list[dict[str, Any]], outcome: str, why: str, by: str, now: float) -> list[AttemptRecord]:
+    """What somebody did, for each recipient that it was done to."""
     recipients = [str(Recipient.from_json(slot).address) for slot in slots if slot.get("status") != "delivered"]
-    done = tuple(AttemptRecord(now, recipient, outcome, why, by) for recipient in recipients)
-    body = schema.attempts_json(done)
-    db.execute("INSERT OR REPLACE INTO attempt (id, n, body) VALUES (?, ?, ?)", (id, int(now * 1e6), body))
+    return [AttemptRecord(now, recipient, outcome, why, by) for recipient in recipients]

@@ -107,7 +107,8 @@ def _recover(directory: Path, database: sqlite3.Connection, on_step: Callable[[S
     made = not database.execute("SELECT 1 FROM sqlite_master WHERE name = 'message'").fetchone()
     if made and next(content.iterdir(), None) is not None:
         raise Damaged(f"{directory} holds content, but its database is empty")
-    database.executescript(f"BEGIN IMMEDIATE; {schema.SCHEMA} PRAGMA user_version = {schema.VERSION}; COMMIT")
+    made_known = f"PRAGMA user_version = {schema.VERSION}"
+    database.executescript(f"BEGIN IMMEDIATE; {schema.SCHEMA} {schema.COUNT} {made_known}; COMMIT")
     database.execute("BEGIN IMMEDIATE")
     released = database.execute("UPDATE message SET claimed = 0 WHERE claimed = 1").rowcount
     on_step(Step.RECOVERY_BEGUN)

@@ -18,6 +18,22 @@ from gateway.spool.spool import AttemptRecord, NewMessage, RecipientStatus, Slot
 
 VERSION: Final = 1
 
+
+def _counting(table: str, records: int) -> list[str]:
+    """Triggers that keep `kept` right: how many records there are, and the octets of a table's bodies."""
+    new, old = "length(CAST(new.body AS BLOB))", "length(CAST(old.body AS BLOB))"
+    changes = {
+        "INSERT": f"records = records + {records}, octets = octets + {new}",
+        "DELETE": f"records = records - {records}, octets = octets - {old}",
+        "UPDATE": f"octets = octets + {new} - {old}",
+    }
+    return [
+        f"CREATE TRIGGER IF NOT EXISTS {table}_{event.lower()} AFTER {event} ON {table}"
+        f" BEGIN UPDATE kept SET {change}; END;\n"
+        for event, change in changes.items()
+    ]
+
+
 SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS message (
     id TEXT PRIMARY KEY, state TEXT NOT NULL, claimed INTEGER NOT NULL, due REAL NOT NULL, received REAL NOT NULL,
@@ -29,7 +45,14 @@ CREATE INDEX IF NOT EXISTS message_due ON message (due) WHERE state = 'queued' A
 CREATE TABLE IF NOT EXISTS content (n INTEGER PRIMARY KEY, head BLOB NOT NULL, body BLOB);
 CREATE TABLE IF NOT EXISTS record (id TEXT PRIMARY KEY, body TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS attempt (id TEXT, n INTEGER, body TEXT NOT NULL, PRIMARY KEY (id, n)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS kept (n INTEGER PRIMARY KEY, records INTEGER NOT NULL, octets INTEGER NOT NULL);
+""" + "".join(_counting("record", 1) + _counting("attempt", 0))
+
+COUNT: Final = """
+INSERT INTO kept SELECT 1, (SELECT count(*) FROM record), (SELECT total(length(CAST(body AS BLOB))) FROM record)
+    + (SELECT total(length(CAST(body AS BLOB))) FROM attempt) WHERE NOT EXISTS (SELECT 1 FROM kept);
 """
+"""Counts what a shard has that was made before there was `kept`."""
 
 COLUMNS: Final = (
     "id, state, received, size, envelope, slots, owed, trusted, warned, reason, content, skip, eight_bit, file"

@@ -16,17 +16,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from gateway.mail.session import base32
 from gateway.ops import log
 from gateway.spool import operator, schema
 from gateway.spool.draft import StoredContent
+from gateway.spool.notes import RECORD, Notes
 from gateway.spool.recovery import Damaged, lock_shard, open_database, set_aside
+from gateway.spool.retention import Retention
 from gateway.spool.spool import Claimed, NewDsn, Settlement, SpoolError, SpoolOptions, State, Step
 from gateway.spool.writer import Writer, connect
 
 _log = log.get()
-_SWEEP_SECONDS: Final = 600.0
-_SWEEP_ROWS: Final = 5000
 _FAILED_PAUSE: Final = 1.0
 _SLACK_OCTETS: Final = 64 << 20
 _SHRINK_OCTETS: Final = 16 << 20
@@ -51,6 +50,7 @@ class Shard:
         database: sqlite3.Connection,
         lock: int,
         options: SpoolOptions,
+        notes: Notes,
         executor: Executor,
         on_step: OnStep,
     ) -> None:
@@ -59,9 +59,8 @@ class Shard:
         self.on_step = on_step
         self._lock = lock
         self._executor = executor
-        self._records = options.record
-        self._keep_records = options.keep_records
-        self._next_sweep = time.monotonic() + 60.0
+        self._notes = notes
+        self.retention = Retention(directory.name, options.keep_records, options.keep_octets)
         self._version = _data_version(database)
         (self._page,) = database.execute("PRAGMA page_size").fetchone()
         self._loop = asyncio.get_running_loop()
@@ -85,39 +84,25 @@ class Shard:
         """Where the large content of message `id` lies."""
         return f"{self._content}/{id}"
 
-    def upkeep(self, database: sqlite3.Connection) -> None:
-        """Notice what others changed, drop old records, give room back. Runs in the writer's thread."""
+    def upkeep(self, database: sqlite3.Connection) -> bool:
+        """Notice what others changed, drop old records, give room back. Runs in the writer's thread.
+
+        Says whether there is more to drop.
+        """
         version = _data_version(database)
         if version != self._version:
             self._version = version
             self._loop.call_soon_threadsafe(self._noticed)
-        if time.monotonic() >= self._next_sweep:
-            full = self._sweep(database)
-            self._next_sweep = time.monotonic() + (0.0 if full else _SWEEP_SECONDS)
+        more = self.retention.step(database)
         (free,) = database.execute("PRAGMA freelist_count").fetchone()
         if free * self._page > _SLACK_OCTETS:
             # Not `execute`: it would stop after one page.
             database.executescript(f"PRAGMA incremental_vacuum({_SHRINK_OCTETS // self._page})")
+        return more
 
     def _noticed(self) -> None:
         self.next_due = 0.0
         self.stale = True
-
-    def _sweep(self, database: sqlite3.Connection) -> bool:
-        """Drop records past their time, but none of messages that are still here. True when there may be more.
-
-        Ids begin with the time, so age is a range of keys.
-        """
-        oldest = base32(max(0, int((time.time_ns() // 1_000_000) - self._keep_records * 1000)), 9)
-        full = False
-        for table, key in (("record", "id"), ("attempt", "id, n")):
-            gone = database.execute(
-                f"DELETE FROM {table} WHERE ({key}) IN (SELECT {key} FROM {table} WHERE id < ?"
-                " AND id NOT IN (SELECT id FROM message) LIMIT ?)",
-                (oldest, _SWEEP_ROWS),
-            ).rowcount
-            full = full or gone >= _SWEEP_ROWS
-        return full
 
     def claimed(self, row: tuple[Any, ...]) -> Claimed:
         """A row of `schema.COLUMNS` with its content. Raises `schema.Unreadable`."""
@@ -199,10 +184,7 @@ class Shard:
 
         def step(db: sqlite3.Connection) -> bool:
             self.on_step(Step.SETTLE_BEGUN)
-            if settlement.attempts and self._records:
-                n = int(settlement.attempts[0].time * 1e6)
-                body = schema.attempts_json(settlement.attempts)
-                db.execute("INSERT OR REPLACE INTO attempt (id, n, body) VALUES (?, ?, ?)", (id, n, body))
+            self._notes.add_attempts(db, id, settlement.attempts)
             gone = _delete(db, id, _READABLE) if done else None
             kept = gone is None and _keep(db, settlement, due)
             if dsn is not None and (gone is not None or kept):
@@ -232,8 +214,8 @@ class Shard:
         """Insert a message with its content and its decision record. `row` is a `schema.new_row`."""
         n = db.execute("INSERT INTO content (head, body) VALUES (?, ?)", (head, body)).lastrowid
         db.execute(schema.INSERT, (n, *row))
-        if record is not None and self._records:
-            db.execute("INSERT OR REPLACE INTO record (id, body) VALUES (?, ?)", (row[0], schema.dumps(record)))
+        if record is not None and self._notes.kept:
+            db.execute(RECORD, (row[0], self._notes.record(record)))
 
     async def drop(self, ids: Sequence[str], outcome: str, by: str, states: Collection[State]) -> list[str]:
         """Remove messages in one of `states`; gives their ids. With `by` they are noted as ended so."""
@@ -242,8 +224,8 @@ class Shard:
         def step(db: sqlite3.Connection) -> list[tuple[str, int]]:
             out: list[tuple[str, int]] = []
             for id in ids:
-                if by and self._records:
-                    operator.note_end(db, id, states, outcome, by, now)
+                if by and self._notes.kept:
+                    operator.note_end(db, id, states, outcome, by, now, self._notes)
                 if (row := _delete(db, id, states)) is not None:
                     out.append((id, row[1]))
             return out
@@ -270,6 +252,7 @@ class Shard:
         self.writer.end()
         await self._loop.run_in_executor(None, self.writer.close)
         if self.owned:
+            self.retention.close()
             os.close(self._lock)
 
 
@@ -302,28 +285,28 @@ def _data_version(database: sqlite3.Connection) -> int:
     return int(version)
 
 
-def open_shard(directory: Path, options: SpoolOptions, executor: Executor, on_step: OnStep) -> Shard:
+def open_shard(directory: Path, options: SpoolOptions, notes: Notes, executor: Executor, on_step: OnStep) -> Shard:
     """Own a shard: made if need be, recovered, and set aside for a new one when it is damaged. Raises `SpoolError`."""
     try:
         try:
-            return _own(directory, options, executor, on_step)
+            return _own(directory, options, notes, executor, on_step)
         except Damaged as error:
             set_aside(directory, error)
-            return _own(directory, options, executor, on_step)
+            return _own(directory, options, notes, executor, on_step)
     except OSError as error:
         raise SpoolError(f"cannot use spool directory {directory}: {error.strerror}") from error
 
 
-def _own(directory: Path, options: SpoolOptions, executor: Executor, on_step: OnStep) -> Shard:
+def _own(directory: Path, options: SpoolOptions, notes: Notes, executor: Executor, on_step: OnStep) -> Shard:
     lock = lock_shard(directory)
     try:
-        return Shard(directory, open_database(directory, on_step), lock, options, executor, on_step)
+        return Shard(directory, open_database(directory, on_step), lock, options, notes, executor, on_step)
     except BaseException:
         os.close(lock)
         raise
 
 
-def view_shard(directory: Path, options: SpoolOptions, executor: Executor) -> Shard | None:
+def view_shard(directory: Path, options: SpoolOptions, notes: Notes, executor: Executor) -> Shard | None:
     """Look at a shard that another process may own; None when it is only just being made. Raises `SpoolError`."""
     path = directory / "spool.db"
     try:
@@ -334,7 +317,7 @@ def view_shard(directory: Path, options: SpoolOptions, executor: Executor) -> Sh
             if database.execute("SELECT 1 FROM sqlite_master WHERE name = 'attempt'").fetchone() is None:
                 database.close()
                 return None
-            return Shard(directory, database, -1, options, executor, no_step)
+            return Shard(directory, database, -1, options, notes, executor, no_step)
         except BaseException:
             database.close()
             raise

@@ -278,6 +278,9 @@ class Spool(Inlet, Protocol):
     async def explain(self, id: str) -> Sequence[Explained]:
         """By queue id or transaction id (one), or by session id (all of its transactions)."""
 
+    async def attempts(self, first: str, last: str) -> dict[str, Sequence[dict[str, Any]]]:
+        """The attempts of all ids from `first` to `last`, by id, in the order in which they were made."""
+
     async def records(
         self, *, after: str = "", before: str = "", limit: int = 1000, newest: bool = False
     ) -> Sequence[dict[str, Any]]:
@@ -314,3 +317,8 @@ class SpoolOptions:
     min_free: int = 100 << 20
     keep_records: float = 7 * 86400.0
     record: bool = True
+    keep_octets: int = 0
+    """Of records and attempts, all shards together; 0 is no bound."""
+    redact: bool = False
+    key_file: str = ""
+    """With `redact`: where the key is."""

@@ -15,6 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, Self
@@ -23,6 +24,7 @@ from gateway.mail.envelope import Recipient
 from gateway.ops import log
 from gateway.spool import operator, schema
 from gateway.spool.draft import FileDraft, MemoryContent
+from gateway.spool.notes import RECORD, Notes, open_notes
 from gateway.spool.recovery import InUse, make_root
 from gateway.spool.shard import OnStep, Shard, no_step, open_shard, view_shard
 from gateway.spool.spool import (
@@ -65,9 +67,15 @@ class SqliteSpool:
     """Implements `gateway.spool.spool.Spool`. Make it with `open` (a worker's) or `open_all` (an operator's view)."""
 
     def __init__(
-        self, options: SpoolOptions, shards: Sequence[Shard], executor: ThreadPoolExecutor, on_step: OnStep
+        self,
+        options: SpoolOptions,
+        notes: Notes,
+        shards: Sequence[Shard],
+        executor: ThreadPoolExecutor,
+        on_step: OnStep,
     ) -> None:
         self._options = options
+        self._notes = notes
         self._shards = shards
         self._executor = executor
         self._on_step = on_step
@@ -83,19 +91,23 @@ class SqliteSpool:
         root = Path(options.path)
         try:
             make_root(root)
-            numbers = {n for n in shard_numbers(root) if n % workers == worker}
+            exist = set(shard_numbers(root))
         except OSError as error:
             raise SpoolError(f"cannot use spool directory {root}: {error.strerror}") from error
+        notes = open_notes(options, make=True)
+        # What all may keep is shared out, since no shard knows what the others have.
+        share = replace(options, keep_octets=options.keep_octets // len(exist | set(range(workers))))
+        numbers = {n for n in exist if n % workers == worker}
         executor = ThreadPoolExecutor(4, thread_name_prefix="spool-file")
         shards: list[Shard] = []
         try:
             # The worker's own shard first: new mail goes there.
             for n in [worker, *sorted(numbers - {worker})]:
-                shards.append(open_shard(root / f"shard-{n:02}", options, executor, on_step))
+                shards.append(open_shard(root / f"shard-{n:02}", share, notes, executor, on_step))
         except SpoolError:
-            await cls(options, shards, executor, on_step).close()
+            await cls(options, notes, shards, executor, on_step).close()
             raise
-        return cls(options, shards, executor, on_step)
+        return cls(options, notes, shards, executor, on_step)
 
     @classmethod
     async def open_guest(cls, options: SpoolOptions) -> Self:
@@ -108,13 +120,14 @@ class SqliteSpool:
             make_root(root)
         except OSError as error:
             raise SpoolError(f"cannot use spool directory {root}: {error.strerror}") from error
+        notes = open_notes(options, make=True)
         executor = ThreadPoolExecutor(1, thread_name_prefix="spool-file")
         for n in range(_GUESTS):
             try:
-                shard = open_shard(root / f"guest-{n:02}", options, executor, no_step)
+                shard = open_shard(root / f"guest-{n:02}", options, notes, executor, no_step)
             except InUse:
                 continue
-            return cls(options, [shard], executor, no_step)
+            return cls(options, notes, [shard], executor, no_step)
         raise SpoolError(f"{_GUESTS} others use {root} already")
 
     def check_room(self, size: int) -> None:
@@ -213,12 +226,10 @@ class SqliteSpool:
         return insert, landed
 
     def note(self, record: dict[str, Any]) -> None:
-        if not self._options.record:
+        if not self._notes.kept:
             return
-        id, text = record["id"], schema.dumps(record)
-        self._shards[0].writer.post(
-            lambda db: db.execute("INSERT OR REPLACE INTO record (id, body) VALUES (?, ?)", (id, text))
-        )
+        id, text = record["id"], self._notes.record(record)
+        self._shards[0].writer.post(lambda db: db.execute(RECORD, (id, text)))
 
     async def claim(self, now: float, limit: int) -> Sequence[Claimed]:
         if any(shard.stale for shard in self._shards):
@@ -312,8 +323,9 @@ class SqliteSpool:
         to: Sequence[Recipient] = (),
         states: Collection[State] = SET_ASIDE,
     ) -> int:
-        kept = by if self._options.record else ""
-        return await self._rewrite(ids, tuple(states), partial(operator.reopened, to=tuple(to), by=kept))
+        kept = by if self._notes.kept else ""
+        change = partial(operator.reopened, to=tuple(to), by=kept, notes=self._notes)
+        return await self._rewrite(ids, tuple(states), change)
 
     async def hold(self, ids: Sequence[str], reason: str) -> int:
         query = "UPDATE message SET state = 'hold', reason = ? WHERE id = ? AND state = 'queued'"
@@ -362,12 +374,19 @@ class SqliteSpool:
         found = await self._read(partial(operator.explain, prefix=id))
         return [
             Explained(
-                next(iter(schema.read_notes([record] if record else [])), {"id": key}),
+                {**next(iter(schema.read_notes([record] if record else [])), {}), "id": key},
                 schema.read_notes(attempts),
                 schema.lenient(row) if row else None,
             )
             for key, record, attempts, row in sorted(found, key=lambda row: row[0])
         ]
+
+    async def attempts(self, first: str, last: str) -> dict[str, Sequence[dict[str, Any]]]:
+        query = "SELECT id, body FROM attempt WHERE id >= ? AND id <= ? ORDER BY id, n"
+        bodies: dict[str, list[str]] = {}
+        for id, body in await self._read(lambda db: db.execute(query, (first, last)).fetchall()):
+            bodies.setdefault(id, []).append(body)
+        return {id: schema.read_notes(texts) for id, texts in bodies.items()}
 
     async def records(
         self, *, after: str = "", before: str = "", limit: int = 1000, newest: bool = False
@@ -377,7 +396,7 @@ class SqliteSpool:
         bounds = (after, before or "\uffff", limit)
         rows = await self._read(lambda db: db.execute(query, bounds).fetchall())
         found = sorted(rows, key=lambda row: row[0], reverse=newest)[:limit]
-        return [next(iter(schema.read_notes([body])), {"id": id}) for id, body in found]
+        return [{**next(iter(schema.read_notes([body])), {}), "id": id} for id, body in found]
 
     async def close(self) -> None:
         for shard in self._shards:
@@ -400,14 +419,15 @@ async def open_all(options: SpoolOptions) -> SqliteSpool:
         raise SpoolError(f"cannot read spool directory {root}: {error.strerror}") from error
     if not names:
         raise SpoolError(f"no spool in {root}")
+    notes = open_notes(options, make=False)
     executor = ThreadPoolExecutor(1, thread_name_prefix="spool-file")
     shards: list[Shard] = []
     try:
         for name in names:
-            shard = view_shard(root / name, options, executor)
+            shard = view_shard(root / name, options, notes, executor)
             if shard is not None:
                 shards.append(shard)
     except SpoolError:
-        await SqliteSpool(options, shards, executor, no_step).close()
+        await SqliteSpool(options, notes, shards, executor, no_step).close()
         raise
-    return SqliteSpool(options, shards, executor, no_step)
+    return SqliteSpool(options, notes, shards, executor, no_step)

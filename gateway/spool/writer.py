@@ -27,6 +27,7 @@ _log = log.get()
 _T = TypeVar("_T")
 _GROUP: Final = 256
 _IDLE: Final = 1.0
+_SOON: Final = 0.1
 _PATIENCE: Final = 0.005
 _BUSY_SECONDS: Final = 10.0
 CHECKPOINT_OCTETS: Final = 16 << 20
@@ -86,7 +87,10 @@ class _Job:
 
 
 class Writer:
-    """The thread. `open` gives the connection; `idle` is called in the thread about once a second, between groups."""
+    """The thread. `open` gives the connection; `idle` is called in the thread about once a second, between groups.
+
+    Where `idle` says that it has more to do, it is called again a tenth of a second later.
+    """
 
     def __init__(
         self,
@@ -94,7 +98,7 @@ class Writer:
         database: sqlite3.Connection,
         *,
         name: str,
-        idle: Callable[[sqlite3.Connection], None] | None = None,
+        idle: Callable[[sqlite3.Connection], bool | None] | None = None,
     ) -> None:
         self._open = open
         self._database = database
@@ -102,6 +106,7 @@ class Writer:
         self._patient: list[_Job] = []
         self._hurry: asyncio.TimerHandle | None = None
         self._idle = idle
+        self._pause = _IDLE
         self._closed = False
         self._loop = asyncio.get_running_loop()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
@@ -180,17 +185,19 @@ class Writer:
             if group:
                 self._work(group)
             if self._idle and time.monotonic() >= next_idle:
-                next_idle = time.monotonic() + _IDLE
+                self._pause = _IDLE
                 try:
-                    self._idle(self._database)
+                    if self._idle(self._database):
+                        self._pause = _SOON
                 except sqlite3.Error as error:
                     metrics.SPOOL_ERRORS.labels("idle").inc()
                     _log.warning("spool.idle_failed", error=str(error))
+                next_idle = time.monotonic() + self._pause
 
     def _next_group(self) -> tuple[list[_Job], bool]:
-        """All steps that wait now, at least one; empty after a second without any. True at the end."""
+        """All steps that wait now, at least one; empty when it is time for `idle`. True at the end."""
         try:
-            job = self._jobs.get(timeout=_IDLE)
+            job = self._jobs.get(timeout=self._pause)
         except queue.Empty:
             return [], False
         group: list[_Job] = []

@@ -95,7 +95,7 @@ class UriblPolicy(Policy):
 
     def on_message(self, transaction: Transaction, found: UriHits) -> Verdict:
         verdict = self._verdict(found)
-        others = [r for r in transaction.recipients if r.address.local.lower() not in self.options.exempt]
+        others = [r for r in transaction.recipients if not r.address.has_local(self.options.exempt)]
         if verdict is PROCEED or len(others) == len(transaction.recipients):
             return verdict
         return verdict.only(others) if others else PROCEED

@@ -53,7 +53,7 @@ class DnsblPolicy(Policy):
 
     def on_rcpt(self, recipient: Recipient, dnsbl: Dnsbl) -> Verdict:
         options = self.options
-        if recipient.address.local.lower() in options.exempt:
+        if recipient.address.has_local(options.exempt):
             return PROCEED
         allowed = sum(hit.weight for hit in dnsbl.hits if hit.weight < 0)
         if options.allow_at is not None and allowed <= options.allow_at:

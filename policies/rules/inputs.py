@@ -55,14 +55,23 @@ class Input:
         return self.fields.get(name, (self.known, self.possible or self.known))
 
 
-def _address(value: Sender | Address) -> dict[str, str]:
+def _address(value: Sender | Address, name: str) -> str:
+    """One field of an address. No other is looked at: a redacted record tells of the domain only."""
     if value is NULL_SENDER or not isinstance(value, Address):
-        return {"address": "", "local": "", "domain": ""}
-    return {"address": text(str(value)), "local": text(value.local), "domain": value.ascii_domain}
+        return ""
+    match name:
+        case "address":
+            return text(str(value))
+        case "local":
+            return text(value.local)
+        case "domain":
+            return value.ascii_domain
+    raise KeyError(name)
 
 
 def _recipients(txn: Transaction, _: str) -> list[dict[str, str]]:
-    return [_address(recipient.address) for recipient in txn.recipients[:ITEMS]]
+    names = tuple(ADDRESS.fields)
+    return [{name: _address(recipient.address, name) for name in names} for recipient in txn.recipients[:ITEMS]]
 
 
 def _message(message: Message, name: str) -> Any:
@@ -100,7 +109,7 @@ INPUTS: Final[dict[str, Input]] = {
             "tls": (Stage.MAIL, Stage.HELO),
         },
     ),
-    "sender": Input(Transaction, ADDRESS, lambda txn, name: _address(txn.sender)[name], Stage.MAIL),
+    "sender": Input(Transaction, ADDRESS, lambda txn, name: _address(txn.sender, name), Stage.MAIL),
     "parameters": Input(
         Transaction,
         Type(Kind.OBJECT, "parameters", fields=members(MailParameters)),
@@ -108,7 +117,7 @@ INPUTS: Final[dict[str, Input]] = {
         Stage.MAIL,
         source=lambda txn: txn.parameters,
     ),
-    "recipient": Input(Recipient, ADDRESS, lambda recipient, name: _address(recipient.address)[name], Stage.RCPT),
+    "recipient": Input(Recipient, ADDRESS, lambda recipient, name: _address(recipient.address, name), Stage.RCPT),
     "recipients": Input(Transaction, list_of(ADDRESS), _recipients, Stage.DATA, Stage.RCPT),
     "message": Input(
         Message,

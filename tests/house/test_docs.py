@@ -166,7 +166,8 @@ def test_every_command_that_prints_data_takes_json() -> None:
     without = [
         path for path, command in commands(main, "gatepost") if not any("--json" in p.opts for p in command.params)
     ]
-    assert without == ["gatepost run", "gatepost delegate", "gatepost milter"]
+    # An export is JSON and nothing else.
+    assert without == ["gatepost run", "gatepost delegate", "gatepost milter", "gatepost records export"]
 
 
 EVENT = re.compile(r"[a-z]+\.[a-z_]+\Z")

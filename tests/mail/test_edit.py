@@ -13,13 +13,16 @@ from gateway.mail.edit import (
     BodyContent,
     ChangeHeader,
     ChangeSender,
+    DeleteHeader,
     DeleteRecipient,
     EditedContent,
     Redirect,
     ReplaceBody,
     Reroute,
     edit_envelope,
+    edit_from_json,
     edit_json,
+    edits_json,
     replaced_body,
 )
 from gateway.mail.envelope import Envelope, Notify, Recipient, Ret
@@ -113,3 +116,27 @@ def test_the_record_has_every_edit_and_no_body() -> None:
         {"edit": "Redirect", "recipient": "ben@example.org"},
         {"edit": "Reroute", "next_hop": "discard"},
     ]
+
+
+def test_the_record_has_what_edits_have_taken_out() -> None:
+    section = b"A: one\r\nB: x\r\na: two\r\n three\r\n"
+    edits = [
+        AddHeader("A", "zero"),
+        ChangeHeader("A", 2, "first"),
+        DeleteHeader("a"),
+        ChangeHeader("A", 1, "nobody"),
+        ReplaceBody(BodyContent(b"new")),
+        ReplaceBody(BodyContent(b"newer")),
+        AddRecipient(Recipient(BEN)),
+    ]
+    told = edits_json(edits, section, 7)
+    assert [one.get("was") for one in told] == [None, ["one"], ["zero", "first", "two three"], [], None, None, None]
+    assert [one.get("old_size") for one in told] == [None] * 4 + [7, 3, None]
+    assert edit_from_json(told[1]) == edits[1] and edit_from_json(told[2]) == edits[2]
+
+
+def test_the_record_tells_of_few_edits_and_short_values_what_was_there() -> None:
+    section = b"A: " + b"x" * 5000 + b"\r\n" + b"B: y\r\n" * 300
+    told = edits_json([ChangeHeader("A", 1, "z"), DeleteHeader("B"), *[DeleteHeader("C")] * 200], section, 0)
+    assert len(told[0]["was"][0]) == 500 and len(told[1]["was"]) == 100
+    assert sum("was" in one for one in told) == 100

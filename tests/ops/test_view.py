@@ -40,6 +40,7 @@ def test_a_stored_message_has_its_keys_and_is_json() -> None:
 def test_what_has_left_the_spool_is_explained_without_it() -> None:
     assert explained_json(Explained({"id": "x"}, ({"outcome": "delivered"},))) == {
         "record": {"id": "x"},
+        "decided": [],
         "attempts": [{"outcome": "delivered"}],
         "stored": None,
     }

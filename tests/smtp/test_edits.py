@@ -73,7 +73,8 @@ def test_a_replaced_body_is_stored_under_the_id_that_the_client_was_told(content
             assert stored.content.eight_bit == (not body.isascii())
             assert files(opened) == []
             record = await opened.record(stored.message.id)
-            assert record["edits"][0] == {"edit": "ReplaceBody", "size": len(body)}
+            old = len(content.partition(b"\r\n\r\n")[2])
+            assert record["edits"][0] == {"edit": "ReplaceBody", "size": len(body), "old_size": old}
 
     run(test)
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from gateway.mail.session import base32
+from gateway.spool import retention, writer
 from gateway.spool import shard as module
-from gateway.spool import writer
 from gateway.spool.shard import Shard
 from gateway.spool.spool import SpoolError, Step
 from gateway.spool.sqlite import SqliteSpool
@@ -43,8 +43,9 @@ async def upkeep(shard: Shard) -> None:
     """Have the shard's upkeep run now, sweeping included."""
     for _ in range(2):
         await shard.writer.read(lambda db: None)  # the thread's own, which comes after its first group, is over then
-    shard._next_sweep = 0.0
-    await shard.writer.read(shard.upkeep)
+    shard.retention.sweep_now()
+    while await shard.writer.read(shard.upkeep):
+        pass
 
 
 def test_records_are_kept_for_their_time_and_longer_while_their_message_is_here(tmp_path):
@@ -67,17 +68,19 @@ def test_records_are_kept_for_their_time_and_longer_while_their_message_is_here(
     on_shard(tmp_path, check, keep_records=100.0)
 
 
-def test_more_old_records_than_one_sweep_takes_are_swept_at_the_next_opportunity(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "_SWEEP_ROWS", 3)
+def test_more_old_records_than_one_step_takes_go_in_several(tmp_path, monkeypatch):
+    monkeypatch.setattr(retention, "_STEP_ROWS", 3)
 
     async def check(spool: SqliteSpool, shard: Shard) -> None:
         for n in range(10):
             spool.note({"id": id_of_age(500 + n)})
-        await upkeep(shard)
-        assert len(await spool.explain("")) == 7
-        for _ in range(4):
-            await shard.writer.read(shard.upkeep)
-        assert await spool.explain("") == []
+        for _ in range(2):
+            await shard.writer.read(lambda db: None)
+        shard.retention.sweep_now()
+        left = []
+        while await shard.writer.read(shard.upkeep):
+            left.append(len(await spool.explain("")))
+        assert left == [7, 4, 1] and await spool.explain("") == []
 
     on_shard(tmp_path, check, keep_records=100.0)
 
