@@ -106,7 +106,8 @@ def _play(
     pipeline: str,
 ) -> Any:
     # The metrics library decides at import whether it counts for one process or for many.
-    from gateway.app.simulation import Scene, simulate
+    from gateway.app.scene import Scene
+    from gateway.app.simulation import simulate
 
     try:
         scene = Scene(

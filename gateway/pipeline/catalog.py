@@ -54,6 +54,17 @@ class Catalog:
         """Everything that installed distributions offer. Raises `PipelineError` when two share a name."""
         return cls(_by_name(entry_points(group=PLUGINS)), _by_name(entry_points(group=POLICIES)))
 
+    def having(self, *things: type[Plugin] | type[Policy]) -> Catalog:
+        """This catalog with these classes, which stand in for what has their names."""
+        names = {thing.name for thing in things}
+        plugins = {name: point for name, point in self._plugins.items() if name not in names}
+        policies = {name: point for name, point in self._policies.items() if name not in names}
+        return Catalog(
+            plugins | {thing.name: thing for thing in things if issubclass(thing, Plugin)},
+            policies | {thing.name: thing for thing in things if issubclass(thing, Policy)},
+            self._files,
+        )
+
     def with_files(self, offers: Iterable[Offer]) -> Catalog:
         """All of this, and what single files offer. Raises `FolderError` when a file's name is taken."""
         plugins, policies, files = dict(self._plugins), dict(self._policies), dict(self._files)

@@ -108,6 +108,10 @@ class House:
         for entry in self._holders:
             self._telling.start(_hang_up(entry, session), name=f"{entry.name}.hung_up")
 
+    async def told(self) -> None:
+        """Wait until nobody is being told of anything."""
+        await self._telling.wait()
+
     async def close(self) -> None:
         """End what still runs; who is being told something has a moment to take it in."""
         await self.tasks.cancel()

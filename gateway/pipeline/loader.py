@@ -139,6 +139,10 @@ class Pipeline:
         """Take these as found, or not found, from now on: their plugins are not asked. For simulations and specs."""
         self._house.fixed = dict(findings)
 
+    async def told(self) -> None:
+        """Wait until the plugins have heard of all that has ended, as they do in the background."""
+        await self._house.told()
+
     def open(self) -> PipelineSession:
         """Begin a session."""
         return PipelineSession(self._plan, self._house, self._meters)

@@ -1,4 +1,4 @@
-"""Findings from their JSON: as the decision record keeps them, or as somebody writes them by hand.
+"""Findings and verdicts from their JSON: as the decision record keeps them, or as somebody writes them by hand.
 
 *Fails by*: `RecallError` for what is no such finding, or was cut when it was recorded.
 """
@@ -6,15 +6,24 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Final
 
 from pydantic import TypeAdapter, ValidationError
 
-from gateway.mail.edit import Edit, edit_from_json
+from gateway.mail.address import parse_mailbox
+from gateway.mail.edit import Edit, ReplaceBody, edit_from_json
+from gateway.mail.envelope import Recipient
+from gateway.mail.reply import Reply
 from gateway.sdk.findings import Finding
+from gateway.sdk.verdict import Action, Verdict, When
+
+_REPLY: Final = re.compile(
+    r"(?P<code>[2-5][0-9]{2}) (?:(?P<class>[245])\.(?P<detail>[0-9]{1,3}\.[0-9]{1,3}) )?(?P<text>.*)\Z", re.DOTALL
+)
 
 
 class RecallError(ValueError):
@@ -73,3 +82,34 @@ def _reader(hint: Any) -> Callable[[Any], Any]:
 
 def _edits(given: Any) -> tuple[Edit, ...]:
     return tuple(edit_from_json(one) for one in given)
+
+
+def recall_verdict(note: Mapping[str, Any]) -> Verdict:
+    """The verdict of a record's note, without what no record holds: new bodies, and what recipients asked for.
+
+    Raises `RecallError`.
+    """
+    try:
+        return Verdict(
+            Action(note["action"]),
+            recall_reply(note["reply"]) if "reply" in note else None,
+            note.get("reason", ""),
+            recall_edits(note.get("edits", ())),
+            tuple(Recipient(parse_mailbox(address, utf8=True)) for address in note.get("recipients", ())),
+            When(note.get("when", When.ALWAYS)),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise RecallError(f"no verdict of a record: {error}") from error
+
+
+def recall_reply(text: str) -> Reply:
+    """A reply as ``str(reply)`` has it. Raises ValueError for what is none."""
+    match = _REPLY.match(text)
+    if not match or (match["class"] and match["class"] != match["code"][0]):
+        raise ValueError("no reply")
+    return Reply(int(match["code"]), match["detail"] or "", match["text"])
+
+
+def recall_edits(notes: Iterable[Mapping[str, Any]]) -> tuple[Edit, ...]:
+    """Edits as the record keeps them, but for new bodies, of which it knows the size alone. Raises ValueError."""
+    return tuple(edit_from_json(note) for note in notes if note.get("edit") != ReplaceBody.__name__)

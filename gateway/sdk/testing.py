@@ -4,8 +4,9 @@
     finding = bench.find("dnsbl", {"zones": {"bl.test": 1}}, session=make_session(client="192.0.2.2"))
     verdict = bench.judge("dnsbl", {"zones": {"bl.test": 1}}, findings=[finding])
 
-Everything is synchronous and nothing touches the network. Options are parsed as the configuration file's are, so a
-misspelt one fails here too. The fakes pass the same contract tests as the real services (tests/contract).
+Everything is synchronous and nothing touches the network, but that `FakeMilter` listens on loopback. Options are parsed
+as the configuration file's are, so a misspelt one fails here too. The fakes pass the same contract tests as the real
+services (tests/contract).
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from gateway.mail.reply import Reply
 from gateway.mail.session import Session, Tls
 from gateway.sdk.deprecation import old_names
 from gateway.sdk.ending import Ending, Outcome
+from gateway.sdk.fake_milter import FakeMilter, MilterFault, MilterTold
 from gateway.sdk.fakes import (
     BytesContent,
     FakeCallouts,
@@ -51,9 +53,12 @@ __all__ = [
     "FakeDirectory",
     "FakeDns",
     "FakeLines",
+    "FakeMilter",
     "FakeOutbox",
     "FakeState",
     "ManualClock",
+    "MilterFault",
+    "MilterTold",
     "Started",
     "make_message",
     "make_recipient",

@@ -126,7 +126,7 @@ class ClamdPolicy(Policy):
 
     def _infected(self, scan: VirusScan, edits: list[Edit]) -> Verdict:
         reason = f"infected: {', '.join(scan.names)}"
-        match max(map(self.options.wanted, scan.names), key=_SEVERITY.index):
+        match max(map(self.options.wanted, scan.names or ("",)), key=_SEVERITY.index):
             case Infected.REJECT:
                 return reject("7.1", "malware is not accepted here", reason=reason)
             case Infected.DISCARD:

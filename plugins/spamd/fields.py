@@ -54,6 +54,8 @@ def render(kinds: Sequence[Field], spam: bool, score: float, threshold: float, s
 def _status(spam: bool, score: float, threshold: float, symbols: Sequence[str]) -> str:
     """As SpamAssassin writes it, so that what reads it goes on reading it."""
     lines = [f"{'Yes' if spam else 'No'}, score={score:.1f} required={threshold:.1f}", "\ttests="]
+    # They are another filter's words where its finding is judged here.
+    symbols = [symbol for symbol in symbols if _SYMBOL.match(symbol)]
     for place, symbol in enumerate(symbols):
         text = symbol + ("," if place + 1 < len(symbols) else "")
         if len(lines[-1]) + len(text) > _WIDTH:

@@ -16,6 +16,7 @@ from email.message import EmailMessage, Message
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from gateway.kit.strategies import hostile_messages, messages
 from gateway.sdk.testing import BytesContent
 from gateway.sdk.words import CHARSETS, decode, decode_words
 from plugins.content.decoding import decoder
@@ -54,7 +55,7 @@ SCRAPS = st.sampled_from(
         b"x" * 300,
     ]
 )
-OCTETS = st.lists(SCRAPS | st.binary(max_size=8), max_size=30).map(b"".join)
+OCTETS = st.lists(SCRAPS | st.binary(max_size=8), max_size=30).map(b"".join) | messages() | hostile_messages()
 LIMITS = Limits(depth=4, parts=12, header=400, text=200)
 
 

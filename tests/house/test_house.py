@@ -9,7 +9,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 LONGEST = 450
-ROOMS = ("mail", "sdk", "smtp", "guest", "pipeline", "spool", "queue", "transport", "services", "ops", "specs")
+ROOMS = ("mail", "sdk", "smtp", "guest", "pipeline", "spool", "queue", "transport", "services", "ops", "specs", "kit")
 SKIPPED = {".git", ".venv", "var", "build", "dist", "__pycache__"}
 
 

@@ -2,33 +2,47 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from gateway.kit.strategies import findings, texts
 from gateway.pipeline.recall import RecallError, recall
 from gateway.sdk import (
     NULL_SENDER,
+    Access,
     AddHeader,
     AddRecipient,
     Address,
     BodyContent,
     ChangeHeader,
     ChangeSender,
+    ContentChecks,
+    DelegatedAction,
     DeleteHeader,
     DeleteRecipient,
+    Dkim,
+    Dmarc,
     Dnsbl,
     Finding,
+    Greylist,
     ListHit,
     MilterAction,
     MilterReply,
+    Rate,
     Recipient,
+    RecipientStatus,
     Redirect,
     ReplaceBody,
     Reroute,
+    SpamScore,
     Spf,
     SpfResult,
+    field_value,
 )
 
 BEN = Address("ben", "example.org")
@@ -58,6 +72,40 @@ BEN = Address("ben", "example.org")
 )
 def test_what_is_recorded_whole_is_read_back_as_it_was(finding: Finding) -> None:
     assert recall(type(finding), finding.to_json()) == finding
+
+
+HEADER_EDITS = st.builds(AddHeader, st.just("X-A"), texts().map(field_value)) | st.builds(DeleteHeader, st.just("X-A"))
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        Access,
+        ContentChecks,
+        DelegatedAction,
+        Dkim,
+        Dmarc,
+        Dnsbl,
+        Greylist,
+        MilterReply,
+        Rate,
+        RecipientStatus,
+        SpamScore,
+        Spf,
+    ],
+    ids=lambda kind: kind.__name__,
+)
+def test_whatever_was_found_is_read_back_as_it_was_through_json(kind: type[Finding]) -> None:
+    # Of other edits a record keeps less than there is, and of a milter without a name nothing.
+    own = {"edits": st.lists(HEADER_EDITS, max_size=3).map(tuple), "milter": st.just("m")}
+    own = {name: values for name, values in own.items() if name in kind.__dataclass_fields__}
+
+    @settings(max_examples=25)
+    @given(findings(kind, **own))
+    def is_read_back(finding: Finding) -> None:
+        assert recall(kind, json.loads(json.dumps(finding.to_json()))) == finding
+
+    is_read_back()
 
 
 def test_fields_that_are_left_out_have_their_defaults() -> None:

@@ -261,3 +261,8 @@ def test_steps_out_of_order_are_a_bug(steps):
 def test_what_clamd_adds_to_a_name_is_not_part_of_it():
     line = b"stream: Test.Eicar.UNOFFICIAL(44d88612fea8a8f36de82e1278abb02f:68) FOUND"
     assert read_reply(line) == Reply(Outcome.FOUND, "Test.Eicar.UNOFFICIAL")
+
+
+def test_an_infection_without_a_name_is_one_all_the_same():
+    found = VirusScan(True, "clamd")
+    assert Bench().judge("clamd", message=make_message(), findings=[found]).action is Action.REJECT

@@ -307,3 +307,10 @@ def test_options_that_make_no_sense_are_refused(options):
 def test_no_user_breaks_out_of_its_line():
     with pytest.raises(ValueError, match="no such user"):
         request(Command.CHECK, 1, "anna\r\nSet: local")
+
+
+def test_a_symbol_that_spamd_would_not_say_is_not_written_into_the_message():
+    found = SpamScore(6.0, 5.0, True, "another", symbols=("GOOD", "a\r\nX-Spam-Flag: NO", ""))
+    verdict = Bench().judge("spamd", message=make_message(), findings=[found])
+    (status,) = [edit.value for edit in verdict.edits if getattr(edit, "name", "") == "X-Spam-Status"]
+    assert "tests=GOOD" in status and "Flag" not in status

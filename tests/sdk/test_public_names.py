@@ -20,7 +20,7 @@ def test_the_public_names_are_those_of_the_file():
 
 def test_the_page_of_stability_lists_the_public_modules():
     page = (ROOT / "docs/stability.md").read_text()
-    listed = re.findall(r"(?m)^\| `(gateway\.sdk[\w.]*)` \|", page)
+    listed = re.findall(r"(?m)^\| `(gateway\.(?:kit|sdk)[\w.]*)` \|", page)
     assert tuple(listed) == MODULES
 
 

@@ -8,7 +8,6 @@ import ipaddress
 import shutil
 import socket
 import ssl
-from collections import Counter as Tally
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any, TypeVar
 
 import uvloop
 
-from gateway.mail.session import IPAddress
+from gateway.kit.front import open_front, open_spool
 from gateway.pipeline.loader import Catalog, Pipeline, load
 from gateway.sdk import Plugin, Policy, Services
 from gateway.services.clock import SystemClock
@@ -26,9 +25,8 @@ from gateway.smtp.intake import Desk
 from gateway.smtp.lines import OpenLines
 from gateway.smtp.listener import Front
 from gateway.smtp.options import Limits, ListenerOptions, Networks, SmtpOptions, Timeouts, TlsMode
-from gateway.spool.spool import Claimed, Spool, SpoolOptions, Step
-from gateway.spool.sqlite import SqliteSpool
-from tests.support.process import free_port, new_directory
+from gateway.spool.spool import Claimed, Spool, Step
+from tests.support.process import new_directory
 
 T = TypeVar("T")
 
@@ -40,25 +38,6 @@ PATIENCE = 10.0
 
 def networks(*texts: str) -> Networks:
     return Networks(tuple(ipaddress.ip_network(text) for text in texts))
-
-
-class Count:
-    """Implements `gateway.smtp.conversation.Counter` for one worker."""
-
-    def __init__(self) -> None:
-        self.by_client: Tally[IPAddress] = Tally()
-
-    def session_opened(self, client: IPAddress) -> None:
-        self.by_client[client] += 1
-
-    def session_closed(self, client: IPAddress) -> None:
-        self.by_client[client] -= 1
-
-    def sessions(self) -> int:
-        return self.by_client.total()
-
-    def sessions_of(self, client: IPAddress) -> int:
-        return self.by_client[client]
 
 
 def pipeline(entries: Sequence[Any] = (), *things: type[Plugin] | type[Policy], name: str = "default") -> Pipeline:
@@ -265,18 +244,13 @@ async def door(
 ) -> AsyncIterator[Door]:
     """A front door that takes mail for example.org; `options` are those of `SmtpOptions`."""
     directory = new_directory("door")
-    real = await SqliteSpool.open(SpoolOptions(str(directory), min_free=0), on_step=on_step)
     used = {"default": pipeline(), **(pipelines or {})}
     for each in used.values():
         await each.start()
     given = Domains(domains or {"example.org": Domain("example.org")})
     smtp = SmtpOptions(HOSTNAME, HOSTNAME, limits, timeouts, **options)
-    sock = socket.socket()
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    port = free_port()
-    sock.bind(("127.0.0.1", port))
     listener = ListenerOptions(
-        f"127.0.0.1:{port}",
+        "",
         "default",
         tls,
         TlsMode.IMPLICIT if implicit else TlsMode.STARTTLS,
@@ -288,21 +262,22 @@ async def door(
     def ring() -> None:
         opened.rung += 1
 
-    front = Front(Desk(smtp, given, used, spool(real), SystemClock(), ring), Count(), lines)
-    opened = Door(front, real, port, directory)
-    await front.listen([(listener, sock)])
     try:
-        yield opened
-        for client in opened.clients:
-            client.close()
-        await front.drain(PATIENCE)
-        # Whatever happened, every session was counted out again.
-        assert front.counter.sessions() == 0
+        async with open_spool(directory, on_step) as real:
+            desk = Desk(smtp, given, used, spool(real), SystemClock(), ring)
+            try:
+                async with open_front(desk, [listener], lines) as (front, (port,)):
+                    opened = Door(front, real, port, directory)
+                    yield opened
+                    for client in opened.clients:
+                        client.close()
+                    await front.drain(PATIENCE)
+                    # Whatever happened, every session was counted out again.
+                    assert front.counter.sessions() == 0
+            finally:
+                for each in used.values():
+                    await each.close()
     finally:
-        await front.drain(0)
-        for each in used.values():
-            await each.close()
-        await real.close()
         shutil.rmtree(directory)
 
 

@@ -30,6 +30,17 @@ from pydantic.fields import FieldInfo
 from gateway.sdk.deprecation import NAMES, OldName
 
 MODULES: Final = (
+    "gateway.kit.checks",
+    "gateway.kit.client",
+    "gateway.kit.contracts.spool",
+    "gateway.kit.contracts.state",
+    "gateway.kit.contracts.transport",
+    "gateway.kit.door",
+    "gateway.kit.messages",
+    "gateway.kit.pipeline",
+    "gateway.kit.pytest_plugin",
+    "gateway.kit.record",
+    "gateway.kit.strategies",
     "gateway.sdk",
     "gateway.sdk.actions",
     "gateway.sdk.lint",
@@ -111,7 +122,7 @@ def _members(classes: list[type], known: set[str]) -> Iterator[tuple[str, str]]:
         enum = issubclass(cls, Enum)
         for name in {*own, *notes} - seen:
             value = own.get(name)
-            if name.startswith("_") and not (name == "__init__" and _written(cls)):
+            if name.startswith("_") and name != "__call__" and not (name == "__init__" and _written(cls)):
                 continue
             if issubclass(cls, BaseModel) and (name.startswith("model_") or name in cls.model_fields):
                 continue

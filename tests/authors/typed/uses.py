@@ -171,9 +171,12 @@ from gateway.sdk.testing import (
     FakeDirectory,
     FakeDns,
     FakeLines,
+    FakeMilter,
     FakeOutbox,
     FakeState,
     ManualClock,
+    MilterFault,
+    MilterTold,
     Started,
     make_message,
     make_recipient,
@@ -492,3 +495,13 @@ class Plain(Policy):
 
     def on_rcpt(self, recipient: Recipient) -> Verdict:
         return PROCEED if self.options.strict else reject("1.1", str(recipient.address))
+
+
+def try_with_a_milter() -> None:
+    def answer(told: MilterTold) -> MilterReply | MilterFault:
+        refused = MilterReply(MilterAction.REJECT, "m", 550, "7.1", told.sender)
+        return refused if told.recipients else MilterFault.DIES
+
+    with FakeMilter({Stage.RCPT: answer, Stage.MESSAGE: MilterAction.ACCEPT, Stage.DATA: MilterFault.HANGS}) as milter:
+        Bench().find("milter", {"connect": assert_type(milter.address, str)}, Stage.RCPT)
+        assert_type(milter.messages, list[MilterTold])
