@@ -7,7 +7,7 @@ ARGS :=
 # Test processes at once: most tests with real servers wait more than they work.
 JOBS := 3
 
-.PHONY: help run test test-fast lint bench bench-asked bench-filtered bench-plugins lock public-names clean setup-run setup-test
+.PHONY: help run test test-fast lint bench bench-asked bench-filtered bench-plugins day lock public-names clean setup-run setup-test
 
 help:
 	@echo "make run        set up, then start Gatepost on 127.0.0.1:2525 (foreground, Ctrl-C drains and ends it)"
@@ -18,6 +18,7 @@ help:
 	@echo "make bench-filtered   the same with filters: DNS lists, greylist, SPF, DKIM, DMARC"
 	@echo "make bench-asked      what a milter and a policy service cost, beside Postfix asking the same ones"
 	@echo "make bench-plugins    what each plugin costs a message"
+	@echo "make day        record 20,000 transactions of mixed traffic, replay them, check what is printed (ARGS=\"--seed 2\")"
 	@echo "make lock       write the lock files anew from pyproject.toml"
 	@echo "make public-names     write the file of the SDK's public names anew, after a change of them"
 	@echo "make clean      remove what was made here, the demo's mail included"
@@ -55,6 +56,9 @@ bench-plugins: setup-test
 
 bench-filtered: setup-test
 	$(PY) -m tests.bench.filtered $(ARGS)
+
+day: setup-test
+	$(PY) -m tests.traffic.check $(ARGS)
 
 UV := $(shell command -v uv 2>/dev/null || echo .venv/bin/uv)
 COMPILE = $(UV) pip compile pyproject.toml --extra geoip --extra ldap --extra milter --extra setup --universal --python-version 3.11 \

@@ -88,7 +88,7 @@ def replay(
 def _replay(config: Config, other: Config, window: Window, file: str | None) -> dict[str, Any]:
     # The metrics library decides at import whether it counts for one process or for many.
     from gateway import app
-    from gateway.pipeline.difference import Difference, other_options, unchanged
+    from gateway.pipeline.difference import Difference, counterparts, other_options, unchanged
 
     try:
         then, now = app.load_pipelines(config), app.load_pipelines(other)
@@ -96,9 +96,10 @@ def _replay(config: Config, other: Config, window: Window, file: str | None) -> 
         raise Failure(str(error)) from error
     pairs = {name: (then[name].entries if name in then else (), pipeline.entries) for name, pipeline in now.items()}
     difference = Difference(
-        {name: pipeline.replay(unchanged(*pairs[name])) for name, pipeline in now.items()},
+        {name: pipeline.replay(unchanged(*pairs[name]), counterparts(*pairs[name])) for name, pipeline in now.items()},
         lambda client: any(client in network for network in other.relay_from),
         find_redactor(config),
+        {str(listener.address): listener.pipeline for listener in config.listeners},
     )
     read_records(config, file, window, lambda kept: difference.add(kept.record))
     options = {f"{name}: {entry}" for name, pair in pairs.items() for entry in other_options(*pair)}

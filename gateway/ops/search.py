@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Final
+
+GIVEN_UP: Final = frozenset({"aborted", "disconnected"})
+"""Outcomes of a transaction that its client ended."""
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -75,6 +78,15 @@ def client(record: dict[str, Any]) -> str:
 def recipients(record: dict[str, Any]) -> list[str]:
     """All recipients that were named, refused ones too."""
     return [str(recipient.get("address", "")) for recipient in record.get("recipients") or ()]
+
+
+def ended(record: Mapping[str, Any]) -> str:
+    """How it ended. A client that gave up because none of its recipients was taken was refused, by the last reply."""
+    outcome, told = str(record.get("outcome", "")), record.get("recipients") or ()
+    replies = [str(recipient.get("reply", "")) for recipient in told]
+    if outcome not in GIVEN_UP or not replies or any(reply.startswith("2") for reply in replies):
+        return outcome
+    return "deferred" if replies[-1].startswith("4") else "rejected"
 
 
 def spoken(record: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from gateway.ops.search import client, domain, spoken
+from gateway.ops.search import client, domain, ended, spoken
 
 SAMPLES: Final = 5
 """References kept for each kind of difference."""
@@ -64,7 +64,7 @@ class ShadowReport:
             self._count(self.entries[name], word, record)
 
     def _count(self, entry: Entry, word: str, record: dict[str, Any]) -> None:
-        outcome = str(record.get("outcome", ""))
+        outcome = ended(record)
         if came_true(word, outcome):
             entry.agreements[word] += 1
             return

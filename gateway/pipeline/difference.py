@@ -27,9 +27,9 @@ class Kind(StrEnum):
 
     SAME = "same"
     NEWLY_REFUSED = "newly_refused"
-    """It was taken, or more of its recipients were, and now is refused."""
+    """It was taken, and now it is refused, or more of its recipients are."""
     NEWLY_ACCEPTED = "newly_accepted"
-    """It was refused, or more of its recipients were, and now is not."""
+    """It was refused, or more of its recipients were, and now it is taken."""
     CHANGED = "changed"
     """Taken or refused as it was, but otherwise: set aside, thrown away, deferred and not rejected."""
     UNKNOWN = "unknown"
@@ -49,10 +49,18 @@ class Compared:
 
 
 class Difference:
-    """Adds up transactions; keeps a few samples of each kind."""
+    """Adds up transactions; keeps a few samples of each kind.
+
+    `entrances` are the pipelines of listeners, by the listeners' names: they judge session and sender whichever
+    pipeline the recipients have, and their findings are in the records of their own recipients only.
+    """
 
     def __init__(
-        self, pipelines: Mapping[str, Replay], trusted: Callable[[Any], bool], redactor: Redactor | None = None
+        self,
+        pipelines: Mapping[str, Replay],
+        trusted: Callable[[Any], bool],
+        redactor: Redactor | None = None,
+        entrances: Mapping[str, str] | None = None,
     ) -> None:
         self.counts: Counter[Kind] = Counter(dict.fromkeys(Kind, 0))
         self.further = 0
@@ -61,6 +69,9 @@ class Difference:
         self._pipelines = pipelines
         self._trusted = trusted
         self._redactor = redactor
+        doors = {listener: pipelines.get(name) for listener, name in (entrances or {}).items()}
+        self._doorkeepers = {listener: door.other_doorkeeper for listener, door in doors.items() if door}
+        self._entrances = entrances or {}
 
     @property
     def total(self) -> int:
@@ -87,6 +98,11 @@ class Difference:
         replay = self._pipelines.get(name)
         if replay is None:
             return Compared(Kind.UNKNOWN, then, "", f"there is no pipeline {name}")
+        listener = str(record.get("listener", ""))
+        entrance = self._entrances.get(listener, name)
+        if entrance != name and (entry := self._doorkeepers.get(listener)):
+            why = f"{entry} of pipeline {entrance} is not as it was, and what it would say of the session is not known"
+            return Compared(Kind.UNKNOWN, then, "", why)
         try:
             past = Past(record, self._trusted, self._redactor)
         except NotTold as error:
@@ -112,12 +128,12 @@ def compare(replay: Replay, past: Past) -> Compared:
 
 
 def _classify(past: Past, then: str, fate: Fate, reached: Stage) -> Compared:
-    why = f"{fate.entry}: {fate.reply}" if fate.entry else fate.reply
+    why = ": ".join(filter(None, (fate.entry, fate.reply)))
     unfinished = then in ("aborted", "disconnected")
     was_refused = then in _REFUSED
     if was_refused and _by_limit(past, reached):
         # The pipeline had let it pass, and a limit refused it: that stands, unless the pipeline refuses it now.
-        return Compared(Kind.SAME if fate.word not in _REFUSED else Kind.CHANGED, then, fate.word, why)
+        return Compared(Kind.CHANGED if fate.word in _REFUSED - {then} else Kind.SAME, then, fate.word, why)
     refused = fate.word in _REFUSED
     before = {str(told["address"]) for told in past.record["recipients"] if not str(told["reply"]).startswith("2")}
     more, fewer = set(fate.refused) - before, before - set(fate.refused)
@@ -125,7 +141,8 @@ def _classify(past: Past, then: str, fate: Fate, reached: Stage) -> Compared:
         return Compared(Kind.NEWLY_REFUSED, then, fate.word, why)
     if was_refused and not refused:
         return Compared(Kind.NEWLY_ACCEPTED, then, fate.word, why, further=reached is not Stage.MESSAGE)
-    if more or fewer:
+    if (more or fewer) and not refused:
+        # What is refused as a whole now was so then: which recipients it was refused for makes no difference.
         kind = Kind.NEWLY_REFUSED if more else Kind.NEWLY_ACCEPTED
         return Compared(kind, then, fate.word, ", ".join(sorted(more or fewer)), further=not more)
     if fate.word == then or (unfinished and not refused):
@@ -141,23 +158,45 @@ def _by_limit(past: Past, reached: Stage) -> bool:
     return not past.verdict_on()
 
 
+def counterparts(then: tuple[Entry, ...], now: tuple[Entry, ...]) -> dict[str, str]:
+    """Which entry of then each entry of now is, by their names; one that is new is left out.
+
+    The second of three `access` is ``access#2``, until the first is taken out. So those that are the same in all their
+    options belong together, and what is left in the order of the list.
+    """
+    pairs: dict[str, str] = {}
+    left = {entry.name: entry for entry in then}
+    for alike in (_signature, _kind):
+        for entry in now:
+            if entry.name in pairs:
+                continue
+            same = next((name for name, before in left.items() if alike(before) == alike(entry)), None)
+            if same is not None:
+                pairs[entry.name] = same
+                del left[same]
+    return pairs
+
+
 def unchanged(then: tuple[Entry, ...], now: tuple[Entry, ...]) -> set[str]:
     """Names of entries that are the same in both pipelines: plugin, policy, version and all options."""
-    before = {entry.name: _signature(entry) for entry in then}
-    return {entry.name for entry in now if before.get(entry.name) == _signature(entry)}
+    before = {entry.name: entry for entry in then}
+    pairs = counterparts(then, now)
+    return {e.name for e in now if e.name in pairs and _signature(before[pairs[e.name]]) == _signature(e)}
 
 
 def other_options(then: tuple[Entry, ...], now: tuple[Entry, ...]) -> set[str]:
     """Names of entries whose plugin is the same with other options: what it found was found by those of then."""
-    before = {entry.name: entry.plugin for entry in then if entry.plugin}
+    before = {entry.name: entry.plugin for entry in then}
+    pairs = counterparts(then, now)
     return {
         entry.name
         for entry in now
-        if entry.plugin
-        and (plugin := before.get(entry.name))
-        and type(plugin) is type(entry.plugin)
-        and plugin.options != entry.plugin.options
+        if entry.plugin and (plugin := before.get(pairs.get(entry.name, ""))) and plugin.options != entry.plugin.options
     }
+
+
+def _kind(entry: Entry) -> tuple[Any, ...]:
+    return type(entry.plugin), None if entry.plugin else type(entry.policy)
 
 
 def _signature(entry: Entry) -> tuple[Any, ...]:

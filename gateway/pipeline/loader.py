@@ -77,9 +77,9 @@ class Pipeline:
         """Who is asked what and when, for those who judge the pipeline itself."""
         return self._plan
 
-    def replay(self, unchanged: Collection[str] = ()) -> Replay:
+    def replay(self, unchanged: Collection[str] = (), counterparts: Mapping[str, str] | None = None) -> Replay:
         """For judging recorded transactions again; see `gateway.pipeline.replay`."""
-        return Replay(self._plan, unchanged)
+        return Replay(self._plan, unchanged, counterparts)
 
     def inquiry(self) -> Inquiry:
         """For asking its last entry about recorded transactions."""

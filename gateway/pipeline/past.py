@@ -5,16 +5,21 @@
 
 from __future__ import annotations
 
+import functools
 import ipaddress
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import Any, Final
+
+import orjson
 
 from gateway.mail.address import NULL_SENDER, AddressError, Sender
 from gateway.mail.envelope import MailParameters, Recipient
 from gateway.mail.session import Session, Tls
 from gateway.ops.archive import is_record
 from gateway.ops.redaction import Redactor
+from gateway.ops.search import GIVEN_UP, ended
 from gateway.pipeline.hidden import Hidden, NotTold, read_address, recorded
 from gateway.pipeline.lookup import Fault, FaultKind
 from gateway.pipeline.plan import Node, Scope
@@ -24,9 +29,12 @@ from gateway.sdk.stage import Stage, Transaction
 
 __all__ = ["NotTold", "Past", "recorded"]
 
-_GIVEN_UP: Final = frozenset({"aborted", "disconnected"})
 _SESSION: Final = {"helo": "session.helo", "client.name": "session.name", "tls.sni": "session.tls.sni"}
 """What of a session may have been redacted, as the record and as policies call it."""
+_KEPT: Final = 10_000
+"""Findings that are kept to be given again."""
+_SMALL: Final = 500
+"""Octets of the JSON of one of them, at most."""
 
 
 class Past:
@@ -71,17 +79,21 @@ class Past:
             return Stage.MAIL
         if not any(str(told["reply"]).startswith("2") for told in record["recipients"]):
             return Stage.RCPT
-        if record["outcome"] in _GIVEN_UP:
+        if record["outcome"] in GIVEN_UP:
             return Stage.RCPT
+        if record["outcome"] in ("rejected", "deferred") and not self._told_of(Stage.MESSAGE):
+            # Refused at DATA, or by a limit before anybody was asked about the message.
+            return Stage.DATA
         return Stage.MESSAGE if record["size"] else Stage.DATA
+
+    def _told_of(self, stage: Stage) -> bool:
+        notes = itertools.chain(self.record["verdicts"], self.record["findings"])
+        return any(note.get("stage") == stage.value for note in notes)
 
     @property
     def outcome(self) -> str:
-        """How it ended. A client that gives up because none of its recipients was taken was refused."""
-        told = self.record["recipients"]
-        if self.record["outcome"] not in _GIVEN_UP or not told or any(str(t["reply"]).startswith("2") for t in told):
-            return str(self.record["outcome"])
-        return "deferred" if str(told[-1]["reply"]).startswith("4") else "rejected"
+        """How it ended, as `gateway.ops.search.ended` has it."""
+        return ended(self.record)
 
     def verdict_on(self, recipient: str = "") -> bool:
         """Whether a verdict refused: this recipient, or else the transaction as a whole, and not a limit."""
@@ -98,21 +110,24 @@ class Past:
         parameters = MailParameters(size=int(self.record["size"]))
         return Transaction(str(self.record["id"]), self.session, sender, parameters, recipients)
 
-    def finding(self, node: Node, recipient: Recipient | None) -> Finding | Fault | None:
-        """What was found: by the same entry at the same stage if it was there, else by any. None for nothing.
+    def finding(
+        self, node: Node, recipient: Recipient | None, entry: str, others: Collection[str]
+    ) -> Finding | Fault | None:
+        """What was found by `entry`, as it was called then, or by one that is not among `others`. None for nothing.
 
-        Raises `NotTold`.
+        Of several findings that of the same stage counts. Raises `NotTold`.
         """
         name = node.finder.finding.__name__
         whom = recorded(recipient.address) if recipient and node.scope is Scope.RECIPIENT else ""
-        notes = self._notes.get((name, whom))
-        if not notes:
+        notes = self._notes.get((name, whom), ())
+        own = [n for n in notes if n["plugin"] == entry] or [n for n in notes if n["plugin"] not in others]
+        if not own:
             raise NotTold(f"{name} was not looked up")
-        note = max(notes, key=lambda n: (n["plugin"] == node.entry.name, n["stage"] == node.stage.value))
+        note = own[0] if len(own) == 1 else max(own, key=lambda n: n["stage"] == node.stage.value)
         if "value" in note:
             try:
                 hidden = {str(field): Hidden(f"{name}.{field}") for field in note.get("redacted", ())}
-                return recall(node.finder.finding, note["value"], hidden)
+                return _recalled(node.finder.finding, note["value"], hidden)
             except (RecallError, TypeError) as error:
                 raise NotTold(f"{name} was not recorded whole") from error
         if "fault" in note:
@@ -125,15 +140,38 @@ class Past:
         raise NotTold(f"{name} was not waited for")
 
 
+_same: dict[tuple[type[Finding], bytes], Finding] = {}
+
+
+def _recalled(kind: type[Finding], value: Mapping[str, Any], hidden: Mapping[str, Any]) -> Finding:
+    """As `recall`. Most findings say what others said before (a client on no list), and they never change."""
+    if hidden:
+        return recall(kind, value, hidden)
+    try:
+        key = kind, orjson.dumps(value)
+    except orjson.JSONEncodeError:
+        return recall(kind, value)
+    if (found := _same.get(key)) is None:
+        found = recall(kind, value)
+        if len(_same) >= _KEPT:
+            _same.clear()
+        if len(key[1]) <= _SMALL:
+            _same[key] = found
+    return found
+
+
+_address = functools.lru_cache(maxsize=10_000)(ipaddress.ip_address)
+
+
 def _session(record: Mapping[str, Any], trusted: Callable[[Any], bool]) -> Session:
     client, tls = record["client"], record["tls"]
-    address = ipaddress.ip_address(client["ip"])
+    address = _address(client["ip"])
     hidden = {str(name): Hidden(_SESSION[name]) for name in record.get("redacted", ())}
     return Session(
         id=record["session"],
         client=address,
         client_port=int(client["port"]),
-        peer=ipaddress.ip_address(client.get("peer", client["ip"])),
+        peer=_address(client["peer"]) if "peer" in client else address,
         listener=record["listener"],
         started=float(record["time"]),
         helo=hidden.get("helo", record["helo"]),

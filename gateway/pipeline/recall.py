@@ -8,11 +8,12 @@ from __future__ import annotations
 import dataclasses
 import re
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BeforeValidator, ConfigDict, TypeAdapter, ValidationError, with_config
+from typing_extensions import TypedDict
 
 from gateway.mail.address import parse_mailbox
 from gateway.mail.edit import Edit, ReplaceBody, edit_from_json
@@ -39,49 +40,50 @@ def recall(kind: type[Finding], value: Mapping[str, Any], hidden: Mapping[str, A
 
     `hidden` are fields that were redacted, and what stands there instead. Raises `RecallError`.
     """
-    readers = _readers(kind)
-    fields = {n: _field(kind, n, readers.get(n), given) for n, given in value.items() if n not in hidden}
+    adapter = _adapters.get(kind) or _adapter(kind)
+    told = {name: given for name, given in value.items() if name not in hidden} if hidden else value
     try:
-        return kind(**fields, **hidden)
+        return kind(**adapter.validate_python(told), **hidden)
+    except ValidationError as error:
+        raise _unread(kind, error) from error
     except (ValueError, TypeError) as error:
         needed = [f.name for f in dataclasses.fields(kind) if f.default is f.default_factory is dataclasses.MISSING]
-        if lacking := [name for name in needed if name not in fields and name not in hidden]:
+        if lacking := [name for name in needed if name not in told and name not in hidden]:
             raise RecallError(f"{kind.__name__} needs {', '.join(lacking)}") from error
         raise RecallError(f"{kind.__name__}: {error}") from error
 
 
-def _field(kind: type[Finding], name: str, reader: Callable[[Any], Any] | None, given: Any) -> Any:
-    if reader is None:
+def _unread(kind: type[Finding], error: ValidationError) -> RecallError:
+    problem = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    path = problem["loc"]
+    if problem["type"] == "extra_forbidden" and len(path) == 1:
         known = ", ".join(field.name for field in dataclasses.fields(kind))
-        raise RecallError(f"{kind.__name__} has no field {name!r}; it has {known}", (name,))
-    try:
-        return reader(given)
-    except ValidationError as error:
-        problem = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        where = ".".join(map(str, (name, *problem["loc"])))
-        raise RecallError(f"{kind.__name__}: {where}: {problem['msg']}", (name, *problem["loc"])) from error
-    except (ValueError, TypeError) as error:
-        raise RecallError(f"{kind.__name__}: {name}: {error}", (name,)) from error
+        return RecallError(f"{kind.__name__} has no field {path[0]!r}; it has {known}", path)
+    where = ".".join(map(str, path))
+    message = problem["msg"].removeprefix("Value error, ")
+    return RecallError(f"{kind.__name__}: {where + ': ' if where else ''}{message}", path)
 
 
-_Readers = Mapping[str, Callable[[Any], Any]]
-_made: dict[type[Finding], _Readers] = {}
+_adapters: dict[type[Finding], TypeAdapter[Any]] = {}
 
 
-def _readers(kind: type[Finding]) -> _Readers:
-    """How each field is read: by its type, but edits from their description."""
-    if kind not in _made:
-        hints = typing.get_type_hints(kind)
-        _made[kind] = {field.name: _reader(hints[field.name]) for field in dataclasses.fields(kind)}
-    return _made[kind]
-
-
-def _reader(hint: Any) -> Callable[[Any], Any]:
-    return _edits if hint == tuple[Edit, ...] else TypeAdapter(hint).validate_python
+def _adapter(kind: type[Finding]) -> TypeAdapter[Any]:
+    """Reads all fields at once, each by its type, but edits from their description."""
+    hints = typing.get_type_hints(kind)
+    fields = {field.name: hints[field.name] for field in dataclasses.fields(kind)}
+    read = {name: _EDITS if hint == tuple[Edit, ...] else hint for name, hint in fields.items()}
+    # Pydantic takes those of `typing` from Python 3.12 on only.
+    make: Any = TypedDict
+    shape = with_config(ConfigDict(extra="forbid"))(make(kind.__name__, read, total=False))
+    adapter = _adapters[kind] = TypeAdapter(shape)
+    return adapter
 
 
 def _edits(given: Any) -> tuple[Edit, ...]:
     return tuple(edit_from_json(one) for one in given)
+
+
+_EDITS: Final = Annotated[Any, BeforeValidator(_edits)]
 
 
 def recall_verdict(note: Mapping[str, Any]) -> Verdict:

@@ -8,8 +8,9 @@ Where an entry is the same now as it was then, its recorded verdict stands in; w
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 from gateway.mail.edit import Edit, edit_from_json
@@ -19,12 +20,13 @@ from gateway.pipeline.asking import answer, ask, on_error
 from gateway.pipeline.decision import PROCEEDED, Decision, Deliberation, Said
 from gateway.pipeline.lookup import Fault
 from gateway.pipeline.past import NotTold, Past, recorded
-from gateway.pipeline.plan import INPUTS, NOTHING, Entry, Node, Plan, Question, StagePlan, Step
-from gateway.sdk.stage import Message, Stage, Transaction
+from gateway.pipeline.plan import INPUTS, NOTHING, Entry, Node, Plan, Question, Scope, StagePlan, Step
+from gateway.sdk.findings import Finding
+from gateway.sdk.stage import ORDER, Message, Stage, Transaction
 from gateway.sdk.verdict import Action, Verdict, When
 
 _MESSAGE: Final = INPUTS[Message]
-_ORDER: Final = tuple(Stage)
+_ORDER: Final = {stage: number for number, stage in enumerate(ORDER)}
 _REASON: Final = 200
 _REFUSALS: Final = frozenset({Action.REJECT, Action.DEFER, Action.DISCONNECT})
 
@@ -52,11 +54,26 @@ class Unknown:
 
 
 class Replay:
-    """Judges records by one pipeline. `unchanged` are names of entries that are as they were when it was recorded."""
+    """Judges records by one pipeline. `unchanged` are names of entries that are as they were when it was recorded.
 
-    def __init__(self, plan: Plan, unchanged: Collection[str] = ()) -> None:
+    `counterparts` says under which names records know the entries; those that it leaves out are new. None says that
+    all names are the same.
+    """
+
+    def __init__(
+        self, plan: Plan, unchanged: Collection[str] = (), counterparts: Mapping[str, str] | None = None
+    ) -> None:
         self._plan = plan
         self._unchanged = frozenset(unchanged)
+        self._names = {e.name: e.name for e in plan.entries} if counterparts is None else counterparts
+        self._taken = frozenset(self._names.values())
+
+    @property
+    def other_doorkeeper(self) -> str:
+        """The first entry that judges sessions and senders and is not as it was; empty when there is none."""
+        steps = (step for stage in (Stage.CONNECT, Stage.HELO, Stage.MAIL) for step in self._plan.stages[stage].steps)
+        entries = (step.entry for step in steps if not step.entry.shadow)
+        return next((entry.name for entry in entries if entry.name not in self._unchanged), "")
 
     def judge(self, past: Past, reached: Stage, *, without: str = "") -> Fate | Unknown:
         """What the pipeline says of it now; `reached` is the last stage of which the record tells.
@@ -64,7 +81,7 @@ class Replay:
         The entry `without` is not asked.
         """
         try:
-            return _Course(self._plan, self._unchanged, past, reached, without).run()
+            return _Course(self, past, reached, without).run()
         except _Stop as stop:
             return stop.unknown
 
@@ -97,7 +114,7 @@ class Inquiry:
         said: list[tuple[Verdict, str]] = []
         unknown = ""
         for plan, question in self._steps:
-            if _ORDER.index(plan.stage) > _ORDER.index(past.reached):
+            if _ORDER[plan.stage] > _ORDER[past.reached]:
                 unknown = unknown or f"it ended at {past.reached}, before it could be asked at {plan.stage}"
                 continue
             for given in _given(past, plan.stage):
@@ -112,7 +129,7 @@ class Inquiry:
 
     def _verdict(self, past: Past, stage: Stage, question: Question, given: _Given) -> Verdict | None:
         """The answer to one question; None when it is not asked. Raises `NotTold`."""
-        arguments = _arguments(past, self._entry, question, given)
+        arguments = _arguments(partial(_found_by_any, past), self._entry, question, given)
         if arguments is None:
             return None
         if isinstance(arguments, Said):
@@ -125,14 +142,20 @@ class Inquiry:
             raise NotTold(f"it has no answer: {str(error)[:_REASON]}") from error
 
 
+_Find = Callable[[Node, Recipient | None], Finding | Fault | None]
 _Given = tuple[Any, ...]
 """Session, transaction, recipient and so on, in the order of `gateway.pipeline.plan.INPUTS`."""
+
+
+def _found_by_any(past: Past, node: Node, recipient: Recipient | None) -> Finding | Fault | None:
+    """What the entry of this name found then, or else any other."""
+    return past.finding(node, recipient, node.entry.name, ())
 
 
 def _given(past: Past, stage: Stage) -> Iterator[_Given]:
     """What a policy is asked about at this stage: once, or once for each recipient."""
     session = past.session
-    if _ORDER.index(stage) < _ORDER.index(Stage.MAIL):
+    if _ORDER[stage] < _ORDER[Stage.MAIL]:
         yield session, None, None, None, None
     elif stage is Stage.RCPT:
         taken: list[Recipient] = []
@@ -141,12 +164,12 @@ def _given(past: Past, stage: Stage) -> Iterator[_Given]:
             if reply.startswith("2"):
                 taken.append(recipient)
     else:
-        after = _ORDER.index(stage) > _ORDER.index(Stage.RCPT)
+        after = _ORDER[stage] > _ORDER[Stage.RCPT]
         everybody = tuple(recipient for recipient, reply in past.recipients if reply.startswith("2"))
         yield session, past.transaction(everybody if after else ()), None, None, None
 
 
-def _arguments(past: Past, entry: Entry, question: Question, given: _Given) -> list[Any] | Said | None:
+def _arguments(find: _Find, entry: Entry, question: Question, given: _Given) -> list[Any] | Said | None:
     """What a policy's hook is given; what its owner says where something failed; None when it is not asked.
 
     Raises `NotTold`.
@@ -158,7 +181,7 @@ def _arguments(past: Past, entry: Entry, question: Question, given: _Given) -> l
                 raise NotTold("the message itself is not recorded")
             arguments.append(None if source == NOTHING else given[source])
             continue
-        found = past.finding(source, given[2])
+        found = find(source, given[2])
         if isinstance(found, Fault):
             said = on_error(found, entry)
             if said.verdict.decisive or not optional:
@@ -178,14 +201,17 @@ class _Stop(Exception):
 class _Course:
     """One transaction's way through the stages."""
 
-    def __init__(self, plan: Plan, unchanged: frozenset[str], past: Past, reached: Stage, without: str) -> None:
-        self._plan = plan
-        self._unchanged = unchanged
+    def __init__(self, replay: Replay, past: Past, reached: Stage, without: str) -> None:
+        self._plan = replay._plan
+        self._unchanged = replay._unchanged
+        self._names = replay._names
+        self._taken = replay._taken
         self._past = past
         self._reached = reached
         self._without = without
+        self._known: dict[tuple[int, str], Finding | Fault | None] = {}
         self._refused: list[str] = []
-        self._set_aside = ""
+        self._set_aside = "", ""
         self._seen = Stage.CONNECT
 
     def run(self) -> Fate:
@@ -206,10 +232,11 @@ class _Course:
                 break
             if fate := self._refusal(self._stage(stage, txn)):
                 return fate
-        return self._fate(self._set_aside or "accepted")
+        word, entry = self._set_aside
+        return self._fate(word or "accepted", entry)
 
     def _over(self, stage: Stage) -> bool:
-        return _ORDER.index(stage) > _ORDER.index(self._reached)
+        return _ORDER[stage] > _ORDER[self._reached]
 
     def _recipients(self) -> tuple[list[Recipient], Fate | None]:
         """Recipients that are taken, and what became of the last one that is not."""
@@ -238,10 +265,10 @@ class _Course:
         if action in _REFUSALS and (reply := decision.verdict.reply) is not None:
             word = "deferred" if reply.temporary else "rejected"
             return self._fate(word, decision.entry, str(reply))
-        if action is Action.DISCARD:
-            self._set_aside = "discarded"
-        elif action is Action.QUARANTINE:
-            self._set_aside = self._set_aside or "quarantined"
+        if action is Action.DISCARD and self._set_aside[0] != "discarded":
+            self._set_aside = "discarded", decision.entry
+        elif action is Action.QUARANTINE and not self._set_aside[0]:
+            self._set_aside = "quarantined", decision.entry
         return None
 
     def _fate(self, word: str, entry: str = "", reply: str = "") -> Fate:
@@ -265,11 +292,12 @@ class _Course:
     def _turn(self, plan: StagePlan, step: Step, given: tuple[Any, ...]) -> Said | None:
         """One entry's turn, as `gateway.pipeline.runner` gives it."""
         entry = step.entry.applied(given[0], given[1])
+        if entry.shadow:
+            # Whatever it says changes nothing.
+            return None
         try:
             return self._judge(plan, step, entry, given)
         except NotTold as error:
-            if entry.shadow:
-                return None
             if entry.name in self._unchanged:
                 return self._recorded(plan, entry, given[2], str(error))
             raise _Stop(entry, str(error)) from None
@@ -277,7 +305,7 @@ class _Course:
     def _judge(self, plan: StagePlan, step: Step, entry: Entry, given: tuple[Any, ...]) -> Said | None:
         passed_over: Said | None = None
         for node in step.acts:
-            found = self._past.finding(node, given[2])
+            found = self._found(node, given[2])
             if isinstance(found, Fault):
                 passed_over = on_error(found, entry)
                 if passed_over.verdict.decisive:
@@ -285,7 +313,7 @@ class _Course:
         question = step.question
         if question is None:
             return passed_over
-        arguments = _arguments(self._past, entry, question, given)
+        arguments = _arguments(self._found, entry, question, given)
         if isinstance(arguments, Said):
             return arguments
         if arguments is None:
@@ -300,11 +328,21 @@ class _Course:
             # It may have failed at what was redacted, which is no text.
             raise NotTold(f"its policy failed at a redacted record: {type(error).__name__}") from error
 
+    def _found(self, node: Node, recipient: Recipient | None) -> Finding | Fault | None:
+        """What the entry found then, or, if it is new, what was found by one that is there no more."""
+        key = node.index, recorded(recipient.address) if recipient and node.scope is Scope.RECIPIENT else ""
+        # Asked for by one policy after the other, and for each recipient.
+        if key in self._known:
+            return self._known[key]
+        name = self._names.get(node.entry.name, "")
+        found = self._known[key] = self._past.finding(node, recipient, name, self._taken)
+        return found
+
     def _recorded(self, plan: StagePlan, entry: Entry, recipient: Recipient | None, why: str) -> Said | None:
         """What the same entry said then."""
         address = recorded(recipient.address) if recipient else ""
         for told in self._past.record["verdicts"]:
-            same = told.get("plugin") == entry.name and told.get("stage") == plan.stage.value
+            same = told.get("plugin") == self._names.get(entry.name) and told.get("stage") == plan.stage.value
             if same and told.get("recipient", "") == address:
                 verdict = _verdict(told, entry, why)
                 return Said(verdict, entry, told.get("policy", ""), told.get("version", ""), entry.shadow)

@@ -5,6 +5,7 @@ The part grows with the share and never loses anybody: who is in at 10 % is in a
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import ipaddress
 import re
@@ -14,7 +15,7 @@ from enum import StrEnum
 from typing import Any, Final
 
 from gateway.mail.address import Address
-from gateway.mail.session import Session
+from gateway.mail.session import IPAddress, Session
 from gateway.sdk.stage import Transaction
 
 _SHARE: Final = re.compile(r"([0-9]{1,3}(?:\.[0-9]{1,4})?)\s*%\Z")
@@ -47,10 +48,15 @@ class Rollout:
     def _key(self, session: Session, txn: Transaction | None) -> str:
         if self.by is By.SENDER and txn is not None and isinstance(txn.sender, Address):
             return txn.sender.ascii_domain
-        return str(ipaddress.ip_network((session.client, _PREFIX[session.client.version]), strict=False))
+        return _network(session.client)
 
     def __str__(self) -> str:
         return f"{100 * self.share:g}%"
+
+
+@functools.lru_cache(maxsize=10_000)
+def _network(client: IPAddress) -> str:
+    return str(ipaddress.ip_network((client, _PREFIX[client.version]), strict=False))
 
 
 def parse_rollout(value: Any) -> Rollout:

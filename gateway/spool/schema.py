@@ -210,12 +210,21 @@ def lenient(row: tuple[Any, ...]) -> Stored:
         return unreadable(row, str(error))
 
 
+def _loads(text: str) -> Any:
+    """What `dumps` wrote; but a number of more than 64 bits comes back as a float, as in most readers of JSON."""
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError:
+        # NaN and infinity, which only the library of Python writes and reads.
+        return json.loads(text)
+
+
 def read_notes(texts: list[str]) -> tuple[dict[str, Any], ...]:
     """Records, or lists of attempts, as stored; what cannot be read is left out."""
     out: list[dict[str, Any]] = []
     for text in texts:
         try:
-            value = json.loads(text)
+            value = _loads(text)
         except (ValueError, RecursionError):
             continue
         out += [note for note in (value if isinstance(value, list) else [value]) if isinstance(note, dict)]

@@ -11,24 +11,33 @@ import argparse
 import asyncio
 import ipaddress
 import struct
-from typing import cast
+from typing import Protocol, cast
 
 CLIENT = "192.0.2.1"
 NAME = "client.bench"
 SENDERS = "senders.bench"
 """Below it every name is a domain that sends mail from `CLIENT`, signs with selector ``s`` and asks for reject."""
 
-_TYPES = {1: "A", 12: "PTR", 15: "MX", 16: "TXT"}
+_TYPES = {1: "A", 12: "PTR", 15: "MX", 16: "TXT", 28: "AAAA"}
 
 
-def _name(text: str) -> bytes:
+def wire_name(text: str) -> bytes:
+    """A name as it stands in a message (RFC 1035 section 3.1), not compressed."""
     return b"".join(bytes([len(label)]) + label.encode() for label in text.split(".")) + b"\0"
 
 
-def _text(text: str) -> bytes:
+def wire_text(text: str) -> bytes:
+    """The data of a TXT record, in strings of 255 octets at most."""
     octets = text.encode()
     parts = [octets[at : at + 255] for at in range(0, len(octets), 255)]
     return b"".join(bytes([len(part)]) + part for part in parts)
+
+
+class Answers(Protocol):
+    """What a `Server` asks."""
+
+    def answer(self, name: str, kind: str) -> tuple[bytes | None, bool]:
+        """The record's data, None for none, and whether the name exists."""
 
 
 class Zone:
@@ -37,15 +46,15 @@ class Zone:
     def __init__(self, key: str) -> None:
         address = ipaddress.ip_address(CLIENT).packed
         self._client = {
-            (ipaddress.ip_address(CLIENT).reverse_pointer, "PTR"): _name(NAME),
+            (ipaddress.ip_address(CLIENT).reverse_pointer, "PTR"): wire_name(NAME),
             (NAME, "A"): address,
         }
         self._sender = {
             ("", "A"): address,
-            ("", "MX"): struct.pack("!H", 10) + _name(f"mx.{SENDERS}"),
-            ("", "TXT"): _text(f"v=spf1 ip4:{CLIENT} -all"),
-            ("s._domainkey", "TXT"): _text(key),
-            ("_dmarc", "TXT"): _text("v=DMARC1; p=reject; adkim=s; aspf=s"),
+            ("", "MX"): struct.pack("!H", 10) + wire_name(f"mx.{SENDERS}"),
+            ("", "TXT"): wire_text(f"v=spf1 ip4:{CLIENT} -all"),
+            ("s._domainkey", "TXT"): wire_text(key),
+            ("_dmarc", "TXT"): wire_text("v=DMARC1; p=reject; adkim=s; aspf=s"),
         }
         self._known = {NAME, ""} | {name for name, _ in self._sender}
 
@@ -63,7 +72,7 @@ class Zone:
 class Server(asyncio.DatagramProtocol):
     """Answers each question after `delay` seconds."""
 
-    def __init__(self, zone: Zone, delay: float, ttl: int) -> None:
+    def __init__(self, zone: Answers, delay: float, ttl: int) -> None:
         self._zone = zone
         self._delay = delay
         self._ttl = ttl
@@ -92,8 +101,12 @@ class Server(asyncio.DatagramProtocol):
         head = query[:2] + struct.pack("!HHHHH", flags, *counts) + question
         if found:
             return head + b"\xc0\x0c" + struct.pack("!HHIH", kind, 1, self._ttl, len(found)) + found
-        soa = _name("ns.bench") + _name("hostmaster.bench") + struct.pack("!IIIII", 1, 3600, 600, 86400, self._ttl)
-        return head + _name("bench") + struct.pack("!HHIH", 6, 1, self._ttl, len(soa)) + soa
+        soa = (
+            wire_name("ns.bench")
+            + wire_name("hostmaster.bench")
+            + struct.pack("!IIIII", 1, 3600, 600, 86400, self._ttl)
+        )
+        return head + wire_name("bench") + struct.pack("!HHIH", 6, 1, self._ttl, len(soa)) + soa
 
 
 async def serve(key: str, delay: float, ttl: int) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from gateway.ops.search import Search, domain, spoken
+from gateway.ops.search import Search, domain, ended, spoken
 from gateway.ops.shadow import SAMPLES, ShadowReport
 
 RECORD: dict[str, Any] = {
@@ -116,6 +116,25 @@ def test_a_report_tells_differences_from_what_was_done_anyway() -> None:
     assert entry["agreements"] == {"reject": 1, "defer": 1, "quarantine": 1, "discard": 1}
     assert entry["senders"] == {"sender.example": 8, "<>": 1} and entry["clients"] == {"192.0.2.7": 9}
     assert entry["samples"] == {"reject": list("01234")[:SAMPLES], "quarantine": ["9"], "edit": ["50"]}
+
+
+@pytest.mark.parametrize(
+    ("replies", "outcome", "word"),
+    [
+        (["250 ok", "550 no"], "aborted", "aborted"),
+        (["450 later", "550 no"], "aborted", "rejected"),
+        (["550 no", "450 later"], "disconnected", "deferred"),
+        ([], "aborted", "aborted"),
+        (["550 no"], "accepted", "accepted"),
+    ],
+)
+def test_who_gives_up_since_no_recipient_is_taken_was_refused(replies: list[str], outcome: str, word: str) -> None:
+    record = {"outcome": outcome, "recipients": [{"address": "ben@example.org", "reply": reply} for reply in replies]}
+    assert ended(record) == word
+    report = ShadowReport()
+    report.add({**shadowed(1, "reject", outcome), **record})
+    (entry,) = report.to_json()["entries"].values()
+    assert bool(entry["agreements"]) is (word in ("rejected", "deferred"))
 
 
 def test_an_entry_that_speaks_for_several_recipients_counts_once_for_the_transaction() -> None:

@@ -9,9 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.pipeline.difference import Difference, Kind, other_options, unchanged
+from gateway.pipeline.difference import Compared, Difference, Kind, counterparts, other_options, unchanged
+from gateway.pipeline.loader import Catalog, Pipeline, load
 from gateway.pipeline.past import NotTold, Past
+from gateway.pipeline.replay import Fate, Unknown
 from gateway.sdk import PROCEED, Message, Policy, PolicyOptions, Stage, Verdict
+from tests.pipeline.setting import services
 from tests.pipeline.traffic import CATALOG, Mailing, Options, mailings, pipeline, record
 
 TRAFFIC = mailings(400, seed=1)
@@ -51,9 +54,9 @@ def kind_of(then: dict[str, Any], now: dict[str, Any]) -> Kind:
         return Kind.NEWLY_REFUSED
     if ended(then) not in taken and ended(now) in taken:
         return Kind.NEWLY_ACCEPTED
-    if refused(now) - refused(then):
+    if ended(now) in taken and refused(now) - refused(then):
         return Kind.NEWLY_REFUSED
-    if refused(then) - refused(now):
+    if ended(now) in taken and refused(then) - refused(now):
         return Kind.NEWLY_ACCEPTED
     return Kind.SAME if ended(then) == ended(now) else Kind.CHANGED
 
@@ -180,14 +183,79 @@ class Looks(Policy):
 
 
 def test_a_policy_that_needs_the_message_cannot_be_asked_again() -> None:
-    from gateway.pipeline.loader import Catalog, load
-    from gateway.pipeline.replay import Unknown
-    from tests.pipeline.setting import services
-
     made = load("default", ["looks"], services(), known=Catalog({}, {"looks": Looks}))
     told = next(t for t in RECORDS.values() if t["outcome"] == "accepted")
     found = made.replay().judge(Past(told, nobody), Stage.MESSAGE)
     assert found == Unknown("looks", "the message itself is not recorded")
+
+
+def of(*entries: Any) -> Pipeline:
+    return load("default", entries, services(), known=CATALOG)
+
+
+def test_entries_are_known_by_what_they_are_and_not_by_their_number() -> None:
+    strict, lax = {"client": {"reject_at": 95}}, {"client": {"reject_at": 10}}
+    then = of(strict, lax, {"sender-value": {"reject_at": 92}})
+    assert counterparts(then.entries, of(lax).entries) == {"client": "client#2"}
+    assert unchanged(then.entries, of(lax).entries) == {"client"}
+    turned = of(lax, {"client": {"reject_at": 3}}, {"content": {}}, "sender-value")
+    assert counterparts(then.entries, turned.entries) == {
+        "client": "client#2",
+        "client#2": "client",
+        "sender-value": "sender-value",
+    }
+    assert unchanged(then.entries, turned.entries) == {"client"}
+    assert other_options(then.entries, turned.entries) == {"client#2", "sender-value"}
+
+
+def test_the_finding_of_another_entry_is_not_taken_for_that_of_a_new_one() -> None:
+    then, now = of("client"), of("client", {"client": {"reject_at": 0}})
+    found = {"stage": "connect", "plugin": "client", "finding": "ClientValue", "ms": 1.0, "value": {"value": 7}}
+    told = next(t for t in RECORDS.values() if t["outcome"] == "accepted")
+    past = Past({**told, "findings": [found]}, nobody)
+    pairs = counterparts(then.entries, now.entries)
+    unknown = now.replay((), pairs).judge(past, Stage.MESSAGE)
+    assert unknown == Unknown("client#2", "ClientValue was not looked up")
+    # Of an entry that is there no more it is taken: it may be the same one under another name.
+    assert isinstance(of({"client": {"reject_at": 0}}).replay((), {}).judge(past, Stage.MESSAGE), Fate)
+
+
+def test_what_was_refused_recipient_by_recipient_and_is_refused_at_once_now_is_not_accepted() -> None:
+    difference = replay({**BASE, "client": {"reject_at": 0}})
+    kinds = Counter(difference.add(told).kind for told in RECORDS.values())
+    assert kinds[Kind.NEWLY_ACCEPTED] == 0 and kinds[Kind.NEWLY_REFUSED] > 0 and difference.further == 0
+
+
+def test_it_says_who_sets_aside() -> None:
+    difference = replay({**BASE, "content": {"quarantine_at": 0}})
+    told = next(t for t in RECORDS.values() if t["outcome"] == "accepted")
+    compared = difference.add(told)
+    assert (compared.kind, compared.now, compared.why) == (Kind.CHANGED, "quarantined", "content")
+
+
+def test_a_limit_that_ended_it_before_the_message_was_judged_needs_no_findings_of_it() -> None:
+    told = next(t for t in RECORDS.values() if t["outcome"] == "accepted" and len(t["recipients"]) == 1)
+    before = {name: [n for n in told[name] if n["stage"] != "message"] for name in ("findings", "verdicts")}
+    limit = {**told, **before, "outcome": "rejected", "reply": "552 5.3.4 message is too big"}
+    assert replay(BASE).add(limit).kind is Kind.SAME
+    assert replay({**BASE, "client": {"reject_at": 0}}).add(limit).kind is Kind.SAME
+    assert replay({**BASE, "client": {"defer_at": 0}}).add(limit).kind is Kind.CHANGED
+
+
+def test_what_another_pipeline_would_say_of_the_session_now_is_not_known() -> None:
+    told = {**next(t for t in RECORDS.values() if t["outcome"] == "accepted"), "pipeline": "other"}
+    pipelines = {"default": pipeline(BASE), "other": pipeline(BASE)}
+
+    def compare(door: Options) -> Compared:
+        now = pipeline(door)
+        same = unchanged(pipelines["default"].entries, now.entries)
+        replays = {"default": now.replay(same), "other": pipelines["other"].replay()}
+        return Difference(replays, nobody, entrances={told["listener"]: "default"}).add(told)
+
+    assert compare(BASE).kind is Kind.SAME
+    assert compare({**BASE, "content": {"reject_at": 1}}).kind is Kind.SAME
+    other = compare({**BASE, "client": {"reject_at": 50}})
+    assert other.kind is Kind.UNKNOWN and other.why.startswith("client of pipeline default is not as it was")
 
 
 def test_a_record_that_is_none_is_not_told() -> None:

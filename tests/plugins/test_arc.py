@@ -27,7 +27,7 @@ from gateway.sdk.testing import Bench, FakeDns, ManualClock, make_message, make_
 from plugins.dkim.arc import ArcOptions, ArcPlugin, ArcPolicy
 from plugins.dkim.results import reported
 from plugins.dkim.seal import ArcSealed, ArcSealOptions, ArcSealPlugin, ArcSealPolicy
-from tests.support.dkimkeys import KeyPair, ed25519, relaxed_header, rsa, signed, split
+from tests.support.dkimkeys import KeyPair, arc_set, ed25519, relaxed_header, rsa, split
 
 NOW = 1_700_000_000
 MAIL = (
@@ -40,29 +40,8 @@ AAR = "i={i}; {d}; spf=pass smtp.mailfrom=ann@sender.example; dkim=pass header.d
 def hop(
     content: bytes, number: int, domain: str, *, cv: str | None = None, aar: str = AAR, ams=None, seal=None
 ) -> bytes:
-    """The message with one more ARC set on top, made by OpenSSL from RFC 8617's words."""
-    key = rsa()
-    results = b"ARC-Authentication-Results: " + aar.format(i=number, d=domain).encode() + b"\r\n"
-    tags = {"v": "", "i": str(number), "d": domain, **(ams or {})}
-    message = signed(content, key, field="ARC-Message-Signature", **tags)[: -len(content)]
-    values = {
-        "i": str(number),
-        "a": "rsa-sha256",
-        "cv": cv or ("pass" if number > 1 else "none"),
-        "d": domain,
-        "s": "sel",
-        **(seal or {}),
-    }
-    own = ("ARC-Seal: " + "; ".join(f"{name}={value}" for name, value in values.items() if value) + "; b=").encode()
-    before: dict[tuple[int, int], bytes] = {}
-    order = [b"arc-authentication-results", b"arc-message-signature", b"arc-seal"]
-    for field in split(results + message + content)[0]:
-        name = field.split(b":")[0].lower()
-        if name in order:
-            instance = int(re.search(rb"[\s;:]i ?= ?(\d+)", field)[1])
-            before[instance, order.index(name)] = relaxed_header(field)
-    data = b"".join(before[at] for at in sorted(before)) + relaxed_header(own)[:-2]
-    return own + base64.b64encode(key.sign(data)) + b"\r\n" + message + results + content
+    """The message with one more ARC set on top, made by OpenSSL."""
+    return arc_set(content, number, domain, rsa(), results=aar, cv=cv, ams=ams, seal=seal)
 
 
 def chained(*domains: str, content: bytes = MAIL) -> bytes:

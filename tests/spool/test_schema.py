@@ -122,6 +122,14 @@ def test_text_that_has_no_utf_8_form_is_stored_with_question_marks():
     assert schema.dumps({"x": "a\udcffb ü"}) == '{"x":"a?b ü"}'
 
 
+def test_notes_are_read_as_they_were_written_by_whichever_library():
+    odd = {"number": (1 << 64) - 1, "less": -(1 << 63), "deep": [{"a": None}], "name": "Größe", "float": 1e30}
+    assert schema.read_notes([schema.dumps(odd)]) == (odd,)
+    assert schema.read_notes([schema.dumps({"number": 1 << 70})]) == ({"number": float(1 << 70)},)
+    (note,) = schema.read_notes(['{"score": NaN, "other": -Infinity}'])
+    assert note["score"] != note["score"] and note["other"] < -1e308
+
+
 def test_notes_that_cannot_be_read_are_left_out():
     good = schema.attempts_json((attempt(), attempt("failed")))
     read = schema.read_notes([good, "{", "7", '["x"]', '{"a": 1}', "[" * 100_000])
