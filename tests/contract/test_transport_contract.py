@@ -84,8 +84,11 @@ class MaildirPlace(FilePlace):
 class MboxPlace(FilePlace):
     """Mailboxes that another program can have locked."""
 
+    patience = 30.0
+
     def transport(self) -> Transport:
-        destination = Destination(Kind.MBOX, path=f"{self.boxes}/{{local}}", options=MboxOptions(lock_timeout=0.1))
+        options = MboxOptions(lock_timeout=self.patience)
+        destination = Destination(Kind.MBOX, path=f"{self.boxes}/{{local}}", options=options)
         return MboxTransport(destination, "gate.test", ManualClock())
 
     def contents(self, box: Path) -> list[bytes]:
@@ -98,6 +101,7 @@ class MboxPlace(FilePlace):
             read.close()
 
     async def stall(self) -> None:
+        self.patience = 0.1
         for number in range(2):
             self.boxes.joinpath(f"user{number}.lock").write_text("somebody")
 
