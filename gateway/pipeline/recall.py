@@ -100,7 +100,7 @@ def recall_verdict(note: Mapping[str, Any]) -> Verdict:
             tuple(Recipient(parse_mailbox(address, utf8=True)) for address in note.get("recipients", ())),
             When(note.get("when", When.ALWAYS)),
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise RecallError(f"no verdict of a record: {error}") from error
 
 

@@ -8,22 +8,22 @@ Where an entry is the same now as it was then, its recorded verdict stands in; w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
-from gateway.mail.edit import Edit, edit_from_json
+from gateway.mail.edit import ReplaceBody
 from gateway.mail.envelope import Recipient
-from gateway.mail.reply import Reply
 from gateway.pipeline.asking import answer, ask, on_error
 from gateway.pipeline.decision import PROCEEDED, Decision, Deliberation, Said
 from gateway.pipeline.lookup import Fault
 from gateway.pipeline.past import NotTold, Past, recorded
 from gateway.pipeline.plan import INPUTS, NOTHING, Entry, Node, Plan, Question, Scope, StagePlan, Step
+from gateway.pipeline.recall import RecallError, recall_verdict
 from gateway.sdk.findings import Finding
 from gateway.sdk.stage import ORDER, Message, Stage, Transaction
-from gateway.sdk.verdict import Action, Verdict, When
+from gateway.sdk.verdict import Action, Verdict
 
 _MESSAGE: Final = INPUTS[Message]
 _ORDER: Final = {stage: number for number, stage in enumerate(ORDER)}
@@ -350,13 +350,11 @@ class _Course:
 
 
 def _verdict(told: Mapping[str, Any], entry: Entry, why: str) -> Verdict:
+    """The verdict as it was given then, where all of it is in the record."""
     try:
-        said = str(told.get("reply", ""))
-        reply = Reply.parse(int(said[:3]), said[4:]) if said else None
-        edits: Sequence[Edit] = [edit_from_json(edit) for edit in told.get("edits", ())]
-        when = When(told.get("when", When.ALWAYS))
-        if told.get("recipients"):
-            raise ValueError("for some recipients only")
-        return Verdict(Action(told["action"]), reply, told.get("reason", ""), tuple(edits), when=when)
-    except (KeyError, ValueError, TypeError) as error:
+        new_body = any(edit["edit"] == ReplaceBody.__name__ for edit in told.get("edits", ()))
+        if told.get("recipients") or new_body:
+            raise RecallError("for some recipients only, or with a new body")
+        return recall_verdict(told)
+    except (RecallError, KeyError, TypeError) as error:
         raise _Stop(entry, f"{why}, and its verdict cannot be read back") from error
