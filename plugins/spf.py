@@ -40,6 +40,7 @@ from gateway.sdk import (
     Spf,
     SpfResult,
     Stage,
+    Tlsa,
     Transaction,
     Verdict,
     defer,
@@ -236,7 +237,7 @@ class _Query(spf.query):  # type: ignore[misc] # pyspf has no types
             return False
 
 
-def _convert(record: str | bytes | Mx) -> Any:
+def _convert(record: str | bytes | Mx | Tlsa) -> Any:
     if isinstance(record, bytes):
         if len(record) > RECORD_OCTETS and spf.RE_SPF.match(record):
             raise spf.PermError(f"record is longer than {RECORD_OCTETS} octets")

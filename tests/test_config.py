@@ -279,9 +279,19 @@ def test_a_bad_line_in_a_list_file_is_named(tmp_path: Path) -> None:
         ),
         ("domains: {a.example: {}}\n", "gatepost.yaml:2: domains.a.example.next_hop: this key is required"),
         (
-            "domains: {a.example: {next_hop: 'smtp:x:25', tls: dane}}\n",
+            "domains: {a.example: {next_hop: 'smtp:x:25', tls: strict}}\n",
             "gatepost.yaml:2: domains.a.example.tls: "
-            "dane is not built yet; one of none, opportunistic, require, verify",
+            "must be 'none', 'opportunistic', 'require', 'verify', 'dane' or 'dane-only'",
+        ),
+        (
+            "domains: {a.example: {next_hop: 'smtp:192.0.2.1:25', tls: dane}}\n",
+            "gatepost.yaml:2: domains.a.example.tls: "
+            "an address has no TLSA records; name the next hop by its host name",
+        ),
+        (
+            "domains: {a.example: {next_hop: 'smtp:x:25', tls: verify, tls_names: ['*.example']}}\n",
+            "gatepost.yaml:2: domains.a.example.tls_names[0]: "
+            "expected a name, or a dot and a domain for all names below it",
         ),
         (
             "domains: {a.example: {next_hop: 'maildir:x', tls: none}}\n",

@@ -212,6 +212,21 @@ CASES: dict[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
         domain(next_hop="lmtp:192.0.2.9:24", tls="none"),
         domain(next_hop="lmtp:127.0.0.1:24", tls="none"),
     ),
+    "GP807": (
+        {
+            **domain(next_hop="smtp:store.example.org:25", tls="dane"),
+            "dns": {"nameservers": ["127.0.0.1", "192.0.2.53"]},
+        },
+        {**domain(next_hop="smtp:store.example.org:25", tls="dane"), "dns": {"nameservers": ["127.0.0.1"]}},
+    ),
+    "GP808": (
+        domain(next_hop="smtp:store.example.org:25", tls="require", tls_names=["store.example.org"]),
+        domain(next_hop="smtp:store.example.org:25", tls="verify", tls_names=["store.example.org"]),
+    ),
+    "GP809": (
+        {"routes": {"default": {"next_hop": "mx", "tls": "verify"}}},
+        {"routes": {"default": {"next_hop": "mx", "tls": "verify", "tls_names": [".example.org"]}}},
+    ),
     "access/file": (
         pipeline({"access": {"lists": [{"match": "client", "file": "missing.list"}]}}),
         pipeline({"access": {"lists": [{"match": "client", "file": "clients.list"}]}}),

@@ -33,7 +33,7 @@ install_packages() {
         die "installing $* would remove the packages above (one mail server per system); nothing was changed"
     fi
     fresh=""
-    for service in postfix dovecot-core unbound haproxy opendkim opendmarc postgrey slapd rbldnsd rspamd clamav-daemon \
+    for service in postfix dovecot-core unbound knot haproxy opendkim opendmarc postgrey slapd rbldnsd rspamd clamav-daemon \
         clamav-milter spamd spamass-milter policyd-rate-limit policyd-weight; do
         case " $* " in *" $service "*) fresh="$fresh ${service%-core}" ;; esac
     done
@@ -93,7 +93,7 @@ compiles() { # the flags of a program that includes and links what is wanted
 
 missing_servers() {
     for pair in postfix:postfix smtp-source:postfix swaks:swaks dovecot:dovecot-core doveconf:dovecot-core \
-        zip:zip unbound:unbound rbldnsd:rbldnsd haproxy:haproxy openssl:openssl strace:strace curl:curl \
+        zip:zip unbound:unbound rbldnsd:rbldnsd knotd:knot haproxy:haproxy openssl:openssl strace:strace curl:curl \
         nbdkit:nbdkit nbdfuse:libnbd-bin mkfs.ext4:e2fsprogs mount:mount unshare:util-linux ip:iproute2 \
         opendkim:opendkim opendkim-genkey:opendkim-tools opendmarc:opendmarc postgrey:postgrey \
         policyd-spf:postfix-policyd-spf-python policyd-rate-limit:policyd-rate-limit policyd-weight:policyd-weight \

@@ -9,7 +9,7 @@ import ssl
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from gateway.app.directory import Directory, MailHosts
 from gateway.config import Config, ConfigError, Problem
@@ -22,12 +22,13 @@ from gateway.pipeline.plan import PipelineError, StageDeadlines
 from gateway.queue.lane import SchedulerOptions
 from gateway.queue.retry import RetryOptions
 from gateway.sdk.files import WatchedFile
-from gateway.sdk.services import Clock, Dns, Lines, NoLines, NoOutbox, Outbox, RecipientRule, Services, Store
+from gateway.sdk.services import Clock, Dns, Lines, NoLines, NoOutbox, Outbox, RecipientRule, Services, State, Store
 from gateway.services.clock import SystemClock
 from gateway.services.dns import DnsOptions, Resolver
 from gateway.services.ldap import LdapStore
 from gateway.services.ldap_options import LdapOptions
 from gateway.services.state import SqliteState
+from gateway.services.tasks import Tasks
 from gateway.services.tenancy import Tenancy
 from gateway.smtp.data import Newlines
 from gateway.smtp.domains import Domain, Domains
@@ -38,8 +39,13 @@ from gateway.spool.spool import Inlet
 from gateway.transport.factory import Transports
 from gateway.transport.hosts import Unreachable, addresses
 from gateway.transport.options import SmtpOptions as DeliveryOptions
+from gateway.transport.policies import Fetch, Policies
 from gateway.transport.routing import Router
+from gateway.transport.tlsresults import Results
 from gateway.transport.transport import Destination, Transport
+
+if TYPE_CHECKING:
+    from gateway.app.tlsreports import TlsReports
 
 RECIPIENT_PLUGIN = "recipient"
 _WORKER_LOOKUPS = 500
@@ -73,6 +79,8 @@ class Parts:
     smtp: SmtpOptions
     hosts: MailHosts
     ldap: Sequence[LdapStore]
+    reports: TlsReports | None = None
+    tasks: Tasks = field(default_factory=Tasks)
     tenancy: Tenancy = field(default_factory=Tenancy)
     """The sessions that work with it."""
 
@@ -86,12 +94,15 @@ class Parts:
         except BaseException:
             await self._close(started)
             raise
+        if self.reports is not None:
+            self.tasks.start(self.reports.run(), name="tls-reports")
 
     async def close(self) -> None:
         """Close all of it, once the last session has ended."""
         await self._close(self.pipelines.values())
 
     async def _close(self, pipelines: Iterable[Pipeline]) -> None:
+        await self.tasks.cancel()
         for pipeline in pipelines:
             await pipeline.close()
         for store in self.ldap:
@@ -144,13 +155,17 @@ def make_parts(
     `lines` and `outbox` are there in a worker only; `build` makes other pipelines than those of the configuration.
     """
     servers = tuple((server.host, server.port) for server in config.dns.nameservers)
-    resolver = Resolver(DnsOptions(servers, config.dns.timeout), clock)
+    resolver = Resolver(DnsOptions(servers, config.dns.timeout, config.dns.dnssec), clock)
     delivery = DeliveryOptions(
         config.hostname,
         max_idle=config.queue.connection_idle,
         messages_per_connection=config.queue.connection_messages,
     )
-    transports = Transports(delivery, resolver, clock)
+    wanted = config.outbound_tls.reports
+    results = Results(state, clock) if wanted else None
+    policies = _policies(config, resolver, state, clock)
+    transports = Transports(delivery, resolver, clock, policies=policies, results=results)
+    reports = _reports(config, resolver, state, clock, outbox or NoOutbox()) if wanted else None
     domains = Domains({name: _domain(name, domain, clock) for name, domain in config.domains.items()})
     ldap = _ldap(config, resolver)
     hosts = MailHosts(config.hostname, resolver, clock)
@@ -175,7 +190,50 @@ def make_parts(
     pipelines = (build or _pipelines)(config, foundations)
     # Domains with the same directory share its connections.
     shared = tuple({id(store): store for store in ldap.values()}.values())
-    return Parts(config, router, transports, resolver, domains, pipelines, smtp_options(config), hosts, shared)
+    smtp = smtp_options(config)
+    return Parts(config, router, transports, resolver, domains, pipelines, smtp, hosts, shared, reports)
+
+
+def _policies(config: Config, dns: Dns, state: State, clock: Clock) -> Policies | None:
+    def make_fetch() -> Fetch:
+        from gateway.transport.policyfetch import PolicyFetcher
+
+        return PolicyFetcher(dns)
+
+    return Policies(dns, state, clock, make_fetch) if config.outbound_tls.mta_sts else None
+
+
+def _reports(config: Config, dns: Dns, state: State, clock: Clock, outbox: Outbox) -> TlsReports:
+    """The sender of TLS reports. Reads the DKIM key, and raises `ConfigError` when it is none."""
+    # What it signs with takes a while to import, and most gateways send no reports.
+    from gateway.app.tlsreports import ReportOptions, Signing, TlsReports
+
+    wanted = config.outbound_tls.reports
+    assert wanted is not None
+
+    async def post(url: str, packed: bytes) -> str:
+        # An HTTP client takes a while to import, and few domains want their reports that way.
+        from gateway.transport.https import Https, HttpsFailed
+
+        https = Https(dns, public_only=True)
+        try:
+            answer = await https.ask("POST", url, {"Content-Type": "application/tlsrpt+gzip"}, packed)
+        finally:
+            await https.close()
+        if isinstance(answer, HttpsFailed):
+            return answer.problem
+        return "" if 200 <= answer.status < 300 else f"HTTP {answer.status}"
+
+    signing = None
+    if wanted.dkim_key and wanted.dkim_selector:
+        try:
+            signing = Signing.load(wanted.dkim_selector, Path(wanted.dkim_key).read_bytes())
+        except (OSError, ValueError) as error:
+            path = ("outbound_tls", "reports", "dkim_key")
+            raise ConfigError([config.problem(path, f"{wanted.dkim_key} {error}")]) from error
+    organization, contact = wanted.organization or config.hostname, wanted.contact or wanted.email
+    options = ReportOptions(wanted.email, organization, contact, signing)
+    return TlsReports(options, dns, state, clock, outbox, post)
 
 
 _RULES: Final = {

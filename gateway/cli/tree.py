@@ -170,6 +170,16 @@ def _without(one: dict[str, Any]) -> Iterator[tuple[object, str]]:
         yield f"without {', '.join(map(str, one['refused']))}", "dim"
 
 
+def _tls(attempt: dict[str, Any]) -> str:
+    """How the way to the next hop was protected, and by which policy."""
+    tls = attempt.get("tls")
+    if not isinstance(tls, dict):
+        return ""
+    session = str(tls.get("session") or "") or ("no TLS" if attempt.get("outcome") != "deferred" else "")
+    peer = f"peer by {tls['peer']}" if tls.get("peer") else ""
+    return ", ".join(part for part in (f"tls {tls.get('policy', '?')}", session, peer) if part)
+
+
 def _delivery(root: Tree, explained: dict[str, Any]) -> None:
     if "attempts" not in explained:
         return
@@ -185,6 +195,7 @@ def _delivery(root: Tree, explained: dict[str, Any]) -> None:
                     (outcome, _style(outcome)),
                     (host, ""),
                     (attempt.get("reply", ""), ""),
+                    (_tls(attempt), "dim"),
                     (f"{attempt.get('seconds', 0):g} s" if outcome not in _DONE else "", "dim"),
                 )
             )

@@ -18,6 +18,7 @@ from pydantic import (
 
 from gateway.config.cross import ADMIN_ADDRESS, DEFAULT_PIPELINE
 from gateway.config.document import Document
+from gateway.config.outbound import OutboundTls
 from gateway.config.problems import Path, Problem, dotted
 from gateway.config.routes import Domain, Routes
 from gateway.config.transports import TransportEntry, TransportName
@@ -47,6 +48,7 @@ from gateway.pipeline.plan import PipelineError
 from gateway.sdk.deprecation import Notice
 from gateway.sdk.options import parse_duration as seconds
 from gateway.sdk.options import parse_size as octets
+from gateway.services.dns_options import Dnssec
 from gateway.spool.spool import SpoolOptions
 
 WORKERS_MAX = 64
@@ -176,6 +178,9 @@ class DnsOptions(Section):
     """IP addresses, with a port unless it is 53; none means the system's."""
     timeout: Duration = seconds("5s")
     """For one question, all tries together."""
+    dnssec: Dnssec = Dnssec.LOOPBACK
+    """Whose word is taken that DNSSEC has validated an answer, which `tls: dane` needs: `loopback` (nameservers on this
+    machine, when all are), `trust` (all nameservers) or `off`."""
 
 
 class Limits(Section):
@@ -312,6 +317,8 @@ class Config(Section):
     """Small shared state: rates, verified recipients, greylist."""
     dns: DnsOptions = section()
     """Where DNS questions go."""
+    outbound_tls: OutboundTls = section()
+    """TLS towards domains whose mail hosts are found by MX."""
     limits: Limits = section()
     """Bounds on what one client, and all of them, may use."""
     timeouts: Timeouts = section()

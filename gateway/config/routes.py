@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Self
+import ipaddress
+from dataclasses import replace
+from typing import Annotated, Any, Final, Self
 
-from pydantic import BeforeValidator, ValidationInfo, WithJsonSchema, model_validator
+from pydantic import BeforeValidator, ValidationInfo, model_validator
 
 from gateway.config.recipients import RecipientCheck, Recipients, RecipientsChoice
-from gateway.config.values import CaFile, Section, refuse, resolve_path, section
+from gateway.config.values import CaFile, Section, parse_domain_key, refuse, resolve_path, section
 from gateway.sdk.files import FileContent
 from gateway.transport.routing import FORMS, parse_next_hop
 from gateway.transport.transport import Destination, Kind, Security
@@ -25,14 +27,15 @@ def _next_hop(value: Any, info: ValidationInfo) -> str:
     return text
 
 
-def _security(value: Any) -> Any:
-    if value in ("dane", "dane-only"):
-        raise ValueError(f"{value} is not built yet; one of none, opportunistic, require, verify")
-    return value
+def _name(value: Any) -> str:
+    if isinstance(value, str) and value.startswith(("*", "[")):
+        raise ValueError("expected a name, or a dot and a domain for all names below it")
+    return parse_domain_key(value)
 
 
 NextHop = Annotated[str, BeforeValidator(_next_hop)]
-TlsLevel = Annotated[Security, BeforeValidator(_security)]
+CertificateName = Annotated[str, BeforeValidator(_name)]
+_DANE: Final = (Security.DANE, Security.DANE_ONLY)
 
 
 class Hop(Section):
@@ -41,14 +44,33 @@ class Hop(Section):
     next_hop: NextHop
     """Where it goes."""
 
-    tls: Annotated[TlsLevel, WithJsonSchema({"enum": [level.value for level in Security]})] = Security.OPPORTUNISTIC
-    """`none`, `opportunistic`, `require` (any certificate) or `verify` (a certificate for the next hop's name)."""
+    tls: Security = Security.OPPORTUNISTIC
+    """`none`, `opportunistic`, `require` (any certificate), `verify` (a certificate for the next hop's name), `dane`
+    (by its TLSA records, if it has any) or `dane-only` (by its TLSA records)."""
     tls_ca: CaFile | None = None
     """PEM file of the CAs to trust for `verify`. Default: the system's."""
+    tls_names: tuple[CertificateName, ...] = ()
+    """Names that the certificate may be for with `verify`; `.example.net` for all names below. Default: the host's."""
+
+    @model_validator(mode="after")
+    def _tls_fits(self) -> Self:
+        host = self.destination.host
+        if self.tls in _DANE and host and _is_address(host):
+            raise refuse(("tls",), "an address has no TLSA records; name the next hop by its host name")
+        return self
 
     @property
     def destination(self) -> Destination:
-        return parse_next_hop(self.next_hop, security=self.tls, tls_ca=self.tls_ca or "")
+        found = parse_next_hop(self.next_hop, security=self.tls, tls_ca=self.tls_ca or "")
+        return replace(found, tls_names=self.tls_names) if self.tls_names else found
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 class Domain(Hop):
@@ -66,7 +88,7 @@ class Domain(Hop):
     def _fits(self) -> Self:
         kind = self.destination.kind
         if kind not in (Kind.SMTP, Kind.LMTP):
-            for key in ("tls", "tls_ca"):
+            for key in ("tls", "tls_ca", "tls_names"):
                 if key in self.model_fields_set:
                     raise refuse((key,), f"means nothing for {self.destination if kind is Kind.NAMED else kind}")
             if self.check is RecipientCheck.CALLOUT:
@@ -109,4 +131,4 @@ class Routes(Section):
     """Where mail for domains that are not ours goes."""
 
     default: Annotated[Route, BeforeValidator(_route)] = section()
-    """`mx`, a next hop, or a mapping of `next_hop`, `tls` and `tls_ca`."""
+    """`mx`, a next hop, or a mapping of `next_hop`, `tls`, `tls_ca` and `tls_names`."""

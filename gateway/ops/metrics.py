@@ -91,6 +91,13 @@ ATTEMPT_SECONDS = Histogram("gatepost_attempt_seconds", "Time of a delivery atte
 DELIVERY_DELAY = Histogram(
     "gatepost_delivery_delay_seconds", "From acceptance to delivery, per recipient.", buckets=_SLOW
 )
+TLS_OUT = Counter(
+    "gatepost_tls_out",
+    "TLS towards next hops, per connection, by the policy that applied and the result.",
+    ["policy", "result"],
+)
+STS_FETCHES = Counter("gatepost_sts_fetches", "MTA-STS policies fetched, by result.", ["result"])
+TLS_REPORTS = Counter("gatepost_tls_reports", "Daily TLS reports, and what became of them.", ["outcome"])
 DSNS = Counter("gatepost_dsns", "Delivery status notifications queued.", ["kind"])
 DNS_LOOKUPS = Counter(
     "gatepost_dns_lookups", "Questions asked by Gatepost, by type, result and cache.", ["rdtype", "result"]

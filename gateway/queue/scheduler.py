@@ -319,9 +319,11 @@ class Scheduler:
             attempts=slot.attempts + made,
             seconds=round(seconds, 4),
             delay=round(delay, 3),
+            **_tls_fields(outcome),
         )
         work.attempted.append(Attempted(number, outcome, lane is not None and lane.final, made))
-        work.records.append(AttemptRecord(now, recipient, outcome.result.value, reply, outcome.host, seconds))
+        tls = (outcome.tls, outcome.tls_policy, outcome.tls_peer)
+        work.records.append(AttemptRecord(now, recipient, outcome.result.value, reply, outcome.host, seconds, *tls))
 
     def _end(self, work: Work) -> None:
         """One group of a message has come to its end outside of a lane's worker."""
@@ -370,6 +372,13 @@ class Scheduler:
             self._tasks.start(self._settle(work), name=work.claimed.message.id)
         else:
             self._active -= 1
+
+
+def _tls_fields(outcome: Outcome) -> dict[str, str]:
+    """What a log event says of TLS: nothing where the transport has none."""
+    if not outcome.tls_policy:
+        return {}
+    return {"tls": outcome.tls, "tls_policy": outcome.tls_policy, "tls_peer": outcome.tls_peer}
 
 
 def _due(message: Stored, now: float) -> list[int]:

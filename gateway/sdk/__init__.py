@@ -105,6 +105,7 @@ from gateway.sdk.services import (
     StateError,
     Store,
     Taken,
+    Tlsa,
 )
 from gateway.sdk.stage import Message, Stage, Transaction
 from gateway.sdk.turns import Turns
@@ -235,6 +236,7 @@ __all__ = [
     "Store",
     "Taken",
     "Tls",
+    "Tlsa",
     "Transaction",
     "Turns",
     "UriHit",

@@ -24,6 +24,7 @@ from gateway.sdk.services import (
     StateError,
     Store,
     Taken,
+    Tlsa,
 )
 
 _CHAIN: Final = 16
@@ -53,8 +54,9 @@ class ManualClock:
 class FakeDns:
     """DNS from dictionaries: a map from name to records for each type.
 
-    A name that stands nowhere does not exist. `fails` are names whose nameservers do not answer; `slow` says for how
-    many turns of the event loop a name's answer is kept back. `asked` lists the questions, in order.
+    A name that stands nowhere does not exist. Answers about the names in `authentic`, and about names below them, are
+    validated by DNSSEC as far as each alias on the way is. `fails` are names whose nameservers do not answer; `slow`
+    says for how many turns of the event loop a name's answer is kept back. `asked` lists the questions, in order.
     """
 
     def __init__(
@@ -67,6 +69,8 @@ class FakeDns:
         ptr: Mapping[str, Sequence[str]] | None = None,
         cname: Mapping[str, str] | None = None,
         ns: Mapping[str, Sequence[str]] | None = None,
+        tlsa: Mapping[str, Sequence[Tlsa]] | None = None,
+        authentic: Iterable[str] = (),
         fails: Iterable[str] = (),
         slow: Mapping[str, int] | None = None,
         ttl: float = 300.0,
@@ -74,10 +78,12 @@ class FakeDns:
         self.asked: list[tuple[str, str]] = []
         self._fails = {_dns_name(n) for n in fails}
         self._slow = {_dns_name(n): turns for n, turns in (slow or {}).items()}
+        self._authentic = {_dns_name(n) for n in authentic}
         self._ttl = ttl
         self._records: dict[tuple[str, str], tuple[Record, ...]] = {}
         for rdtype, names in (("A", a), ("AAAA", aaaa)):
             self._put(rdtype, {n: list(v) for n, v in (names or {}).items()})
+        self._put("TLSA", tlsa or {})
         for rdtype, names in (("PTR", ptr), ("NS", ns)):
             self._put(rdtype, {n: [_dns_name(t) for t in v] for n, v in (names or {}).items()})
         self._put("CNAME", {n: [_dns_name(t)] for n, t in (cname or {}).items()})
@@ -91,7 +97,7 @@ class FakeDns:
 
     async def lookup(self, name: str, rdtype: str) -> Answer:
         """Answer from the dictionaries; raises ValueError for a type that cannot be asked for."""
-        if rdtype not in ("A", "AAAA", "MX", "TXT", "PTR", "CNAME", "NS"):
+        if rdtype not in ("A", "AAAA", "MX", "TXT", "PTR", "CNAME", "NS", "TLSA"):
             raise ValueError(f"{rdtype} is no record type that can be asked for")
         wanted = _dns_name(name)
         self.asked.append((wanted, rdtype))
@@ -100,16 +106,22 @@ class FakeDns:
         labels = wanted.split(".")
         if len(wanted) > 253 or not all(0 < len(label) < 64 for label in labels):
             return Answer(DnsStatus.NXDOMAIN)
+        authentic, chain = True, ""
         for _ in range(_CHAIN + 1):
+            authentic = authentic and self._is_authentic(wanted)
             if wanted in self._fails:
                 return Answer(DnsStatus.FAILED, problem="SERVFAIL")
             if records := self._records.get((wanted, rdtype)):
-                return Answer(DnsStatus.OK, records, self._ttl)
+                return Answer(DnsStatus.OK, records, self._ttl, authentic=authentic, alias=chain)
             alias = self._records.get((wanted, "CNAME"))
             if not alias:
-                return Answer(DnsStatus.NODATA if self._exists(wanted) else DnsStatus.NXDOMAIN, ttl=self._ttl)
-            wanted = str(alias[0])
+                status = DnsStatus.NODATA if self._exists(wanted) else DnsStatus.NXDOMAIN
+                return Answer(status, ttl=self._ttl, authentic=authentic, alias=chain)
+            wanted = chain = str(alias[0])
         return Answer(DnsStatus.FAILED, problem="CNAME chain is too long")
+
+    def _is_authentic(self, name: str) -> bool:
+        return any(name == known or name.endswith("." + known) for known in self._authentic)
 
     def _exists(self, name: str) -> bool:
         """A name exists when it has records or when a name below it has (RFC 8020)."""

@@ -34,7 +34,20 @@ class Mx:
     host: str
 
 
-Record = str | bytes | Mx
+@dataclass(frozen=True, slots=True)
+class Tlsa:
+    """One TLSA record (RFC 6698 section 2.1): the numbers as they stand there, and the certificate association data."""
+
+    usage: int
+    selector: int
+    matching: int
+    data: bytes
+
+    def __str__(self) -> str:
+        return f"{self.usage} {self.selector} {self.matching}"
+
+
+Record = str | bytes | Mx | Tlsa
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +55,10 @@ class Answer:
     """The answer to one question.
 
     `records` by type: A, AAAA as address text; PTR, CNAME, NS as lower-case names without the final dot; TXT as
-    octets with the strings joined; MX as `Mx`, sorted by preference then name. Empty unless `status` is OK.
-    `ttl` is in seconds; `problem` says what went wrong when the status is FAILED. `authentic` is the AD bit.
+    octets with the strings joined; MX as `Mx`, sorted by preference then name; TLSA as `Tlsa`. Empty unless `status`
+    is OK. `ttl` is in seconds; `problem` says what went wrong when the status is FAILED. `authentic` says that a
+    nameserver which is trusted with it (`dns.dnssec`) has validated the answer by DNSSEC. `alias` is the name at the
+    end of a chain of CNAMEs, empty when there was none.
     """
 
     status: DnsStatus
@@ -51,13 +66,14 @@ class Answer:
     ttl: float = 0.0
     problem: str = ""
     authentic: bool = False
+    alias: str = ""
 
 
 class Dns(Protocol):
     """DNS through the configured nameservers: cached by TTL (0 is honoured), bounded, deduplicated."""
 
     async def lookup(self, name: str, rdtype: str) -> Answer:
-        """Ask for one of A, AAAA, MX, TXT, PTR, CNAME, NS. Does not raise for anything the network does."""
+        """Ask for one of A, AAAA, MX, TXT, PTR, CNAME, NS, TLSA. Does not raise for anything the network does."""
         ...
 
 

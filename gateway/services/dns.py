@@ -7,18 +7,16 @@ once.
 
 *Fails by*: an `Answer` with status FAILED, never by an exception, whatever the network does.
 
-*RFCs*: 1035 (wire), 2181 section 8 (TTL), 2308 (negative caching), 5452 (forged answers), 6840 section 5.7 (AD in
-questions), 6891 (EDNS), 7766 (TCP).
+*RFCs*: 1035 (wire), 2181 section 8 (TTL), 2308 (negative caching), 5452 (forged answers), 6698 section
+2.1 (TLSA), 6840 section 5.7 (AD in questions), 6891 (EDNS), 7766 (TCP).
 """
 
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import struct
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import lru_cache
-from pathlib import Path
 from typing import Any, Final, cast
 
 import dns.exception
@@ -33,8 +31,11 @@ from prometheus_client import Counter
 
 from gateway.mail.address import AddressError, ascii_domain
 from gateway.ops import metrics
-from gateway.sdk.services import Answer, Clock, DnsStatus, Mx, Record
+from gateway.sdk.services import Answer, Clock, DnsStatus, Mx, Record, Tlsa
+from gateway.services.dns_options import DnsOptions, Server, system_servers
 from gateway.services.tasks import Tasks
+
+__all__ = ["DnsOptions", "Resolver", "Server", "parse_name", "read_answer", "system_servers"]
 
 CACHE_ENTRIES: Final = 10_000
 IN_FLIGHT: Final = 1_000
@@ -47,35 +48,7 @@ ROUNDS: Final = 2
 _NO_EDNS: Final = ("FORMERR", "NOTIMP", "BADVERS")
 _NAME_CHARACTERS: Final = 1_016  # 254 octets, each written as \DDD
 
-TYPES: Final = {t: dns.rdatatype.from_text(t) for t in ("A", "AAAA", "MX", "TXT", "PTR", "CNAME", "NS")}
-
-Server = tuple[str, int]
-"""Address and port."""
-
-
-@dataclass(frozen=True, slots=True)
-class DnsOptions:
-    """Where questions go. No nameservers means the system's; `timeout` in seconds is for all tries of a question."""
-
-    nameservers: tuple[Server, ...] = ()
-    timeout: float = 5.0
-
-
-def system_servers(path: Path = Path("/etc/resolv.conf")) -> list[Server]:
-    """The first three nameservers of resolv.conf, as the C library takes them; 127.0.0.1 when there are none."""
-    servers: list[Server] = []
-    try:
-        lines = path.read_text("utf-8", "replace").splitlines()
-    except OSError:
-        lines = []
-    for line in lines:
-        words = line.split()
-        if len(words) >= 2 and words[0] == "nameserver":
-            try:
-                servers.append((str(ipaddress.ip_address(words[1])), 53))
-            except ValueError:
-                continue  # The C library skips lines that it cannot read, too.
-    return servers[:3] or [("127.0.0.1", 53)]
+TYPES: Final = {t: dns.rdatatype.from_text(t) for t in ("A", "AAAA", "MX", "TXT", "PTR", "CNAME", "NS", "TLSA")}
 
 
 @lru_cache(maxsize=256)
@@ -104,17 +77,19 @@ def read_answer(message: dns.message.Message, name: dns.name.Name, rdtype: str) 
     authentic = bool(message.flags & dns.flags.AD)
     kind = TYPES[rdtype]
     ttl = MAX_TTL
+    chain = ""
     for _ in range(CHAIN + 1):
         found = message.get_rrset(message.answer, name, dns.rdataclass.IN, kind)
         if found:
             records = _records(found)
-            return Answer(DnsStatus.OK, records, min(ttl, found.ttl), authentic=authentic)
+            return Answer(DnsStatus.OK, records, min(ttl, found.ttl), authentic=authentic, alias=chain)
         alias = message.get_rrset(message.answer, name, dns.rdataclass.IN, dns.rdatatype.CNAME)
         if not alias:
             status = DnsStatus.NXDOMAIN if rcode == dns.rcode.NXDOMAIN else DnsStatus.NODATA
-            return Answer(status, ttl=min(ttl, _negative_ttl(message)), authentic=authentic)
+            return Answer(status, ttl=min(ttl, _negative_ttl(message)), authentic=authentic, alias=chain)
         ttl = min(ttl, alias.ttl)
         name = cast(Any, alias[0]).target.canonicalize()
+        chain = _text(name)
     return Answer(DnsStatus.FAILED, problem="CNAME chain is too long")
 
 
@@ -140,6 +115,8 @@ def _records(rrset: dns.rrset.RRset) -> tuple[Record, ...]:
         case dns.rdatatype.MX:
             hosts = [Mx(r.preference, _text(r.exchange)) for r in rdatas]
             return tuple(sorted(hosts, key=lambda mx: (mx.preference, mx.host)))
+        case dns.rdatatype.TLSA:
+            return tuple(Tlsa(int(r.usage), int(r.selector), int(r.mtype), bytes(r.cert)) for r in rdatas)
         case _:
             return tuple(_text(r.target) for r in rdatas)
 
@@ -187,13 +164,14 @@ class Resolver:
     def __init__(self, options: DnsOptions, clock: Clock) -> None:
         self._servers = list(options.nameservers) or system_servers()
         self._timeout = options.timeout
+        self._believed = options.believes(self._servers)
         self._clock = clock
         self._cache: dict[tuple[str, str], tuple[float, Answer]] = {}
         self._flying: dict[tuple[str, str], asyncio.Task[Answer]] = {}
         self._tasks = Tasks()
 
     async def lookup(self, name: str, rdtype: str) -> Answer:
-        """Ask for one of A, AAAA, MX, TXT, PTR, CNAME, NS. Raises ValueError for another type, and nothing else.
+        """Ask for one of A, AAAA, MX, TXT, PTR, CNAME, NS, TLSA. Raises ValueError for another type, and nothing else.
 
         What cannot be a name (an empty or overlong label, no A-label form) is answered with NXDOMAIN: it does
         not exist, and asking again will not help.
@@ -240,7 +218,7 @@ class Resolver:
             del self._cache[key]
             return None
         answer = entry[1]
-        return Answer(answer.status, answer.records, left, answer.problem, answer.authentic)
+        return Answer(answer.status, answer.records, left, answer.problem, answer.authentic, answer.alias)
 
     def _keep(self, key: tuple[str, str], answer: Answer) -> None:
         ttl = FAILURE_TTL if answer.status is DnsStatus.FAILED else answer.ttl
@@ -304,7 +282,8 @@ class Resolver:
             return Answer(DnsStatus.FAILED, problem=str(error) or type(error).__name__)
         if message is None:
             return Answer(DnsStatus.FAILED, problem="garbage over TCP")
-        return read_answer(message, name, rdtype)
+        answer = read_answer(message, name, rdtype)
+        return answer if self._believed or not answer.authentic else replace(answer, authentic=False)
 
 
 async def _next_answer(pending: set[asyncio.Task[Answer]], until: float) -> Answer | None:

@@ -124,7 +124,11 @@ class Claimed:
 
 @dataclass(frozen=True, slots=True)
 class AttemptRecord:
-    """One attempt for one recipient, kept with the decision record."""
+    """One attempt for one recipient, kept with the decision record.
+
+    `tls` is version and cipher, `tls_policy` the rule for TLS that applied, `tls_peer` how the next hop was
+    authenticated.
+    """
 
     time: float
     recipient: str
@@ -132,9 +136,13 @@ class AttemptRecord:
     reply: str
     host: str = ""
     seconds: float = 0.0
+    tls: str = ""
+    tls_policy: str = ""
+    tls_peer: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        return {
+        """As it is kept; what was said of TLS, where there was anything to say."""
+        out: dict[str, Any] = {
             "time": round(self.time, 3),
             "recipient": self.recipient,
             "outcome": self.outcome,
@@ -142,6 +150,9 @@ class AttemptRecord:
             "host": self.host,
             "seconds": round(self.seconds, 4),
         }
+        if self.tls_policy:
+            out["tls"] = {"policy": self.tls_policy, "session": self.tls, "peer": self.tls_peer}
+        return out
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from dataclasses import dataclass
 from typing import cast
 
 from gateway.mail.message import Content
@@ -21,13 +20,7 @@ from gateway.transport import tls
 from gateway.transport.client import Broken, Codec, Event, Finished, Phase, Refused, Signal, Step
 from gateway.transport.content import DotStuffer
 from gateway.transport.options import Timeouts
-
-
-@dataclass(frozen=True, slots=True)
-class TlsFailed:
-    """STARTTLS was agreed on, and the handshake failed."""
-
-    problem: str
+from gateway.transport.rule import CLEAR, Rule, TlsFailed
 
 
 class Connection(asyncio.Protocol):
@@ -36,6 +29,12 @@ class Connection(asyncio.Protocol):
     def __init__(self, codec: Codec, timeouts: Timeouts, host: str) -> None:
         self.host = host
         self.tls = ""
+        self.rule = CLEAR
+        """What was asked of TLS."""
+        self.local = ""
+        """Our own address."""
+        self.peer = ""
+        """How the peer was authenticated; empty when it was not."""
         self.messages = 0
         """Transactions begun on it."""
         self.problem = ""
@@ -70,8 +69,12 @@ class Connection(asyncio.Protocol):
 
     # What the owner asks for.
 
-    async def hello(self, context: ssl.SSLContext | None) -> Signal | Refused | Broken | TlsFailed:
-        """Wait through greeting, EHLO and, where offered, STARTTLS. Anything but `Signal.READY` ends the connection."""
+    async def hello(self, context: ssl.SSLContext | None, rule: Rule = CLEAR) -> Signal | Refused | Broken | TlsFailed:
+        """Wait through greeting, EHLO and, where offered, STARTTLS. Anything but `Signal.READY` ends the connection.
+
+        After a handshake the peer must be who `rule` wants it to be; before it knows, nothing more is said to it.
+        """
+        self.rule = rule
         event = await self._next()
         if event is Signal.START_TLS and context is not None:
             assert self._transport is not None
@@ -80,17 +83,22 @@ class Connection(asyncio.Protocol):
                     self._transport,
                     self,
                     context,
-                    server_hostname=self.host,
-                    ssl_handshake_timeout=self._timeouts.hello,
+                    server_hostname=rule.server_name or self.host,
+                    ssl_handshake_timeout=self._timeouts.tls,
                 )
             except (OSError, UnicodeError) as error:
                 # A bad certificate, a lost connection and the timeout are OSErrors; a host name with too long a
                 # label is a UnicodeError.
                 self.abort()
-                return TlsFailed(_say(error))
+                return TlsFailed(_say(error), tls.failure_of(error))
             if transport is None or self._ended.done():
                 return TlsFailed("the connection was lost in the handshake")
             self._transport = transport
+            peer = tls.authenticate(rule, transport.get_extra_info("ssl_object"))
+            if isinstance(peer, TlsFailed):
+                self.abort()
+                return peer
+            self.peer = peer
             self.tls = tls.describe(transport)
             self._codec.tls_established()
             self._flush()
@@ -147,6 +155,8 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
+        name = transport.get_extra_info("sockname")
+        self.local = str(name[0]) if isinstance(name, tuple) else ""
         self._set_deadline(self._timeouts.hello)
 
     def data_received(self, data: bytes) -> None:

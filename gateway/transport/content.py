@@ -1,6 +1,6 @@
 """Message content on its way out: dots doubled for SMTP and the final dot, line ends and quoted lines for mailboxes.
 
-*RFCs*: 5321 section 4.5.2 (transparency).
+*RFCs*: 5321 section 4.5.2 (transparency), 8689 section 5 (TLS-Required).
 """
 
 from __future__ import annotations
@@ -9,6 +9,9 @@ import re
 from typing import Final
 
 from gateway.mail.message import Content, dotted_line
+
+HEAD: Final = 256 << 10
+_TLS_REQUIRED: Final = re.compile(rb"(?im)^tls-required[ \t]*:([^\r\n]*)\r\n(?![ \t])")
 
 
 class DotStuffer:
@@ -42,6 +45,17 @@ def stuff(content: bytes) -> bytes:
     if content.startswith(b"."):
         out = b"." + out
     return out + (b".\r\n" if not content or content.endswith(b"\r\n") else b"\r\n.\r\n")
+
+
+async def says_not_required(content: Content) -> bool:
+    """Whether the header says ``TLS-Required: No``, once and for all (RFC 8689 section 5)."""
+    head = b""
+    async for block in content.blocks():
+        head += block
+        if b"\r\n\r\n" in head or len(head) >= HEAD:
+            break
+    found = _TLS_REQUIRED.findall(head[:HEAD].partition(b"\r\n\r\n")[0] + b"\r\n")
+    return len(found) == 1 and found[0].strip().lower() == b"no"
 
 
 class LineFeeds:

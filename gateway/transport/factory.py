@@ -17,7 +17,10 @@ from gateway.transport.maildir import MaildirTransport
 from gateway.transport.mbox import MboxTransport
 from gateway.transport.options import PipeOptions, SmtpOptions, WebhookOptions
 from gateway.transport.pipe import PipeTransport
+from gateway.transport.policies import Policies
 from gateway.transport.smtp import SmtpTransport
+from gateway.transport.tls import Contexts
+from gateway.transport.tlsresults import Results
 from gateway.transport.transport import Destination, Kind, Transport
 
 MAX_TRANSPORTS: Final = 1000
@@ -34,6 +37,8 @@ class Transports:
         *,
         rng: random.Random | None = None,
         limit: int = MAX_TRANSPORTS,
+        policies: Policies | None = None,
+        results: Results | None = None,
     ) -> None:
         self._options = options
         self._dns = dns
@@ -41,6 +46,9 @@ class Transports:
         self._rng = rng or random.Random()
         self._limit = limit
         self._transports: OrderedDict[Destination, Transport] = OrderedDict()
+        self._contexts = Contexts()
+        self._policies = policies
+        self._results = results
         self._tasks = Tasks()
 
     def for_destination(self, destination: Destination) -> Transport:
@@ -69,6 +77,10 @@ class Transports:
         for transport in transports:
             self._tasks.start(transport.close(), name="transport.close")
         await self._tasks.wait()
+        if self._policies is not None:
+            await self._policies.close()
+        if self._results is not None:
+            await self._results.close()
 
     def _make(self, destination: Destination) -> Transport:
         hostname = self._options.hostname
@@ -87,5 +99,13 @@ class Transports:
 
                 return WebhookTransport(destination.options, self._options, self._dns, self._clock)
             case Kind.SMTP | Kind.LMTP:
-                return SmtpTransport(destination, self._options, self._dns, self._rng)
+                return SmtpTransport(
+                    destination,
+                    self._options,
+                    self._dns,
+                    self._rng,
+                    contexts=self._contexts,
+                    policies=self._policies,
+                    results=self._results,
+                )
         raise ValueError(f"{destination} has no transport")

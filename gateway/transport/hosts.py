@@ -3,7 +3,7 @@
 *Fails by*: `Unreachable` values. A domain that says it takes no mail fails for good; trouble with DNS is temporary,
 and so is every trouble with a next hop that the configuration names, since then the mistake is ours.
 
-*RFCs*: 5321 section 5.1 (MX, implicit MX, loops), 7505 (null MX).
+*RFCs*: 5321 section 5.1 (MX, implicit MX, loops), 7505 (null MX), 7672 section 2.2 (what must be validated for DANE).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from itertools import groupby
 from gateway.mail.reply import Reply
 from gateway.sdk.hosts import from_hosts_file
 from gateway.sdk.services import Dns, DnsStatus, Mx
+from gateway.transport.rule import Failure
 from gateway.transport.transport import Fault, Result
 
 
@@ -29,11 +30,24 @@ class Unreachable:
     fault: Fault = Fault.CONNECT
     host: str = ""
     replied: bool = False
+    policy: str = ""
+    """The TLS rule that applied, where TLS is what failed."""
+    failure: Failure | None = None
+    """How that policy failed before there was a connection."""
 
 
-def deferred(detail: str, text: str, host: str = "", *, fault: Fault = Fault.CONNECT) -> Unreachable:
+def deferred(
+    detail: str,
+    text: str,
+    host: str = "",
+    *,
+    fault: Fault = Fault.CONNECT,
+    policy: str = "",
+    failure: Failure | None = None,
+) -> Unreachable:
     """Temporary; `detail` is the enhanced status without its class."""
-    return Unreachable(Result.DEFERRED, Reply(451, detail, text), fault, host)
+    reply = Reply(451, detail, text)
+    return Unreachable(Result.DEFERRED, reply, fault, host, policy=policy, failure=failure)
 
 
 def failed(code: int, detail: str, text: str) -> Unreachable:
@@ -41,8 +55,29 @@ def failed(code: int, detail: str, text: str) -> Unreachable:
     return Unreachable(Result.FAILED, Reply(code, detail, text), Fault.PEER)
 
 
-async def exchangers(domain: str, dns: Dns, own_name: str, rng: random.Random) -> list[str] | Unreachable:
-    """Names of the domain's mail hosts, best first; equal preferences in random order (RFC 5321 section 5.1)."""
+@dataclass(frozen=True, slots=True)
+class Exchangers:
+    """A domain's mail hosts by name, best first.
+
+    `authentic` says that DNSSEC validates that they are. `domains` are the domain, and what it is an alias of.
+    """
+
+    names: list[str]
+    authentic: bool = False
+    domains: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Located:
+    """A host's addresses. `authentic` says that DNSSEC validates them; `alias` is the name that the host's leads to."""
+
+    addresses: list[str]
+    authentic: bool = False
+    alias: str = ""
+
+
+async def exchangers(domain: str, dns: Dns, own_name: str, rng: random.Random) -> Exchangers | Unreachable:
+    """The domain's mail hosts; equal preferences in random order (RFC 5321 section 5.1)."""
     if not domain:
         return deferred("3.5", "the recipient has no domain and no next hop", fault=Fault.OURS)
     answer = await dns.lookup(domain, "MX")
@@ -66,25 +101,33 @@ async def exchangers(domain: str, dns: Dns, own_name: str, rng: random.Random) -
         hosts = [r.host for r in group if r.host]
         rng.shuffle(hosts)
         names.extend(hosts)
-    return list(dict.fromkeys(names))
+    domains = (domain, answer.alias) if answer.alias else (domain,)
+    return Exchangers(list(dict.fromkeys(names)), answer.authentic, domains)
 
 
 async def addresses(host: str, dns: Dns, *, configured: bool) -> list[str] | Unreachable:
+    """The addresses that `locate` finds."""
+    found = await locate(host, dns, configured=configured)
+    return found if isinstance(found, Unreachable) else found.addresses
+
+
+async def locate(host: str, dns: Dns, *, configured: bool) -> Located | Unreachable:
     """Addresses of a host name or literal; IPv4 first, since that is where senders have their reputation.
 
     `configured` says that our own configuration names the host. Then the machine's hosts file is asked first, as the
     system's resolver would, and a missing name is temporary.
     """
     try:
-        return [str(ipaddress.ip_address(host))]
+        return Located([str(ipaddress.ip_address(host))])
     except ValueError:
         pass
     if configured and (found := await asyncio.to_thread(from_hosts_file, host)):
-        return found
+        return Located(found)
     answers = await asyncio.gather(dns.lookup(host, "A"), dns.lookup(host, "AAAA"))
     found = [r for answer in answers for r in answer.records if isinstance(r, str)]
     if found:
-        return found
+        full = [answer for answer in answers if answer.records]
+        return Located(found, all(answer.authentic for answer in full), full[0].alias)
     problem = next((a.problem for a in answers if a.status is DnsStatus.FAILED), None)
     if problem is not None:
         return deferred("4.3", f"DNS: no address answer for {host}: {problem}", host)

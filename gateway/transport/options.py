@@ -23,7 +23,9 @@ class Timeouts:
     connect: float = 30.0
     """TCP, per address."""
     hello: float = 300.0
-    """Greeting, EHLO, STARTTLS and the TLS handshake."""
+    """Greeting, EHLO, STARTTLS."""
+    tls: float = 60.0
+    """The TLS handshake."""
     command: float = 300.0
     """MAIL, RCPT, RSET."""
     data: float = 120.0

@@ -5,7 +5,7 @@ MAIL was answered is replaced once by a fresh one; once the final dot may have l
 
 *Fails by*: outcomes. Only the content itself (the spool) can raise out of `deliver`; the dot is not sent then.
 
-*RFCs*: 5321, 2033, 3207, 6531 section 3.3.
+*RFCs*: 5321, 2033, 3207, 6531 section 3.3, 8689 section 5 (TLS-Required).
 """
 
 from __future__ import annotations
@@ -15,20 +15,25 @@ import errno
 import random
 import ssl
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from typing import Final, TypeVar
 
 from gateway.mail.address import NULL_SENDER, Address, Sender
 from gateway.mail.envelope import Recipient
 from gateway.mail.reply import Reply
-from gateway.ops import log
+from gateway.ops import log, metrics
 from gateway.sdk.services import Callout, CalloutState, Dns
 from gateway.transport import callout, commands, hosts
 from gateway.transport.client import Broken, Codec, Finished, Refused, Signal
-from gateway.transport.connection import Connection, TlsFailed
-from gateway.transport.content import stuff, whole
-from gateway.transport.hosts import Unreachable, deferred
+from gateway.transport.connection import Connection
+from gateway.transport.content import says_not_required, stuff, whole
+from gateway.transport.hosts import Exchangers, Unreachable, deferred
 from gateway.transport.options import EightBit, SmtpOptions
-from gateway.transport.tls import make_context
+from gateway.transport.policies import Policies
+from gateway.transport.protection import Protection
+from gateway.transport.rule import CLEAR, NOT_REQUIRED, Failure, Level, Rule, TlsFailed
+from gateway.transport.tls import Contexts
+from gateway.transport.tlsresults import Results, Session
 from gateway.transport.transport import Delivery, Destination, Fault, Kind, Outcome, Result, Security
 
 _log = log.get()
@@ -41,6 +46,10 @@ _NEEDS_UTF8: Final = Reply(553, "6.7", "the address needs SMTPUTF8, which the ne
 _NEEDS_8BIT: Final = Reply(554, "6.3", "the content is 8-bit, and the next hop does not offer 8BITMIME")
 
 
+_RELAXED: Final = (Security.OPPORTUNISTIC, Security.DANE)
+_PUBLISHED: Final = ("dane", "dane-unusable", "mta-sts")
+_IN_THE_CLEAR: Final = TlsFailed("it does not offer STARTTLS", Failure.NO_STARTTLS)
+
 # What connect() says when it is this machine that has no more to give.
 _OUR_TROUBLE: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL})
 
@@ -49,7 +58,15 @@ class SmtpTransport:
     """Implements `gateway.transport.transport.Transport` for `Kind.SMTP` and `Kind.LMTP`."""
 
     def __init__(
-        self, destination: Destination, options: SmtpOptions, dns: Dns, rng: random.Random | None = None
+        self,
+        destination: Destination,
+        options: SmtpOptions,
+        dns: Dns,
+        rng: random.Random | None = None,
+        *,
+        contexts: Contexts | None = None,
+        policies: Policies | None = None,
+        results: Results | None = None,
     ) -> None:
         self._destination = destination
         self._options = options
@@ -59,7 +76,9 @@ class SmtpTransport:
         self._idle: list[Connection] = []
         self._ending: set[Connection] = set()
         self._sweeper: asyncio.TimerHandle | None = None
-        self._context: ssl.SSLContext | None = None
+        self._contexts = contexts or Contexts()
+        self._protection = Protection(destination, dns, policies, results)
+        self._results = results
         self._closed = False
 
     async def deliver(self, delivery: Delivery) -> list[Outcome]:
@@ -68,15 +87,19 @@ class SmtpTransport:
         payload = stuff(await whole(content)) if content.size <= SMALL else None
         step = self._options.recipients_per_message
         outcomes: list[Outcome] = []
+        # Reports on TLS say it, and would otherwise be what the next one reports.
+        quiet = self._results is not None and await says_not_required(content)
         for start in range(0, len(delivery.recipients), step):
             group = delivery.recipients[start : start + step]
 
             async def send(connection: Connection, group: Sequence[Recipient] = group) -> list[Outcome] | None:
                 return await _send(connection, delivery, group, payload, self._options.eight_bit)
 
-            ran = await self._run(send)
+            ran = await self._run(send, quiet=quiet)
+            if isinstance(ran, Unreachable) and self._may_relax(ran) and await says_not_required(content):
+                ran = await self._run(send, relaxed=True)
             if isinstance(ran, Unreachable):
-                outcome = Outcome(ran.result, ran.reply, ran.host, ran.replied, ran.fault)
+                outcome = Outcome(ran.result, ran.reply, ran.host, ran.replied, ran.fault, tls_policy=ran.policy)
                 # What holds for the first group would hold for the rest; do not wait for it again.
                 return outcomes + [outcome] * (len(delivery.recipients) - start)
             outcomes += ran
@@ -108,14 +131,24 @@ class SmtpTransport:
 
     # Connections.
 
-    async def _run(self, work: Callable[[Connection], Awaitable[_T | None]]) -> _T | Unreachable:
-        """Do `work` on a kept connection or a fresh one; on a fresh one too when it gives None (dead already)."""
-        kept = self._take()
+    def _may_relax(self, ran: Unreachable) -> bool:
+        """Whether it is what the recipient's domain publishes that was in the way, and not our own configuration."""
+        return self._destination.security in _RELAXED and ran.policy in _PUBLISHED
+
+    async def _run(
+        self, work: Callable[[Connection], Awaitable[_T | None]], *, relaxed: bool = False, quiet: bool = False
+    ) -> _T | Unreachable:
+        """Do `work` on a kept connection or a fresh one; on a fresh one too when it gives None (dead already).
+
+        With `relaxed`, published policies do not count, and the connection serves nobody else. With `quiet`, sessions
+        are not counted for reports.
+        """
+        kept = None if relaxed else self._take()
         if kept is not None:
             result = await self._use(kept, work)
             if result is not None:
                 return result
-        fresh = await self._connect()
+        fresh = await self._connect(relaxed=relaxed, quiet=quiet or relaxed)
         if isinstance(fresh, Unreachable):
             return fresh
         result = await self._use(fresh, work)
@@ -143,7 +176,13 @@ class SmtpTransport:
 
     def _give_back(self, connection: Connection) -> None:
         loop = asyncio.get_running_loop()
-        if self._closed or not connection.usable or connection.messages >= self._options.messages_per_connection:
+        relaxed = connection.rule in NOT_REQUIRED
+        if (
+            self._closed
+            or relaxed
+            or not connection.usable
+            or connection.messages >= self._options.messages_per_connection
+        ):
             self._end(connection)
             return
         connection.idle_until = loop.time() + self._options.max_idle
@@ -168,46 +207,69 @@ class SmtpTransport:
         if not connection.is_ended:
             self._ending.add(connection)
 
-    async def _connect(self) -> Connection | Unreachable:
+    async def _connect(self, *, relaxed: bool, quiet: bool) -> Connection | Unreachable:
         """A connection that is ready for MAIL: the first host and address that works, in order."""
         destination = self._destination
         if destination.path:
-            return await self._try(destination.path, "", tls=False)
-        names = await self._hosts()
-        if isinstance(names, Unreachable):
-            return names
+            return await self._try(destination.path, "", (CLEAR,), quiet=True)
+        found = await self._hosts()
+        if isinstance(found, Unreachable):
+            return found
         trouble: Unreachable | None = None
         left = self._options.max_addresses
-        for name in names[:left]:
+        for name in found.names[:left]:
             if not left:
                 break
-            found = await hosts.addresses(name, self._dns, configured=not destination.mx)
-            if isinstance(found, Unreachable):
-                trouble = _worse(trouble, found)
+            located = await hosts.locate(name, self._dns, configured=not destination.mx)
+            if isinstance(located, Unreachable):
+                trouble = _worse(trouble, located)
                 continue
-            for address in found[:left]:
+            rules = NOT_REQUIRED if relaxed else await self._protection.rules(name, located, found, quiet=quiet)
+            if isinstance(rules, Unreachable):
+                trouble = _worse(trouble, rules)
+                continue
+            for address in located.addresses[:left]:
                 left -= 1
-                connection = await self._try(name, address, tls=destination.security is not Security.NONE)
+                connection = await self._try(name, address, rules, quiet=quiet)
                 if isinstance(connection, Connection):
                     return connection
                 trouble = _worse(trouble, connection)
         return trouble or deferred("4.1", "no address to connect to")
 
-    async def _hosts(self) -> list[str] | Unreachable:
+    async def _hosts(self) -> Exchangers | Unreachable:
         if not self._destination.mx:
-            return [self._destination.host]
+            return Exchangers([self._destination.host])
         return await hosts.exchangers(self._destination.host, self._dns, self._options.hostname, self._rng)
 
-    async def _try(self, name: str, address: str, *, tls: bool) -> Connection | Unreachable:
+    async def _try(self, name: str, address: str, rules: Sequence[Rule], *, quiet: bool) -> Connection | Unreachable:
         """Connect to one address (or, without one, the unix socket `name`) and wait until MAIL can be said.
 
-        What goes through a unix socket does not leave the machine, so the security level is not applied there.
+        Where TLS fails by one rule, the next is tried on a new connection. What goes through a unix socket does not
+        leave the machine, so there is no TLS.
         """
-        security = self._destination.security
+        trouble: Unreachable | None = None
+        for number, rule in enumerate(rules):
+            found = await self._try_rule(name, address, rule)
+            if not number and not quiet:
+                self._report(name, address, rule, found)
+            if isinstance(found, Connection):
+                _count(rule, ("authenticated" if found.peer else "encrypted") if found.tls else "clear")
+                return found
+            if isinstance(found, Unreachable):
+                return found
+            _count(rule, found.failure.value)
+            _log.debug("tls.failed", host=name, reason=found.problem, policy=rule.policy, failure=found.failure.value)
+            trouble = deferred(
+                "7.5", f"TLS with {name} failed ({rule.policy}): {found.problem}", name, policy=rule.policy
+            )
+        assert trouble is not None
+        return trouble
+
+    async def _try_rule(self, name: str, address: str, rule: Rule) -> Connection | Unreachable | TlsFailed:
         context: ssl.SSLContext | None = None
-        if tls:
+        if rule.level is not Level.NONE:
             try:
-                context = await self._tls_context()
+                context = await self._contexts.get(rule)
             except OSError as error:
                 return deferred("7.5", f"tls_ca cannot be used: {error.strerror or error}", name, fault=Fault.OURS)
         try:
@@ -220,15 +282,12 @@ class SmtpTransport:
                 return deferred("3.0", text, fault=Fault.OURS)
             return deferred("4.1", text, name)
         try:
-            event = await connection.hello(context)
+            event = await connection.hello(context, rule)
         except BaseException:
             connection.abort()
             raise
         if isinstance(event, TlsFailed):
-            _log.debug("tls.failed", host=name, reason=event.problem)
-            if security is Security.OPPORTUNISTIC:
-                return await self._try(name, address, tls=False)
-            return deferred("7.5", f"TLS with {name} failed: {event.problem}", name)
+            return replace(event, local=connection.local)
         if isinstance(event, Refused):
             # It is not the message that was refused. A next hop of our own configuration may refuse us by mistake,
             # ours or its own; a public host that takes no mail means it (RFC 7504).
@@ -238,10 +297,25 @@ class SmtpTransport:
         if isinstance(event, Broken):
             return deferred("4.2", f"{name}: {connection.problem or event.problem}", name)
         assert event is Signal.READY
-        if tls and not connection.tls and security is not Security.OPPORTUNISTIC:
+        if rule.level >= Level.ANY and not connection.tls:
+            offered = "STARTTLS" in connection.offered
             self._end(connection)
-            return deferred("7.5", f"{name} does not offer TLS", name)
+            problem = "it refuses STARTTLS" if offered else "it does not offer STARTTLS"
+            return TlsFailed(problem, Failure.NO_STARTTLS, connection.local)
         return connection
+
+    def _report(self, host: str, address: str, rule: Rule, found: Connection | Unreachable | TlsFailed) -> None:
+        """Count a session for the domain's report: what came of the first rule, whatever is done by the next."""
+        domain = self._destination.host
+        if self._results is None or not self._destination.mx or rule is CLEAR or isinstance(found, Unreachable):
+            return
+        if isinstance(found, Connection) and found.tls:
+            session = Session(domain, rule.applied)
+        else:
+            failed = found if isinstance(found, TlsFailed) else _IN_THE_CLEAR
+            local = found.local
+            session = Session(domain, rule.applied, failed.failure, failed.problem, host, address, local)
+        self._results.count(session)
 
     async def _dial(self, name: str, address: str, wants_tls: bool) -> Connection:
         options, destination = self._options, self._destination
@@ -258,10 +332,10 @@ class SmtpTransport:
                 _, connection = await loop.create_unix_connection(make, name)
         return connection
 
-    async def _tls_context(self) -> ssl.SSLContext:
-        if self._context is None:
-            self._context = await asyncio.to_thread(make_context, self._destination.security, self._destination.tls_ca)
-        return self._context
+
+def _count(rule: Rule, result: str) -> None:
+    if rule is not CLEAR:
+        metrics.TLS_OUT.labels(rule.policy, result).inc()
 
 
 def _worse(old: Unreachable | None, new: Unreachable) -> Unreachable:
@@ -300,10 +374,19 @@ async def _send(
 
 
 def _outcome(connection: Connection, finished: Finished, reply: Reply | None, dsn: bool) -> Outcome:
-    host, tls = connection.host, connection.tls
+    result, fault, replied = Result.DELIVERED, Fault.NONE, True
     if reply is None:
-        return Outcome(Result.DEFERRED, connection.silence(finished), host, fault=Fault.PEER, dsn_passed=dsn, tls=tls)
-    if reply.positive:
-        return Outcome(Result.DELIVERED, reply, host, True, Fault.NONE, dsn, tls)
-    result = Result.DEFERRED if reply.temporary else Result.FAILED
-    return Outcome(result, reply, host, True, Fault.PEER, dsn, tls)
+        result, reply, fault, replied = Result.DEFERRED, connection.silence(finished), Fault.PEER, False
+    elif not reply.positive:
+        result, fault = Result.DEFERRED if reply.temporary else Result.FAILED, Fault.PEER
+    return Outcome(
+        result,
+        reply,
+        connection.host,
+        replied,
+        fault,
+        dsn,
+        connection.tls,
+        tls_policy=connection.rule.policy,
+        tls_peer=connection.peer,
+    )

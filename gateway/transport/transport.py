@@ -41,6 +41,10 @@ class Security(StrEnum):
     """STARTTLS or deferral, any certificate."""
     VERIFY = "verify"
     """STARTTLS with a certificate for the next hop's name from a trusted CA, or deferral."""
+    DANE = "dane"
+    """What the host's TLSA records ask for; as OPPORTUNISTIC where there are none."""
+    DANE_ONLY = "dane-only"
+    """What the host's TLSA records ask for; deferral where there are none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +63,8 @@ class Destination:
     mx: bool = False
     security: Security = Security.OPPORTUNISTIC
     tls_ca: str = ""
+    tls_names: tuple[str, ...] = ()
+    """For VERIFY: names that the certificate may be for, instead of the host's."""
     name: str = ""
     options: LocalOptions | None = None
 
@@ -112,7 +118,8 @@ class Outcome:
 
     `host` is the next hop's name for the record and the DSN's Remote-MTA; `replied` says that `reply` came from it.
     `dsn_passed` says that the next hop offers DSN, so that it will send what NOTIFY=SUCCESS asks for. `retry_after`
-    is how many seconds a next hop that defers wants to be left alone, at least.
+    is how many seconds a next hop that defers wants to be left alone, at least. `tls` is version and cipher, empty in
+    the clear; `tls_policy` the rule that applied; `tls_peer` how the next hop was authenticated, empty when it was not.
     """
 
     result: Result
@@ -123,6 +130,8 @@ class Outcome:
     dsn_passed: bool = False
     tls: str = ""
     retry_after: float = 0.0
+    tls_policy: str = ""
+    tls_peer: str = ""
 
 
 class Transport(Protocol):

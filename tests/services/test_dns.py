@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 import uvloop
 
-from gateway.sdk import Answer, DnsStatus
+from gateway.sdk import Answer, DnsStatus, Tlsa
 from gateway.sdk.testing import ManualClock
 from gateway.services import dns as module
 from gateway.services.dns import DnsOptions, Resolver, system_servers
+from gateway.services.dns_options import Dnssec
 from gateway.services.tasks import Tasks
 from tests.contract.dnsserver import DnsServer, Fault
 from tests.support.process import free_port
@@ -363,5 +364,32 @@ def test_a_nameserver_with_an_ipv6_address_is_asked(run):
         server.address = ("::1", free_port("127.0.0.1"))
         async with server, resolver(server) as dns:
             assert (await dns.lookup("host.test", "A")).records == TRUE
+
+    run(check())
+
+
+def test_the_ad_bit_counts_only_from_nameservers_that_are_believed_and_is_kept_with_the_answer(run):
+    async def check() -> None:
+        async with DnsServer([HOST], authentic=True) as server:
+            for dnssec, believed in ((Dnssec.LOOPBACK, True), (Dnssec.OFF, False)):
+                dns = Resolver(DnsOptions((server.address,), dnssec=dnssec), ManualClock())
+                for _ in range(2):
+                    assert (await dns.lookup("host.test", "A")).authentic is believed
+                await dns.close()
+        assert server.count("host.test", "A") == 2, "the second answer came from the cache"
+
+    run(check())
+
+
+def test_tlsa_records_and_where_an_alias_leads(run):
+    lines = ["_25._tcp.host.test. 60 IN TLSA 3 1 1 " + "ab" * 32, "www.test. 60 IN CNAME host.test.", HOST]
+
+    async def check() -> None:
+        async with DnsServer(lines) as server, resolver(server) as dns:
+            answer = await dns.lookup("_25._tcp.host.test", "TLSA")
+            assert answer.records == (Tlsa(3, 1, 1, b"\xab" * 32),) and not answer.alias
+            for _ in range(2):
+                answer = await dns.lookup("www.test", "A")
+                assert (answer.records, answer.alias) == (TRUE, "host.test")
 
     run(check())

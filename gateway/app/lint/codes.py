@@ -76,5 +76,8 @@ NEVER_WARNED: Final = Check("GP803", _N, "the warning about a delay never comes"
 THROWN_AWAY: Final = Check("GP804", _W, "copies that a filter refuses are thrown away after 250")
 ONE_BY_ONE: Final = Check("GP805", _N, "clients must send a message once for each pipeline")
 IN_THE_CLEAR: Final = Check("GP806", _N, "mail goes to a next hop in the clear")
+NOBODY_VALIDATES: Final = Check("GP807", _W, "DANE is asked for, and nobody's word on DNSSEC is taken")
+NOT_CHECKED: Final = Check("GP808", _W, "a next hop's certificate is described, and not checked")
+NAMED_BY_DNS: Final = Check("GP809", _N, "a certificate is checked for a name that DNS gives")
 
 CHECKS: Final = tuple(value for value in list(globals().values()) if isinstance(value, Check))

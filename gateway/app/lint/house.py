@@ -9,10 +9,12 @@ from gateway.app.lint import codes
 from gateway.app.lint.certificate import inspect
 from gateway.app.lint.disk import Disk
 from gateway.app.lint.scene import Scene, kinds
+from gateway.config.routes import Hop
 from gateway.config.values import HostPort
 from gateway.sdk.contents import VirusScan
 from gateway.sdk.lint import Path, Remark
 from gateway.sdk.options import format_duration, format_size
+from gateway.services.dns_options import DnsOptions, system_servers
 from gateway.transport.transport import Destination, Kind, Security
 
 _DAY: Final = 86_400.0
@@ -43,6 +45,8 @@ def remarks(scene: Scene, disk_of: Callable[[str], Disk]) -> Iterator[Remark]:
     yield from _retry(scene)
     yield from _split(scene)
     yield from _clear(scene)
+    yield from _unvalidated(scene)
+    yield from _certificates(scene)
 
 
 def _tls(scene: Scene) -> Iterator[Remark]:
@@ -226,6 +230,50 @@ def _clear(scene: Scene) -> Iterator[Remark]:
                 f"{place} is never asked for TLS",
                 "whoever sees the network between us and it reads all mail",
                 "write tls: opportunistic, require or verify",
+            )
+
+
+def _hops(scene: Scene) -> list[tuple[Path, Hop]]:
+    config = scene.config
+    domains: list[tuple[Path, Hop]] = [(("domains", name), domain) for name, domain in config.domains.items()]
+    return [*domains, (("routes", "default"), config.routes.default)]
+
+
+def _unvalidated(scene: Scene) -> Iterator[Remark]:
+    config = scene.config
+    servers = [(server.host, server.port) for server in config.dns.nameservers] or system_servers()
+    if DnsOptions(dnssec=config.dns.dnssec).believes(servers):
+        return
+    for path, hop in _hops(scene):
+        if hop.tls in (Security.DANE, Security.DANE_ONLY):
+            what = "no mail is sent there" if hop.tls is Security.DANE_ONLY else "it is opportunistic, without DANE"
+            yield Remark(
+                codes.NOBODY_VALIDATES,
+                (*path, "tls"),
+                "DANE needs answers that DNSSEC validates, and no nameserver's word on that is taken",
+                what,
+                "list a validating nameserver on 127.0.0.1 only, or write dns.dnssec: trust when all of them validate",
+            )
+
+
+def _certificates(scene: Scene) -> Iterator[Remark]:
+    for path, hop in _hops(scene):
+        described = "tls_ca" if hop.tls_ca else "tls_names" if hop.tls_names else ""
+        if described and hop.tls is not Security.VERIFY:
+            yield Remark(
+                codes.NOT_CHECKED,
+                (*path, described),
+                f"{described} means nothing with tls: {hop.tls.value}",
+                "whoever gets between us and the next hop can show any certificate",
+                "write tls: verify",
+            )
+        if hop.tls is Security.VERIFY and hop.destination.mx and not hop.tls_names:
+            yield Remark(
+                codes.NAMED_BY_DNS,
+                (*path, "tls"),
+                "the certificate must be for the mail host's name, and that comes from DNS",
+                "who can forge DNS names a host of his own, with a good certificate",
+                "write the names into tls_names, or tls: dane",
             )
 
 

@@ -1,0 +1,164 @@
+"""Daily TLS reports: to whom they go, when, and only once."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import email
+import gzip
+import json
+from typing import Any
+
+import dkim
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+
+from gateway.app.tlsreports import LEASE, WAIT, ReportOptions, Signing, TlsReports
+from gateway.sdk.testing import FakeDns, FakeOutbox, FakeState, ManualClock
+from gateway.transport.rule import Applied, Failure
+from gateway.transport.tlsresults import DAY, Results, Session
+
+Pem = Any
+
+
+def pem(key: Pem) -> bytes:
+    octets: bytes = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    return octets
+
+
+class Scene:
+    """A worker whose yesterday saw two sessions with example.net and one with a domain that wants no report."""
+
+    def __init__(self, record: str = "v=TLSRPTv1; rua=mailto:r@example.net", signing: Signing | None = None) -> None:
+        self.clock = ManualClock()
+        self.state = FakeState(self.clock)
+        self.outbox = FakeOutbox()
+        self.dns = FakeDns(txt={"_smtp._tls.example.net": [record]})
+        self.posted: list[tuple[str, bytes]] = []
+        self.problem = ""
+        options = ReportOptions("tls@example.org", "Example", "postmaster@example.org", signing)
+        self.reports = TlsReports(options, self, self.state, self.clock, self.outbox, self.post)  # type: ignore[arg-type]
+
+    async def lookup(self, name: str, rdtype: str) -> Any:
+        return await self.dns.lookup(name, rdtype)
+
+    async def post(self, url: str, packed: bytes) -> str:
+        self.posted.append((url, packed))
+        return self.problem
+
+    async def a_day(self, after: float = 1.0) -> Scene:
+        """It passes, and the time at which reports are made, by so many seconds."""
+        results = Results(self.state, self.clock)
+        results.count(Session("example.net", Applied("tlsa", ("3 1 1 ab",))))
+        results.count(Session("example.net", Applied(), Failure.NO_STARTTLS, host="mx.example.net"))
+        results.count(Session("example.com", Applied()))
+        await results.close()
+        self.clock.advance(DAY - self.clock.now() % DAY + WAIT + after)
+        return self
+
+    @property
+    def report(self) -> dict[str, Any]:
+        ((_, _, content),) = self.outbox.sent
+        attachment = email.message_from_bytes(content).get_payload()[1]
+        data: dict[str, Any] = json.loads(gzip.decompress(attachment.get_payload(decode=True)))  # type: ignore[union-attr]
+        return data
+
+
+def test_a_domain_that_asks_for_it_gets_its_report_once():
+    async def main() -> None:
+        scene = await Scene().a_day()
+        assert await scene.reports.report() == 1
+        ((sender, recipients, _),) = scene.outbox.sent
+        assert (str(sender), [str(r) for r in recipients]) == ("tls@example.org", ["r@example.net"])
+        by_kind = {policy["policy"]["policy-type"]: policy["summary"] for policy in scene.report["policies"]}
+        assert by_kind == {
+            "tlsa": {"total-successful-session-count": 1, "total-failure-session-count": 0},
+            "no-policy-found": {"total-successful-session-count": 0, "total-failure-session-count": 1},
+        }
+        scene.clock.advance(LEASE + 1)
+        assert await scene.reports.report() == 0
+
+    asyncio.run(main())
+
+
+def test_a_day_is_reported_when_it_is_over_and_all_workers_have_stored_it():
+    async def main() -> None:
+        scene = await Scene().a_day(after=-1.0)
+        assert await scene.reports.report() == 0 and scene.outbox.sent == []
+
+    asyncio.run(main())
+
+
+def test_two_workers_do_not_both_report():
+    async def main() -> None:
+        scene = await Scene().a_day()
+        assert await asyncio.gather(scene.reports.report(), scene.reports.report()) in ([1, 0], [0, 1])
+        assert len(scene.outbox.sent) == 1
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("trouble", ["outbox", "dns", "https"])
+def test_a_report_that_could_not_be_sent_is_tried_again(trouble: str):
+    async def main() -> None:
+        scene = Scene("v=TLSRPTv1; rua=https://r.example/") if trouble == "https" else Scene()
+        await scene.a_day()
+        good, scene.outbox.broken, scene.problem = scene.dns, trouble == "outbox", "HTTP 500"
+        if trouble == "dns":
+            scene.dns = FakeDns(fails=["_smtp._tls.example.net"])
+        assert await scene.reports.report() == 0
+        scene.dns, scene.outbox.broken, scene.problem = good, False, ""
+        scene.clock.advance(LEASE + 1)
+        assert await scene.reports.report() == 1
+
+    asyncio.run(main())
+
+
+def test_a_report_goes_by_https_first_and_by_mail_when_that_fails():
+    async def main() -> None:
+        record = "v=TLSRPTv1; rua=mailto:r@example.net,https://r.example/v1"
+        scene = await Scene(record).a_day()
+        assert await scene.reports.report() == 1
+        ((url, packed),) = scene.posted
+        assert url == "https://r.example/v1" and scene.outbox.sent == []
+        assert json.loads(gzip.decompress(packed))["organization-name"] == "Example"
+        scene = await Scene(record).a_day()
+        scene.problem = "HTTP 500"
+        assert await scene.reports.report() == 1 and len(scene.outbox.sent) == 1
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("kind", ["rsa", "ed25519"])
+def test_a_report_is_signed_with_the_domains_key(kind: str):
+    if kind == "rsa":
+        key: Pem = rsa.generate_private_key(65537, 2048)
+        public = key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    else:
+        key = ed25519.Ed25519PrivateKey.generate()
+        public = key.public_key().public_bytes_raw()
+
+    async def main() -> bytes:
+        scene = await Scene(signing=Signing.load("sel", pem(key))).a_day()
+        assert await scene.reports.report() == 1
+        return scene.outbox.sent[0][2]
+
+    record = f"v=DKIM1; k={kind}; p={base64.b64encode(public).decode()}".encode()
+    asked: list[bytes] = []
+
+    def lookup(name: bytes, timeout: float = 5) -> bytes:
+        asked.append(name)
+        return record
+
+    mail = asyncio.run(main())
+    assert dkim.verify(mail, dnsfunc=lookup) and asked == [b"sel._domainkey.example.org."]
+    assert not dkim.verify(
+        mail.replace(b"TLS-Report-Domain: example.net", b"TLS-Report-Domain: example.com"), dnsfunc=lookup
+    )
+
+
+@pytest.mark.parametrize("octets", [b"", b"junk", pem(ec.generate_private_key(ec.SECP256R1()))])
+def test_a_key_that_cannot_sign_is_refused(octets: bytes):
+    with pytest.raises(ValueError, match="holds"):
+        Signing.load("sel", octets)
