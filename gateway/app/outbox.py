@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from gateway.mail.address import Address, Sender
 from gateway.mail.envelope import Body, Envelope, MailParameters, Recipient
@@ -17,12 +17,18 @@ _log = log.get()
 
 
 class SpoolOutbox:
-    """Implements `gateway.sdk.services.Outbox`. `ring` tells the scheduler that there is something to do."""
+    """Implements `gateway.sdk.services.Outbox`.
 
-    def __init__(self, spool: Spool, clock: Clock, ring: Callable[[], None]) -> None:
+    `ring` tells the scheduler that there is something to do; `sign` gives a message its signatures.
+    """
+
+    def __init__(
+        self, spool: Spool, clock: Clock, ring: Callable[[], None], sign: Callable[[bytes], Awaitable[bytes]]
+    ) -> None:
         self._spool = spool
         self._clock = clock
         self._ring = ring
+        self._sign = sign
 
     async def send(self, sender: Sender, recipients: Sequence[Address], content: bytes) -> str:
         """Queue a message, durably; gives its queue id."""
@@ -30,6 +36,7 @@ class SpoolOutbox:
             raise OutboxError("a message needs recipients and at most 32 MiB of content")
         if content.count(b"\r\n") != content.count(b"\n") or content.count(b"\r\n") != content.count(b"\r"):
             raise OutboxError("a line of the content does not end in CRLF")
+        content = await self._sign(content)
         id = transaction_id(new_session_id(), 0)
         body = Body.SEVEN_BIT if content.isascii() else Body.EIGHT_BIT
         envelope = Envelope(sender, tuple(map(Recipient, recipients)), MailParameters(body=body))

@@ -12,17 +12,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from gateway.app.directory import Directory, MailHosts
+from gateway.app.outbound import make_policies, make_reports
+from gateway.app.signing import OwnSigner
 from gateway.config import Config, ConfigError, Problem
 from gateway.config.recipients import LIST_OCTETS, RecipientCheck, Recipients, parse_list
-from gateway.mail.address import Address
+from gateway.mail.address import Address, Sender, parse_mailbox
+from gateway.mail.envelope import Ret
 from gateway.ops import log
 from gateway.pipeline.folder import FolderError, FolderProblem, read_folder
 from gateway.pipeline.loader import Catalog, Pipeline, load
 from gateway.pipeline.plan import PipelineError, StageDeadlines
 from gateway.queue.lane import SchedulerOptions
 from gateway.queue.retry import RetryOptions
+from gateway.queue.returnpath import Rewriting
+from gateway.queue.settler import BounceOptions, Double
 from gateway.sdk.files import WatchedFile
-from gateway.sdk.services import Clock, Dns, Lines, NoLines, NoOutbox, Outbox, RecipientRule, Services, State, Store
+from gateway.sdk.services import Clock, Dns, Lines, NoLines, NoOutbox, Outbox, RecipientRule, Services, Store
 from gateway.services.clock import SystemClock
 from gateway.services.dns import DnsOptions, Resolver
 from gateway.services.ldap import LdapStore
@@ -39,7 +44,6 @@ from gateway.spool.spool import Inlet
 from gateway.transport.factory import Transports
 from gateway.transport.hosts import Unreachable, addresses
 from gateway.transport.options import SmtpOptions as DeliveryOptions
-from gateway.transport.policies import Fetch, Policies
 from gateway.transport.routing import Router
 from gateway.transport.tlsresults import Results
 from gateway.transport.transport import Destination, Transport
@@ -54,7 +58,7 @@ _log = log.get()
 
 
 class Roads:
-    """Routing and transports as the scheduler sees them: always those of the configuration in force."""
+    """What the scheduler asks of the configuration in force: routing, transports, return paths, signatures."""
 
     def __init__(self, parts: Parts) -> None:
         self.parts = parts
@@ -64,6 +68,15 @@ class Roads:
 
     def for_destination(self, destination: Destination) -> Transport:
         return self.parts.transports.for_destination(destination)
+
+    def sender(self, id: str, sender: Sender, recipient: Address) -> Sender:
+        return self.parts.paths.sender(id, sender, recipient)
+
+    def reports_to(self, sender: Sender, recipient: Address) -> Sender:
+        return self.parts.paths.reports_to(sender, recipient)
+
+    async def sign(self, content: bytes) -> bytes:
+        return await self.parts.signer.sign(content)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +92,9 @@ class Parts:
     smtp: SmtpOptions
     hosts: MailHosts
     ldap: Sequence[LdapStore]
+    bounces: BounceOptions
+    paths: Rewriting
+    signer: OwnSigner
     reports: TlsReports | None = None
     tasks: Tasks = field(default_factory=Tasks)
     tenancy: Tenancy = field(default_factory=Tenancy)
@@ -163,9 +179,9 @@ def make_parts(
     )
     wanted = config.outbound_tls.reports
     results = Results(state, clock) if wanted else None
-    policies = _policies(config, resolver, state, clock)
+    policies = make_policies(config, resolver, state, clock)
     transports = Transports(delivery, resolver, clock, policies=policies, results=results)
-    reports = _reports(config, resolver, state, clock, outbox or NoOutbox()) if wanted else None
+    reports = make_reports(config, resolver, state, clock, outbox or NoOutbox()) if wanted else None
     domains = Domains({name: _domain(name, domain, clock) for name, domain in config.domains.items()})
     ldap = _ldap(config, resolver)
     hosts = MailHosts(config.hostname, resolver, clock)
@@ -190,50 +206,21 @@ def make_parts(
     pipelines = (build or _pipelines)(config, foundations)
     # Domains with the same directory share its connections.
     shared = tuple({id(store): store for store in ldap.values()}.values())
-    smtp = smtp_options(config)
-    return Parts(config, router, transports, resolver, domains, pipelines, smtp, hosts, shared, reports)
-
-
-def _policies(config: Config, dns: Dns, state: State, clock: Clock) -> Policies | None:
-    def make_fetch() -> Fetch:
-        from gateway.transport.policyfetch import PolicyFetcher
-
-        return PolicyFetcher(dns)
-
-    return Policies(dns, state, clock, make_fetch) if config.outbound_tls.mta_sts else None
-
-
-def _reports(config: Config, dns: Dns, state: State, clock: Clock, outbox: Outbox) -> TlsReports:
-    """The sender of TLS reports. Reads the DKIM key, and raises `ConfigError` when it is none."""
-    # What it signs with takes a while to import, and most gateways send no reports.
-    from gateway.app.tlsreports import ReportOptions, Signing, TlsReports
-
-    wanted = config.outbound_tls.reports
-    assert wanted is not None
-
-    async def post(url: str, packed: bytes) -> str:
-        # An HTTP client takes a while to import, and few domains want their reports that way.
-        from gateway.transport.https import Https, HttpsFailed
-
-        https = Https(dns, public_only=True)
-        try:
-            answer = await https.ask("POST", url, {"Content-Type": "application/tlsrpt+gzip"}, packed)
-        finally:
-            await https.close()
-        if isinstance(answer, HttpsFailed):
-            return answer.problem
-        return "" if 200 <= answer.status < 300 else f"HTTP {answer.status}"
-
-    signing = None
-    if wanted.dkim_key and wanted.dkim_selector:
-        try:
-            signing = Signing.load(wanted.dkim_selector, Path(wanted.dkim_key).read_bytes())
-        except (OSError, ValueError) as error:
-            path = ("outbound_tls", "reports", "dkim_key")
-            raise ConfigError([config.problem(path, f"{wanted.dkim_key} {error}")]) from error
-    organization, contact = wanted.organization or config.hostname, wanted.contact or wanted.email
-    options = ReportOptions(wanted.email, organization, contact, signing)
-    return TlsReports(options, dns, state, clock, outbox, post)
+    return Parts(
+        config,
+        router,
+        transports,
+        resolver,
+        domains,
+        pipelines,
+        smtp_options(config),
+        hosts,
+        shared,
+        bounce_options(config, domains),
+        return_paths(config, domains, clock),
+        OwnSigner(pipelines),
+        reports,
+    )
 
 
 _RULES: Final = {
@@ -378,7 +365,8 @@ def smtp_options(config: Config) -> SmtpOptions:
         Timeouts(**config.timeouts.model_dump()),
         Newlines(config.bare_newline),
         Networks(config.relay_from),
-        bounces=config.bounces == "proven",
+        bounces=config.bounces.to == "proven",
+        srs=config.srs.scheme if config.srs else None,
         split=Split(config.split),
         split_refused=SplitRefused(config.split_refused),
     )
@@ -403,6 +391,29 @@ def listener_options(listener: Any, name: str) -> ListenerOptions:
 
 def retry_options(config: Config) -> RetryOptions:
     return RetryOptions(**config.retry.model_dump())
+
+
+def bounce_options(config: Config, domains: Domains) -> BounceOptions:
+    """The postmaster is the one who is named, or that of our own name or first domain."""
+    bounces = config.bounces
+    return BounceOptions(
+        parse_mailbox(bounces.address) if bounces.address else None,
+        Ret.FULL if bounces.returned == "full" else Ret.HEADERS,
+        Double(bounces.double),
+        parse_mailbox(bounces.postmaster) if bounces.postmaster else domains.postmaster(config.hostname),
+    )
+
+
+def return_paths(config: Config, domains: Domains, clock: Clock) -> Rewriting:
+    """VERP and SRS. Ours is what we take mail for, our own name, and what `srs.keep` names."""
+    keep = (*config.srs.keep, config.srs.domain, config.hostname) if config.srs else ()
+    kept = Domains({name: Domain(name) for name in keep})
+
+    def ours(address: Address) -> bool:
+        return domains.find(address) is not None or kept.find(address) is not None
+
+    verp = config.verp.scheme if config.verp else None
+    return Rewriting(ours, clock.now, verp, config.srs.scheme if config.srs else None)
 
 
 def scheduler_options(config: Config) -> SchedulerOptions:

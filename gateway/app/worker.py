@@ -121,7 +121,9 @@ class Worker:
             )
             await self._state.start()
             self._lines = OpenLines()
-            self._outbox = SpoolOutbox(self._spool, self._clock, lambda: self._scheduler.ring())
+            self._outbox = SpoolOutbox(
+                self._spool, self._clock, lambda: self._scheduler.ring(), lambda content: self._roads.sign(content)
+            )
             equipment = self._make(config)
             parts = equipment.parts
             self._roads = wiring.Roads(parts)
@@ -133,6 +135,9 @@ class Worker:
                 clock=self._clock,
                 hostname=config.hostname,
                 options=wiring.scheduler_options(config),
+                bounces=lambda: self._roads.parts.bounces,
+                paths=self._roads,
+                signer=self._roads,
             )
             await parts.start()
         except (SpoolError, StateError, ConfigError, PipelineError, OSError) as error:

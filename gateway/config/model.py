@@ -16,6 +16,7 @@ from pydantic import (
     model_validator,
 )
 
+from gateway.config.bounces import Bounces, SrsOptions, To, VerpOptions, short_bounces
 from gateway.config.cross import ADMIN_ADDRESS, DEFAULT_PIPELINE
 from gateway.config.document import Document
 from gateway.config.outbound import OutboundTls
@@ -352,9 +353,12 @@ class Config(Section):
     """How deliveries share the machine."""
     quarantine: Quarantine = section()
     """Mail that a policy set aside."""
-    bounces: Literal["proven", "never"] = "proven"
-    """`proven`: a DSN goes only to relay clients' senders and to those whom SPF proved; other mail that cannot be
-    delivered is put on hold. `never`: all of it is put on hold."""
+    bounces: Annotated[Bounces, BeforeValidator(short_bounces, json_schema_input_type=To | Bounces)] = section()
+    """What senders and postmaster are told."""
+    verp: VerpOptions | None = None
+    """Variable envelope return paths: senders that name the recipient. Default: nobody's."""
+    srs: SrsOptions | None = None
+    """The Sender Rewriting Scheme, for mail of others that is sent on to others. Default: senders stay as they are."""
     log: Log = section()
     """Log events on standard error."""
 

@@ -335,6 +335,16 @@ def replaced_body(edits: Iterable[Edit]) -> Content | None:
     return body
 
 
+def inherit(recipient: Recipient, instead_of: Sequence[Recipient]) -> Recipient:
+    """The recipient with what the sender wants to be told of those whose place it takes (RFC 3461 section 5.2).
+
+    NOTIFY where all of them agree, ORCPT where there is one of them. What the recipient has of its own stays.
+    """
+    if recipient.notify or recipient.orcpt or len({r.notify for r in instead_of}) != 1:
+        return recipient
+    return replace(recipient, notify=instead_of[0].notify, orcpt=instead_of[0].orcpt if len(instead_of) == 1 else "")
+
+
 def edit_envelope(envelope: Envelope, edits: Sequence[Edit]) -> Envelope:
     """The envelope after all edits that concern it. It may come out without recipients."""
     for edit in edits:
@@ -352,7 +362,7 @@ def edit_envelope(envelope: Envelope, edits: Sequence[Edit]) -> Envelope:
                 left = tuple(r for r in envelope.recipients if r.address.key != address.key)
                 envelope = replace(envelope, recipients=left)
             case Redirect(recipient):
-                envelope = replace(envelope, recipients=(recipient,))
+                envelope = replace(envelope, recipients=(inherit(recipient, envelope.recipients),))
             case Reroute():
                 envelope = replace(envelope, next_hop=edit.next_hop)
     return envelope

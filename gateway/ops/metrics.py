@@ -99,6 +99,16 @@ TLS_OUT = Counter(
 STS_FETCHES = Counter("gatepost_sts_fetches", "MTA-STS policies fetched, by result.", ["result"])
 TLS_REPORTS = Counter("gatepost_tls_reports", "Daily TLS reports, and what became of them.", ["outcome"])
 DSNS = Counter("gatepost_dsns", "Delivery status notifications queued.", ["kind"])
+OWN_SIGNATURES = Counter(
+    "gatepost_own_signatures", "Mail of Gatepost's own that was to be signed, by what came of it.", ["outcome"]
+)
+DOUBLE_BOUNCES = Counter(
+    "gatepost_double_bounces", "Bounces that could not be delivered, by what became of them.", ["outcome"]
+)
+RETURN_PATHS = Counter(
+    "gatepost_return_paths", "Senders that were to be rewritten on the way out, per attempt.", ["kind", "outcome"]
+)
+SRS_RECIPIENTS = Counter("gatepost_srs_recipients", "Rewritten addresses of ours that RCPT named.", ["outcome"])
 DNS_LOOKUPS = Counter(
     "gatepost_dns_lookups", "Questions asked by Gatepost, by type, result and cache.", ["rdtype", "result"]
 )

@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
+from gateway.mail.edit import AddHeader
 from gateway.ops import log
 from gateway.pipeline.breaker import Breaker
 from gateway.pipeline.catalog import Catalog, Listed, describe
@@ -43,6 +44,7 @@ from gateway.sdk.options import OptionError, OptionsModel, parse_duration
 from gateway.sdk.plugin import Plugin
 from gateway.sdk.policy import Policy
 from gateway.sdk.services import Services
+from gateway.sdk.stage import Message
 
 __all__ = ["Catalog", "Listed", "Pipeline", "PipelineError", "Row", "StageDeadlines", "load"]
 
@@ -114,6 +116,22 @@ class Pipeline:
                     await entry.plugin.close()
             except Exception as error:  # noqa: BLE001 - one plugin's trouble must not keep the others open
                 _log.error("plugin.close_failed", plugin=entry.name, exc_info=error)
+
+    async def sign_own(self, message: Message) -> tuple[AddHeader, ...]:
+        """What its plugins that sign put on mail that Gatepost itself writes. Entries in shadow are not asked.
+
+        Does not raise: an entry that fails, or takes longer than its `timeout`, signs nothing.
+        """
+        made: list[AddHeader] = []
+        for entry in self.entries:
+            if entry.plugin is None or not entry.plugin.signs or entry.shadow:
+                continue
+            try:
+                async with asyncio.timeout(entry.timeout):
+                    made += await entry.plugin.sign_own(message)
+            except Exception as error:  # noqa: BLE001 - a bounce without a signature is better than none
+                _log.error("plugin.sign_own_failed", plugin=entry.name, error=describe(error))
+        return tuple(made)
 
     @property
     def findings(self) -> dict[str, type[Finding]]:

@@ -36,12 +36,14 @@ _XTEXT = re.compile(r"\+([0-9A-F]{2})")
 _CODE_POINT = re.compile(r"\\x\{([0-9A-Fa-f]{1,6})\}")
 _NOT_QCHAR = re.compile(r"[^\x21-\x2a\x2c-\x3c\x3e-\x5b\x5d-\x7e]")
 _MESSAGE_ID = re.compile(r"<[\x21-\x3b\x3d\x3f-\x7e]{1,400}>\Z")
+_GLOBAL: Final = b"Content-Type: message/global-delivery-status"
 _LINE_END = re.compile(rb"\r\n|\r|\n")
 
 _SUBJECT: Final = {
     Notice.FAILURE: "Mail could not be delivered",
     Notice.DELAY: "Mail is delayed",
     Notice.SUCCESS: "Mail was delivered",
+    Notice.DOUBLE: "Bounce could not be delivered",
 }
 _EXPLANATION: Final = {
     Action.FAILED: "Your message could NOT be delivered to the following, and it will not be tried again:",
@@ -51,6 +53,10 @@ _EXPLANATION: Final = {
     Action.RELAYED: "Your message was handed on to a mail system that does not send receipts. You will hear no more"
     " about the following, unless it fails there:",
 }
+_LOST: Final = (
+    "A message from the null sender, which is a bounce as a rule, could NOT be delivered to the following. Nobody else"
+    " can be told of it. What is left of it is below, and its history is shown by: gatepost explain {id}"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,18 +69,33 @@ class Original:
 
 @dataclass(frozen=True, slots=True)
 class Writer:
-    """Who writes: the name of this host, and how long mail is kept trying (`RetryOptions.give_up`, seconds)."""
+    """Who writes: the name of this host, and how long mail is kept trying (`RetryOptions.give_up`, seconds).
+
+    `address` is the author of DSNs (From), MAILER-DAEMON at this host without it; `postmaster` who can help.
+    """
 
     hostname: str
     give_up: float
+    address: Address | None = None
+    postmaster: Address | None = None
+
+    @property
+    def author(self) -> str:
+        """The address in From."""
+        return _line(str(self.address)) if self.address else f"MAILER-DAEMON@{_line(self.hostname)}"
+
+    @property
+    def help(self) -> str:
+        """The address of who can help."""
+        return _line(str(self.postmaster)) if self.postmaster else f"postmaster@{_line(self.hostname)}"
 
 
-async def read_original(message: Stored, content: Content) -> Original:
+async def read_original(message: Stored, content: Content, *, without_ret: Ret = Ret.HEADERS) -> Original:
     """What a DSN for `message` returns (RFC 3461 section 4.3): the header section, unless RET=FULL and it is small.
 
-    Raises what reading the content raises.
+    `without_ret` holds where the sender did not say. Raises what reading the content raises.
     """
-    full = message.envelope.parameters.ret is Ret.FULL and message.size <= FULL_OCTETS
+    full = (message.envelope.parameters.ret or without_ret) is Ret.FULL and message.size <= FULL_OCTETS
     limit = FULL_OCTETS if full else HEADER_OCTETS
     octets = b""
     blocks = content.blocks()
@@ -87,33 +108,52 @@ async def read_original(message: Stored, content: Content) -> Original:
         close = getattr(blocks, "aclose", None)
         if close is not None:
             await close()
-    if full and _can_stand(octets):
+    _, end = split_header(octets)
+    if full and _can_stand(octets) and _is_header(octets[:end], utf8=message.envelope.parameters.smtputf8):
         return Original(octets, True)
+    return _header(octets)
+
+
+def _header(octets: bytes) -> Original:
+    """The whole fields of a header section, and of a message no more than that."""
     fields, _ = split_header(octets)
     return Original(b"".join(field.raw for field in fields if field.raw.endswith(b"\r\n")), False)
 
 
 def write(
-    id: str, message: Stored, reports: Sequence[Report], original: Original | None, now: float, writer: Writer
+    id: str,
+    message: Stored,
+    reports: Sequence[Report],
+    original: Original | None,
+    now: float,
+    writer: Writer,
+    reader: Address | None = None,
 ) -> NewDsn:
-    """The DSN that tells the sender of `message` about `reports`, under the new queue id `id`.
+    """The DSN that tells about `reports`, under the new queue id `id`: its sender, or the `reader` who is named.
 
-    Without `original` (its content cannot be read) nothing is returned with it. The sender must be an `Address`.
+    Without `original` (its content cannot be read) nothing is returned with it, and where nobody's delivery failed no
+    more than its header section (RFC 3461 section 4.3). The null sender is never told anything; what it sent can only
+    be reported to a reader.
     """
-    sender = message.envelope.sender
+    sender = reader or message.envelope.sender
     if not isinstance(sender, Address):
         raise TypeError("the null sender gets no DSN")
-    notice = _notice(reports)
+    notice = _notice(message, reports)
+    if original is not None and original.full and notice not in (Notice.FAILURE, Notice.DOUBLE):
+        original = _header(original.octets)
     to, utf8 = _mailbox(sender)
     allow_utf8 = utf8 or message.envelope.parameters.smtputf8
-    parts = [_text_part(message, reports, writer), _status_part(message, reports, now, writer, allow_utf8)]
+    parts = [
+        _text_part(message, notice, reports, writer),
+        _status_part(message, reports, now, writer, allow_utf8, plain=not utf8),
+    ]
     if original is not None and original.octets:
         parts.append(_original_part(original, allow_utf8))
     host = _line(writer.hostname)
-    kind = "delivery-status" if parts[1].isascii() else "global-delivery-status"
+    kind = "global-delivery-status" if parts[1].startswith(_GLOBAL) else "delivery-status"
     boundary = _boundary(id, parts)
     head = [
-        f"From: Mail Delivery System <MAILER-DAEMON@{host}>",
+        f"From: Mail Delivery System <{writer.author}>",
         f"To: <{to}>",
         f"Subject: {_SUBJECT[notice]}",
         f"Date: {_date(now)}",
@@ -131,13 +171,13 @@ def write(
         "\r\n".join(head).encode() + b"".join(delimiter + b"\r\n" + part for part in parts) + delimiter + b"--\r\n"
     )
     parameters = MailParameters(body=Body.SEVEN_BIT if content.isascii() else Body.EIGHT_BIT, smtputf8=utf8)
-    record = _record(id, message, notice, reports, len(content), now)
+    record = _record(id, message, sender, notice, reports, len(content), now)
     envelope = Envelope(NULL_SENDER, (Recipient(sender),), parameters)
     return NewDsn(NewMessage(id, envelope, now, b"", record=record), content)
 
 
 def _record(
-    id: str, message: Stored, notice: Notice, reports: Sequence[Report], size: int, now: float
+    id: str, message: Stored, reader: Address, notice: Notice, reports: Sequence[Report], size: int, now: float
 ) -> dict[str, Any]:
     """The decision record of a DSN, in the form of `gateway.pipeline.record`: nobody was asked, and `dsn` says why."""
     return {
@@ -150,7 +190,7 @@ def _record(
         "tls": None,
         "helo": "",
         "sender": "<>",
-        "recipients": [{"address": str(message.envelope.sender), "reply": ""}],
+        "recipients": [{"address": str(reader), "reply": ""}],
         "size": size,
         "findings": [],
         "verdicts": [],
@@ -166,7 +206,9 @@ def _record(
     }
 
 
-def _notice(reports: Sequence[Report]) -> Notice:
+def _notice(message: Stored, reports: Sequence[Report]) -> Notice:
+    if message.envelope.sender is NULL_SENDER:
+        return Notice.DOUBLE
     actions = {report.action for report in reports}
     if Action.FAILED in actions:
         return Notice.FAILURE
@@ -176,18 +218,20 @@ def _notice(reports: Sequence[Report]) -> Notice:
 # The parts. Each is its MIME header, an empty line and its body, without the line end before the delimiter.
 
 
-def _text_part(message: Stored, reports: Sequence[Report], writer: Writer) -> bytes:
+def _text_part(message: Stored, notice: Notice, reports: Sequence[Report], writer: Writer) -> bytes:
     host = _line(writer.hostname)
     out = [f"This is the mail system at {host}."]
     for action, explanation in _EXPLANATION.items():
         chosen = [report for report in reports if report.action is action]
         if chosen:
+            if notice is Notice.DOUBLE:
+                explanation = _LOST.replace("{id}", _line(message.id))
             out += ["", *_wrap(explanation.format(until=_date(message.received + writer.give_up)), "")]
             for report in chosen:
                 out += ["", f"  <{_line(str(report.recipient.address), ascii=False)}>", *_wrap(_cause(report), "    ")]
     out += [
         "",
-        *_wrap(f"If you need help, write to <postmaster@{host}> and quote the reference {_line(message.id)}.", ""),
+        *_wrap(f"If you need help, write to <{writer.help}> and quote the reference {_line(message.id)}.", ""),
     ]
     out += ["", f"Your message arrived here: {_date(message.received)}", ""]
     text = "\r\n".join(out)
@@ -204,14 +248,19 @@ def _cause(report: Report) -> str:
     return f"{_line(report.host, ascii=False)} answered: {reply}" if report.replied and report.host else reply
 
 
-def _status_part(message: Stored, reports: Sequence[Report], now: float, writer: Writer, utf8: bool) -> bytes:
+def _status_part(
+    message: Stored, reports: Sequence[Report], now: float, writer: Writer, utf8: bool, *, plain: bool
+) -> bytes:
+    """The machine's part; with `plain` in seven bits, for a reader whom hosts without SMTPUTF8 can reach, too."""
     groups = [_message_fields(message, writer)]
     groups += [_recipient_fields(message, report, now, writer, utf8) for report in reports]
     body = "\r\n".join("".join(f"{name}: {value}\r\n" for name, value in group) for group in groups)
     if body.isascii():
         return b"Content-Type: message/delivery-status\r\n\r\n" + body.encode("ascii")
-    header = b"Content-Type: message/global-delivery-status\r\nContent-Transfer-Encoding: 8bit\r\n\r\n"
-    return header + body.encode()
+    header = _GLOBAL + b"\r\nContent-Transfer-Encoding: "
+    if plain:
+        return header + b"quoted-printable\r\n\r\n" + binascii.b2a_qp(body.encode())
+    return header + b"8bit\r\n\r\n" + body.encode()
 
 
 _Fields = list[tuple[str, str]]
@@ -268,6 +317,17 @@ def _can_stand(octets: bytes) -> bool:
     """Whether octets may be sent as they are: no NUL, no line over 998 octets, no stray CR or LF."""
     lines = octets.split(b"\r\n")
     return b"\0" not in octets and all(len(n) <= _LINE_OCTETS and b"\r" not in n and b"\n" not in n for n in lines)
+
+
+def _is_header(section: bytes, *, utf8: bool) -> bool:
+    """Whether a header section may stand in message/rfc822, or with `utf8` in message/global: hosts refuse others."""
+    if section.isascii():
+        return True
+    try:
+        section.decode()
+    except UnicodeDecodeError:
+        return False
+    return utf8
 
 
 def _boundary(id: str, parts: Sequence[bytes]) -> str:

@@ -28,6 +28,8 @@ class Notice(StrEnum):
     FAILURE = "failure"
     DELAY = "delay"
     SUCCESS = "success"
+    DOUBLE = "double"
+    """To the postmaster: mail from the null sender, which is a bounce as a rule, could not be delivered."""
 
 
 class Action(StrEnum):
@@ -78,12 +80,16 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """What to store and whom to tell. `reports` is empty when no DSN is owed; `hold` is empty for no hold."""
+    """What to store and whom to tell. `reports` is empty when no DSN is owed; `hold` is empty for no hold.
+
+    `lost` are the recipients that mail from the null sender, now at its end, did not reach.
+    """
 
     slots: tuple[Slot, ...]
     reports: tuple[Report, ...] = ()
     hold: str = ""
     warned: bool = False
+    lost: tuple[Report, ...] = ()
 
     @property
     def notice(self) -> Notice | None:
@@ -121,7 +127,8 @@ def judge(
         warned = bool(delays)
         reports += delays
     hold = "" if waiting or tells else _untold(message, slots)
-    return Judgement(tuple(slots), tuple(reports), hold, warned)
+    lost = _lost(slots, attempted) if hold and message.envelope.sender is NULL_SENDER else ()
+    return Judgement(tuple(slots), tuple(reports), hold, warned, lost)
 
 
 def _after(slot: Slot, item: Attempted, received: float, now: float, options: RetryOptions, random: float) -> Slot:
@@ -166,6 +173,18 @@ def _delays(slots: Sequence[Slot], attempted: Sequence[Attempted]) -> list[Repor
             else:
                 out.append(Report(slot.recipient, Action.DELAYED, slot.last, tried=False))
     return out
+
+
+def _lost(slots: Sequence[Slot], attempted: Sequence[Attempted]) -> tuple[Report, ...]:
+    """The recipients that a bounce did not reach, of earlier attempts too."""
+    now = {item.slot: item for item in attempted}
+    return tuple(
+        _report(slot.recipient, Action.FAILED, now[number])
+        if number in now
+        else Report(slot.recipient, Action.FAILED, slot.last, tried=False)
+        for number, slot in enumerate(slots)
+        if slot.status in (RecipientStatus.FAILED, RecipientStatus.EXPIRED) and wants_failure(slot.recipient)
+    )
 
 
 def _report(recipient: Recipient, action: Action, item: Attempted) -> Report:

@@ -14,7 +14,7 @@ import random
 from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
-from gateway.mail.address import Address, AddressError
+from gateway.mail.address import Address, AddressError, Sender
 from gateway.mail.reply import clean
 from gateway.ops import log, metrics
 from gateway.queue.lane import (
@@ -30,7 +30,8 @@ from gateway.queue.lane import (
 )
 from gateway.queue.lifecycle import Attempted
 from gateway.queue.retry import RetryOptions
-from gateway.queue.settler import Settler
+from gateway.queue.returnpath import AS_THEY_CAME, ReturnPaths
+from gateway.queue.settler import UNSIGNED, BounceOptions, Settler, Signer
 from gateway.sdk.services import Clock
 from gateway.services.tasks import Tasks
 from gateway.spool.spool import AttemptRecord, Claimed, Spool, SpoolError, State, Stored
@@ -76,6 +77,9 @@ class Scheduler:
         clock: Clock,
         hostname: str,
         options: SchedulerOptions | None = None,
+        bounces: Callable[[], BounceOptions] = BounceOptions,
+        paths: ReturnPaths = AS_THEY_CAME,
+        signer: Signer = UNSIGNED,
         rng: Callable[[], float] = random.random,
     ) -> None:
         self._spool = spool
@@ -90,7 +94,8 @@ class Scheduler:
         self._rung = False
         self._bell: asyncio.Future[None] | None = None
         self._draining = asyncio.Event()
-        self._settler = Settler(spool, retry, hostname, rng, self._draining)
+        self._paths = paths
+        self._settler = Settler(spool, retry, hostname, rng, self._draining, bounces, paths=paths, signer=signer)
         self._ticked = float("-inf")
 
     @property
@@ -206,14 +211,14 @@ class Scheduler:
         message = claimed.message
         work = Work(claimed, 1)
         if len(message.slots) == 1 and message.slots[0].status.open:
-            self._enqueue(work, self._route(message, 0), _ONLY)
+            self._enqueue(work, self._route(message, 0), self._sender(message, 0), _ONLY)
             return
-        groups: dict[Destination | Outcome, list[int]] = {}
+        groups: dict[tuple[Destination | Outcome, Sender], list[int]] = {}
         for number in _due(message, self._clock.now()):
-            groups.setdefault(self._route(message, number), []).append(number)
+            groups.setdefault((self._route(message, number), self._sender(message, number)), []).append(number)
         work.pending = len(groups)
-        for destination, slots in groups.items():
-            self._enqueue(work, destination, slots)
+        for (destination, sender), slots in groups.items():
+            self._enqueue(work, destination, sender, slots)
         if not groups:
             self._tasks.start(self._settle(work), name=message.id)
 
@@ -226,13 +231,15 @@ class Scheduler:
             _log.exception("delivery.no_route", id=message.id, fault="ours")
             return Outcome(Result.DEFERRED, OUR_TROUBLE, fault=Fault.OURS)
 
-    def _enqueue(self, work: Work, destination: Destination | Outcome, slots: Sequence[int]) -> None:
+    def _sender(self, message: Stored, number: int) -> Sender:
+        """What MAIL says. Recipients who see different senders are in different transactions."""
+        return self._paths.sender(message.id, message.envelope.sender, message.slots[number].recipient.address)
+
+    def _enqueue(self, work: Work, destination: Destination | Outcome, sender: Sender, slots: Sequence[int]) -> None:
         message = work.claimed.message
         envelope = message.envelope
         recipients = tuple([message.slots[n].recipient for n in slots])
-        job = Job(
-            work, slots, Delivery(message.id, envelope.sender, envelope.parameters, recipients, work.claimed.content)
-        )
+        job = Job(work, slots, Delivery(message.id, sender, envelope.parameters, recipients, work.claimed.content))
         if isinstance(destination, Outcome):
             self._put_off(None, job, destination)
             self._end(work)

@@ -1,21 +1,27 @@
-"""The settler: stores what came of a message, and writes the DSN that it owes.
+"""The settler: stores what came of a message, and writes the DSNs that it owes.
 
-*Promises*: an outcome is never forgotten quietly. While the spool cannot store it, storing is tried again.
+*Promises*: an outcome is never forgotten quietly. While the spool cannot store it, storing is tried again. A bounce
+that cannot be delivered makes one message to the postmaster at most, and that one makes none.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Final, Protocol
 
+from gateway.mail.address import Address, AddressError
+from gateway.mail.envelope import Ret
 from gateway.mail.session import new_session_id, transaction_id
 from gateway.ops import log, metrics
 from gateway.queue import dsn
 from gateway.queue.lane import Work
-from gateway.queue.lifecycle import Judgement, Notice, judge, wants_failure
+from gateway.queue.lifecycle import Judgement, Notice, Report, judge, wants_failure
 from gateway.queue.retry import RetryOptions
-from gateway.spool.spool import Claimed, NewDsn, RecipientStatus, Settlement, Spool, SpoolError
+from gateway.queue.returnpath import AS_THEY_CAME, ReturnPaths
+from gateway.spool.spool import Claimed, NewDsn, RecipientStatus, Settlement, Spool, SpoolError, Stored
 
 _log = log.get()
 _PAUSE: Final = 0.1
@@ -23,48 +29,137 @@ _PAUSE_MAX: Final = 10.0
 _ENDED_BADLY: Final = (RecipientStatus.FAILED, RecipientStatus.EXPIRED)
 
 
+class Double(StrEnum):
+    """What becomes of mail from the null sender that cannot be delivered."""
+
+    POSTMASTER = "postmaster"
+    """The postmaster gets a report with it."""
+    HOLD = "hold"
+    """It stays, on hold."""
+    DROP = "drop"
+    """It is removed."""
+
+
+@dataclass(frozen=True, slots=True)
+class BounceOptions:
+    """See `bounces:` in gatepost.example.yaml. Without a `postmaster` nobody can be told: what he would get is held."""
+
+    address: Address | None = None
+    without_ret: Ret = Ret.HEADERS
+    double: Double = Double.HOLD
+    postmaster: Address | None = None
+
+
+class Signer(Protocol):
+    """Signs mail that we write ourselves."""
+
+    async def sign(self, content: bytes) -> bytes:
+        """The message with its signatures on top, or as it was. Does not raise, and does not take long."""
+
+
+class Unsigned:
+    """Where nobody signs; implements `Signer`."""
+
+    async def sign(self, content: bytes) -> bytes:
+        return content
+
+
+UNSIGNED: Final = Unsigned()
+
+
 class Settler:
-    """Settles one message after another. `draining` is set when waits are to be short."""
+    """Settles one message after another. `draining` is set when waits are to be short.
+
+    `bounces` gives the options that are in force; a reload may change them.
+    """
 
     def __init__(
-        self, spool: Spool, retry: RetryOptions, hostname: str, rng: Callable[[], float], draining: asyncio.Event
+        self,
+        spool: Spool,
+        retry: RetryOptions,
+        hostname: str,
+        rng: Callable[[], float],
+        draining: asyncio.Event,
+        bounces: Callable[[], BounceOptions],
+        *,
+        paths: ReturnPaths = AS_THEY_CAME,
+        signer: Signer = UNSIGNED,
     ) -> None:
         self._spool = spool
+        self._bounces = bounces
         self._rng = rng
         self._draining = draining
+        self._paths = paths
+        self._signer = signer
         self.renew(retry, hostname)
 
     def renew(self, retry: RetryOptions, hostname: str) -> None:
         """Settle by these options from now on."""
         self._retry = retry
-        self._writer = dsn.Writer(hostname, retry.give_up)
+        self._hostname = hostname
 
     async def settle(self, work: Work, now: float) -> bool:
         """Store the outcomes of all recipients in one step; True when that queued a DSN."""
         message = work.claimed.message
         judgement = judge(message, work.attempted, now, self._retry, self._rng())
-        owed, hold = None, judgement.hold
+        dsns: tuple[NewDsn, ...] = ()
+        hold = judgement.hold
+        options = self._bounces()
+        double = _double(message, options) if judgement.lost else None
         if judgement.reports:
-            owed, hold = await self._dsn(work.claimed, judgement, now)
-        warned = judgement.warned and owed is not None
-        await self._store(Settlement(message.id, judgement.slots, tuple(work.records), owed, hold, warned))
-        self._tell(work, judgement, owed, hold, now)
-        return owed is not None
+            dsns = await self._write(work.claimed, self._by_reader(message, judgement.reports), now, options)
+            if not dsns and judgement.notice is Notice.FAILURE:
+                hold = "the DSN could not be written"
+        elif double is Double.POSTMASTER and options.postmaster is not None:
+            # All of it: nobody else will ever see it again.
+            everything = replace(options, without_ret=Ret.FULL)
+            dsns = await self._write(work.claimed, {options.postmaster: judgement.lost}, now, everything)
+            hold = "" if dsns else hold
+        elif double is Double.DROP:
+            hold = ""
+        warned = judgement.warned and bool(dsns)
+        await self._store(Settlement(message.id, judgement.slots, tuple(work.records), dsns, hold, warned))
+        self._tell(work, judgement, dsns, hold, now)
+        return bool(dsns)
 
-    async def _dsn(self, claimed: Claimed, judgement: Judgement, now: float) -> tuple[NewDsn | None, str]:
-        """The DSN that is owed, or a reason to hold the message when a failure cannot be reported."""
+    def _by_reader(self, message: Stored, reports: Sequence[Report]) -> dict[Address, list[Report]]:
+        """The reports by whom they go to: VERP makes an address for each recipient."""
+        out: dict[Address, list[Report]] = {}
+        for report in reports:
+            reader = self._paths.reports_to(message.envelope.sender, report.recipient.address)
+            if isinstance(reader, Address):
+                out.setdefault(reader, []).append(report)
+        return out
+
+    async def _write(
+        self,
+        claimed: Claimed,
+        readers: Mapping[Address, Sequence[Report]],
+        now: float,
+        options: BounceOptions,
+    ) -> tuple[NewDsn, ...]:
+        """The DSNs, signed; none when they cannot be written."""
         message = claimed.message
+        writer = dsn.Writer(self._hostname, self._retry.give_up, options.address, options.postmaster)
         original = None
         try:
-            original = await dsn.read_original(message, claimed.content)
+            original = await dsn.read_original(message, claimed.content, without_ret=options.without_ret)
         except (SpoolError, OSError) as error:
             _log.error("dsn.original_unreadable", id=message.id, error=str(error))
         try:
-            id = transaction_id(new_session_id(), 0)
-            return dsn.write(id, message, judgement.reports, original, now, self._writer), ""
+            made = [
+                dsn.write(transaction_id(new_session_id(), 0), message, reports, original, now, writer, reader)
+                for reader, reports in readers.items()
+            ]
+            return tuple([await self._signed(new) for new in made])
         except Exception:  # noqa: BLE001 - a bug in writing it must not lose the message that it is about
             _log.exception("dsn.bug", id=message.id, fault="ours")
-            return None, "the DSN could not be written" if judgement.notice is Notice.FAILURE else ""
+            return ()
+
+    async def _signed(self, new: NewDsn) -> NewDsn:
+        content = await self._signer.sign(new.content)
+        record = {**(new.message.record or {}), "size": len(content)}
+        return NewDsn(replace(new.message, record=record), content)
 
     async def _store(self, settlement: Settlement) -> None:
         pause = _PAUSE
@@ -81,7 +176,7 @@ class Settler:
             except TimeoutError:
                 pause = min(pause * 2, _PAUSE_MAX)
 
-    def _tell(self, work: Work, judgement: Judgement, owed: NewDsn | None, hold: str, now: float) -> None:
+    def _tell(self, work: Work, judgement: Judgement, dsns: Sequence[NewDsn], hold: str, now: float) -> None:
         """Log what is durable now, as far as it is more than a delivery."""
         message = work.claimed.message
         for item in work.attempted:
@@ -95,10 +190,38 @@ class Settler:
                 _log.info("message.expired", id=message.id, **fields)
             if not wants_failure(slot.recipient):
                 _log.info("dsn.unwanted", id=message.id, recipient=recipient)
+        if judgement.lost:
+            outcome = "hold" if hold else "postmaster" if dsns else "drop"
+            metrics.DOUBLE_BOUNCES.labels(outcome).inc()
+            lost = [str(report.recipient.address) for report in judgement.lost]
+            _log.warning(
+                "bounce.undeliverable",
+                id=message.id,
+                outcome=outcome,
+                recipients=lost,
+                reply=judgement.lost[0].reply,
+            )
         if hold:
             _log.warning("message.held", id=message.id, reason=hold)
-        if owed is not None and judgement.notice is not None:
-            kind = judgement.notice.value
+        for new in dsns:
+            kind = (new.message.record or {})["dsn"]["kind"]
             metrics.DSNS.labels(kind).inc()
-            to = str(owed.message.envelope.recipients[0].address)
-            _log.info("dsn.queued", id=owed.message.id, about=message.id, kind=kind, recipient=to)
+            to = str(new.message.envelope.recipients[0].address)
+            _log.info("dsn.queued", id=new.message.id, about=message.id, kind=kind, recipient=to)
+
+
+def _double(message: Stored, options: BounceOptions) -> Double:
+    """What to do with a bounce that could not be delivered. The postmaster's own mail is not reported to him."""
+    if options.double is not Double.POSTMASTER:
+        return options.double
+    if options.postmaster is None or any(_same(s.recipient.address, options.postmaster) for s in message.slots):
+        return Double.HOLD
+    return Double.POSTMASTER
+
+
+def _same(one: Address, other: Address) -> bool:
+    try:
+        return one.key == other.key
+    except AddressError:
+        # Something in the spool that no front door let in.
+        return False

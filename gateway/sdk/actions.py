@@ -24,6 +24,7 @@ from gateway.mail.edit import (
     DeleteRecipient,
     Edit,
     Reroute,
+    inherit,
 )
 from gateway.mail.envelope import Notify, Recipient
 from gateway.mail.message import HeaderField
@@ -180,11 +181,11 @@ def mailbox(text: str) -> Address:
 def redirect(txn: Transaction, to: Address | str) -> tuple[Edit, ...]:
     """Send it to this address in place of all whom the client named. Raises ValueError for no address.
 
-    Who was added by others (`bcc`) stays.
+    Who was added by others (`bcc`) stays. What the sender wants to be told of (`gateway.mail.edit.inherit`) goes along.
     """
     address = mailbox(to) if isinstance(to, str) else to
     gone = tuple(DeleteRecipient(r.address) for r in txn.recipients if r.address.key != address.key)
-    return (*gone, AddRecipient(Recipient(address)))
+    return (*gone, AddRecipient(inherit(Recipient(address), txn.recipients)))
 
 
 def bcc(*to: Address | str) -> tuple[Edit, ...]:

@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import inspect
 import typing
-from collections.abc import Awaitable, Callable, Collection, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, TypeVar
 
+from gateway.mail.edit import AddHeader
 from gateway.mail.session import Session
 from gateway.sdk.deprecation import adopt_old_hooks
 from gateway.sdk.ending import Ending
@@ -25,7 +26,7 @@ from gateway.sdk.lint import Check, Remark, Setting
 from gateway.sdk.options import OptionsModel
 from gateway.sdk.policy import Policy, PolicyOptions, check_input, plain_parameters, unwrap
 from gateway.sdk.services import Services
-from gateway.sdk.stage import ORDER, Stage
+from gateway.sdk.stage import ORDER, Message, Stage
 
 _F = TypeVar("_F", bound=Callable[..., Awaitable[Finding]])
 _MARK = "__gatepost_finder__"
@@ -143,6 +144,14 @@ class Plugin:
 
         The entry's `timeout` holds, and what it raises is logged. `connect` can come several times before (XCLIENT).
         """
+
+    async def sign_own(self, message: Message) -> Sequence[AddHeader]:
+        """Sign mail that Gatepost itself writes, such as DSNs and reports: fields to put on top of it, none for none.
+
+        Asked of plugins that `signs`, and never of an entry that is in shadow. The entry's `timeout` holds; when it
+        raises, the message leaves unsigned and the trouble is logged.
+        """
+        return ()
 
     def lint(self, setting: Setting) -> Iterable[Remark]:
         """Remarks on its options for `gatepost lint`, of the kinds in `checks`. It was not started."""

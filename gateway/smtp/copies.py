@@ -19,7 +19,7 @@ from gateway.mail.envelope import Envelope, Recipient
 from gateway.mail.message import Content, split_header
 from gateway.mail.reply import Reply
 from gateway.pipeline.decision import Decision, Part
-from gateway.sdk.authentication import Spf, SpfResult, authentication_results
+from gateway.sdk.authentication import AuthResult, Dmarc, Spf, SpfResult, authentication_results
 from gateway.sdk.ending import Outcome
 from gateway.sdk.findings import Finding
 from gateway.sdk.stage import Transaction
@@ -177,9 +177,20 @@ async def _write(draft: Draft, head: bytes, body: Content) -> None:
 
 
 def _owed(sender: Sender, *, trusted: bool, found: Iterable[Finding]) -> bool:
-    """Whether the sender is owed a DSN: it is one of our clients, or SPF proved its domain."""
+    """Whether the sender is owed a DSN: it is one of our clients, or SPF or DMARC proved its domain.
+
+    DMARC speaks of From. It counts where From and the sender are of the same domain: then a report about a message
+    that somebody signed and another one replays goes, at worst, to the domain that signed it.
+    """
     if sender is NULL_SENDER or trusted:
         return sender is not NULL_SENDER
-    return isinstance(sender, Address) and any(
-        isinstance(f, Spf) and f.result is SpfResult.PASS and f.domain == sender.ascii_domain for f in found
-    )
+    return isinstance(sender, Address) and any(_proves(f, sender.ascii_domain) for f in found)
+
+
+def _proves(finding: Finding, domain: str) -> bool:
+    match finding:
+        case Spf():
+            return finding.result is SpfResult.PASS and finding.domain == domain
+        case Dmarc():
+            return finding.result is AuthResult.PASS and finding.domain == domain
+    return False

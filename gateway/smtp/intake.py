@@ -33,6 +33,7 @@ from gateway.smtp.group import Group
 from gateway.smtp.judges import REFUSALS, Judges
 from gateway.smtp.ledger import Ledger, outcome_of, told
 from gateway.smtp.options import SmtpOptions, Split
+from gateway.smtp.relay import admit
 from gateway.spool.spool import Draft, Inlet, NewMessage, SpoolError, SpoolFull, State
 
 _log = log.get()
@@ -163,16 +164,13 @@ class Intake:
         """Judge one recipient: relay control first, then the domain's pipeline."""
         opened = self._opened()
         options = self.desk.options
-        if not recipient.address.domain:
-            postmaster = self.desk.domains.postmaster(options.hostname)
-            if postmaster is None:
-                return self._no_recipient(recipient, Reply(550, "1.1", "no such recipient here"))
-            recipient = replace(recipient, address=postmaster)
         if opened.taken >= options.limits.recipients:
             return replies.TOO_MANY
+        admitted = admit(self.desk.domains, options, opened.begun, recipient, self.desk.clock.now())
+        if isinstance(admitted, Reply):
+            return self._no_recipient(recipient, admitted)
+        recipient = admitted
         domain = self.desk.domains.find(recipient.address)
-        if domain is None and not self.session.trusted:
-            return self._no_recipient(recipient, Reply(550, "7.1", "relaying denied"))
         pipeline = (domain.pipeline if domain else "") or self._default
         group = opened.groups.get(pipeline)
         if group is None or len(opened.groups) > 1:

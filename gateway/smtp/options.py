@@ -9,6 +9,7 @@ from enum import StrEnum
 from typing import Final
 
 from gateway.mail.session import IPAddress
+from gateway.mail.srs import Srs
 from gateway.smtp.data import Newlines
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -106,5 +107,6 @@ class SmtpOptions:
     newlines: Newlines = Newlines.NORMALIZE
     relay_from: Networks = NOWHERE
     bounces: bool = True
+    srs: Srs | None = None
     split: Split = Split.DEFER
     split_refused: SplitRefused = SplitRefused.QUARANTINE

@@ -177,8 +177,8 @@ class Shard:
             _log.error("message.corrupt", id=id, reason=reason)
 
     async def settle(self, settlement: Settlement) -> None:
-        """Store a settlement and the DSN that it owes. Nothing is owed for a message that was dropped meanwhile."""
-        id, slots, dsn = settlement.id, settlement.slots, settlement.dsn
+        """Store a settlement and the DSNs that it owes. Nothing is owed for a message that was dropped meanwhile."""
+        id, slots, dsns = settlement.id, settlement.slots, settlement.dsns
         done = not settlement.hold and not any(slot.status.open for slot in slots)
         due = schema.due_of(slots)
 
@@ -187,13 +187,14 @@ class Shard:
             self._notes.add_attempts(db, id, settlement.attempts)
             gone = _delete(db, id, _READABLE) if done else None
             kept = gone is None and _keep(db, settlement, due)
-            if dsn is not None and (gone is not None or kept):
-                self.insert_dsn(db, dsn)
+            if gone is not None or kept:
+                for dsn in dsns:
+                    self.insert_dsn(db, dsn)
             return bool(gone and gone[1])
 
         # Nobody waits for it but us, and what it costs to be late is a second delivery if we crash just now.
         file = await self.writer.submit(step, after=partial(self.on_step, Step.SETTLE_DONE), patient=True)
-        self.next_due = min(self.next_due, due if dsn is None else dsn.message.received)
+        self.next_due = min(self.next_due, due, *(dsn.message.received for dsn in dsns))
         if file:
             await self._loop.run_in_executor(self._executor, self.remove_file, id)
 

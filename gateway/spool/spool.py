@@ -168,13 +168,13 @@ class Settlement:
     """The result of working on a claimed message.
 
     `slots` replaces the message's slots. With no open slot left the message is removed, unless `hold` gives a reason to
-    keep it on hold instead. `dsn` is committed first, in the same step.
+    keep it on hold instead. `dsns` are committed first, in the same step.
     """
 
     id: str
     slots: tuple[Slot, ...]
     attempts: tuple[AttemptRecord, ...] = ()
-    dsn: NewDsn | None = None
+    dsns: tuple[NewDsn, ...] = ()
     hold: str = ""
     warned: bool = False
 

@@ -1,4 +1,4 @@
-"""The plugin `dkim-sign`: signs the mail of our own senders.
+"""The plugin `dkim-sign`: signs the mail of our own senders, and what Gatepost itself writes.
 
 Ours is who may relay through us (`session.trusted`); what strangers send is never signed, whatever its From says. The
 domain is that of From. The message is signed as the entries before this one left it, so list it after those that edit.
@@ -39,6 +39,7 @@ from gateway.sdk import (
     Verdict,
     acts,
     annotate,
+    get_logger,
 )
 from gateway.sdk.lint import Check, Remark, Setting, Severity
 from plugins.dkim.body import HeaderSectionError, body_hashes
@@ -47,6 +48,7 @@ from plugins.dkim.meters import SIGNED
 from plugins.dkim.private import PrivateKey, check_domain, load_key
 from plugins.dkim.wording import DEFAULT_HEADERS, Wording, b64, check_headers, signed_names
 
+_log = get_logger()
 _FROM_OCTETS: Final = 4096
 
 NOBODY: Final = Check("dkim-sign/nobody", Severity.WARNING, "there is nobody whose mail would be signed")
@@ -187,8 +189,15 @@ class DkimSignPlugin(Plugin):
     @acts(Stage.MESSAGE)
     async def sign(self, session: Session, message: Message) -> DkimSigned:
         """Sign it when a trusted client sent it and From is of a domain that has keys."""
-        if not session.trusted:
-            return DkimSigned()
+        return await self._sign(message) if session.trusted else DkimSigned()
+
+    async def sign_own(self, message: Message) -> tuple[AddHeader, ...]:
+        signed = await self._sign(message)
+        if signed.problem:
+            _log.info("dkim.own_unsigned", domain=signed.domain, reason=signed.problem)
+        return tuple(AddHeader("DKIM-Signature", value) for value in signed.signatures)
+
+    async def _sign(self, message: Message) -> DkimSigned:
         domain = author_domain(message)
         if not domain:
             return DkimSigned(problem="From is not one address")

@@ -73,9 +73,9 @@ def test_the_example_gives_every_option_its_default() -> None:
     assert wrong == []
     without = {path for path, option in OPTIONS.items() if option.default not in (None, "null") and not option.required}
     # The listener's TLS as a whole has no default, so its mode can only stand in the comment with it; LDAP neither,
-    # nor a named transport.
+    # nor a named transport, VERP and SRS.
     without.discard("listeners[].tls.mode")
-    in_comments = (f"domains.{NAME}.recipients.ldap.", f"transports.{NAME}.")
+    in_comments = (f"domains.{NAME}.recipients.ldap.", f"transports.{NAME}.", "verp.", "srs.")
     without -= {path for path in without if path.startswith(in_comments)}
     assert without - {path for path, _ in shown} == set(), "options with a default that are only in comments"
 
@@ -93,6 +93,8 @@ def test_the_example_is_a_good_configuration_with_and_without_its_comments(tmp_p
     (tmp_path / "recipients.txt").write_text("anna\n")
     (tmp_path / "ldap.secret").write_text("secret\n")
     (tmp_path / "hook.token").write_text("token\n")
+    (tmp_path / "srs.secrets").write_text("a secret of some length\n")
+    (tmp_path / "srs.secrets").chmod(0o600)
     (tmp_path / "gatepost.yaml").write_text(COMMENTED.sub(r"\1\2", EXAMPLE))
     everything = load(str(tmp_path / "gatepost.yaml"))
     assert everything.admin.token is not None

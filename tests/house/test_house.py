@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -96,3 +98,9 @@ def test_no_test_is_skipped() -> None:
     assert [
         str(p.relative_to(ROOT)) for p in modules("tests") if p != Path(__file__) and words.search(p.read_text())
     ] == []
+
+
+def test_reading_a_configuration_does_not_load_the_metrics() -> None:
+    # The library asks once, when it is imported, where processes share their counts; the command line says so later.
+    code = "import sys, gateway.config, gateway.cli; sys.exit('gateway.ops.metrics' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0

@@ -96,12 +96,16 @@ class Script:
     def __init__(self, *outcomes: Outcome | Sequence[Outcome] | Exception) -> None:
         self.outcomes = list(outcomes) or [DELIVERED]
         self.deliveries: list[Delivery] = []
+        self.contents: list[bytes] = []
+        self.keeps_contents = False
         self.now = 0
         self.most = 0
         self.gate: asyncio.Event | None = None
 
     async def deliver(self, delivery: Delivery) -> list[Outcome]:
         self.deliveries.append(delivery)
+        if self.keeps_contents:
+            self.contents.append(b"".join([block async for block in delivery.content.blocks()]))
         self.now += 1
         self.most = max(self.most, self.now)
         answer = self.outcomes.pop(0) if len(self.outcomes) > 1 else self.outcomes[0]
@@ -122,6 +126,7 @@ class World:
 
     def __init__(self, spool: SqliteSpool, *, options: SchedulerOptions, retry: RetryOptions) -> None:
         self.clock = ManualClock()
+        self.keeps_contents = False
         self.spool = spool
         self.scripts: dict[str, Script] = {}
         self.scheduler = Scheduler(
@@ -135,7 +140,9 @@ class World:
         return Destination(Kind.SMTP, host=address.ascii_domain, port=25)
 
     def for_destination(self, destination: Destination) -> Script:
-        return self.script(destination.host)
+        script = self.script(destination.host)
+        script.keeps_contents = self.keeps_contents
+        return script
 
     def script(self, domain: str) -> Script:
         return self.scripts.setdefault(domain, Script())
@@ -150,6 +157,7 @@ class World:
         sender: Sender | str = "ben@example.net",
         owed: bool = True,
         content: bytes = CONTENT,
+        parameters: MailParameters = MailParameters(),  # noqa: B008 - frozen
     ) -> str:
         """Commit a message, as the intake does, and ring."""
         id = transaction_id(new_session_id(), 0)
@@ -159,7 +167,7 @@ class World:
         await draft.write(content)
         record = {"id": id, "time": self.clock.now()}
         await self.spool.commit(
-            draft, NewMessage(id, Envelope(who, chosen), self.clock.now(), b"", owed=owed, record=record)
+            draft, NewMessage(id, Envelope(who, chosen, parameters), self.clock.now(), b"", owed=owed, record=record)
         )
         self.scheduler.ring()
         return id

@@ -17,7 +17,7 @@ from gateway.queue import dsn
 from gateway.queue.dsn import FULL_OCTETS, Original, Writer
 from gateway.queue.lifecycle import Action, Report
 from gateway.spool.spool import NewDsn, State, Stored
-from tests.queue.rig import CONTENT, HOST, START, Octets, recipient, stored
+from tests.queue.rig import CONTENT, HOST, START, Octets, address, recipient, stored
 
 WRITER = Writer(HOST, 432000.0)
 NOW = START + 3600
@@ -208,6 +208,70 @@ def test_a_message_that_cannot_stand_in_a_dsn_as_it_is_returns_its_header_sectio
     for body in (b"x" * 5000 + b"\r\n", b"a\0b\r\n"):
         original, _ = original_of(HEADERS + b"\r\n" + body, Ret.FULL)
         assert original == Original(HEADERS, False)
+
+
+@pytest.mark.parametrize(
+    ("subject", "smtputf8", "full"),
+    [
+        ("Grüße".encode(), True, True),
+        ("Grüße".encode(), False, False),
+        ("Grüße".encode("latin-1"), True, False),
+        ("Grüße".encode("latin-1"), False, False),
+    ],
+)
+def test_a_header_in_eight_bits_is_returned_in_full_only_as_utf8_to_who_asked_for_it(
+    subject: bytes, smtputf8: bool, full: bool
+) -> None:
+    content = b"Subject: " + subject + b"\r\n\r\nBody\r\n"
+    message = stored(parameters=MailParameters(ret=Ret.FULL, smtputf8=smtputf8), size=len(content))
+    original = asyncio.run(dsn.read_original(message, Octets(content)))
+    assert original.full is full
+    assert originals(make(message=message, original=original)).get_content_type() == (
+        "message/global" if full else "message/global-headers" if smtputf8 else "text/rfc822-headers"
+    )
+
+
+@pytest.mark.parametrize("report", [DELAYED, replace(FAILED, action=Action.RELAYED, reply="250 2.0.0 ok")])
+def test_where_nothing_failed_only_the_header_section_is_returned_whatever_ret_says(report: Report) -> None:
+    full = Original(CONTENT, True)
+    assert originals(make(report, original=full)).get_content_type() == "text/rfc822-headers"
+    assert b"\r\nBody\r\n" not in make(report, original=full).content
+    assert originals(make(report, FAILED, original=full)).get_content_type() == "message/rfc822"
+
+
+def test_what_holds_where_ret_is_absent_does_not_where_it_is_there() -> None:
+    for ret, full in ((None, True), (Ret.HEADERS, False)):
+        message = stored(parameters=MailParameters(ret=ret))
+        assert asyncio.run(dsn.read_original(message, Octets(CONTENT), without_ret=Ret.FULL)).full is full
+
+
+def test_an_international_report_to_an_ascii_sender_is_in_seven_bits() -> None:
+    message = stored(parameters=MailParameters(smtputf8=True))
+    anna = recipient("änna@example.org", orcpt="utf-8;\\x{E4}nna@example.org")
+    new = make(replace(FAILED, recipient=anna), message=message, original=Original("Subject: grün\r\n".encode(), False))
+    assert new.content.isascii() and new.message.envelope.parameters == MailParameters()
+    report = read(new)
+    assert report.get_param("report-type") == "global-delivery-status"
+    assert b"\r\nFinal-Recipient: utf-8; =C3=A4nna@example.org\r\n" in new.content
+
+
+def test_author_and_help_are_those_that_are_named() -> None:
+    writer = Writer(HOST, 432000.0, address("bounces@example.org"), address("help@example.org"))
+    new = dsn.write("D1", stored(), [FAILED], None, NOW, writer)
+    assert read(new)["From"] == "Mail Delivery System <bounces@example.org>"
+    assert b"write to <help@example.org>" in new.content and b"@example.org>" in new.content.split(b"Message-ID:")[1]
+
+
+def test_a_double_bounce_is_told_to_a_reader_and_says_what_it_is() -> None:
+    lost = stored(sender=NULL_SENDER, owed=False)
+    new = dsn.write("D1", lost, [FAILED], ORIGINAL, NOW, WRITER, address("postmaster@example.com"))
+    assert read(new)["Subject"] == "Bounce could not be delivered" and read(new)["To"] == "postmaster@example.com"
+    text = " ".join(next(read(new).iter_parts()).get_content().split())
+    assert (
+        "Nobody else can be told of it" in text and "gatepost explain Q1" in text and "Your message could" not in text
+    )
+    assert new.message.envelope.sender is NULL_SENDER and not new.message.owed
+    assert new.message.record is not None and new.message.record["dsn"]["kind"] == "double"
 
 
 def test_without_the_original_the_dsn_still_leaves() -> None:

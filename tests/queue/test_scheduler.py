@@ -90,12 +90,13 @@ def test_an_owed_failure_gets_its_dsn_in_the_same_settlement(play: Callable[...,
         id = await world.send("anna@example.org", owed=True)
         await world.settled()
         first = next(s for s in seen if s.id == id)
-        assert first.dsn is not None and first.slots[0].status is RecipientStatus.FAILED
+        (owed,) = first.dsns
+        assert first.slots[0].status is RecipientStatus.FAILED
         assert [s.id for s in seen].count(id) == 1
         assert await world.find(id) is None
         (report,) = world.script("example.net").deliveries
         assert report.sender is NULL_SENDER and [str(r.address) for r in report.recipients] == ["ben@example.net"]
-        assert b"Final-Recipient: rfc822; anna@example.org" in first.dsn.content
+        assert b"Final-Recipient: rfc822; anna@example.org" in owed.content
 
     play(scenario)
 

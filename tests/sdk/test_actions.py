@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from email import message_from_bytes, policy
 
 import pytest
 
-from gateway.mail.edit import AddHeader, AddRecipient, ChangeHeader, DeleteHeader, DeleteRecipient, apply_edits
+from gateway.mail.address import NULL_SENDER
+from gateway.mail.edit import (
+    AddHeader,
+    AddRecipient,
+    ChangeHeader,
+    DeleteHeader,
+    DeleteRecipient,
+    Redirect,
+    apply_edits,
+    edit_envelope,
+)
+from gateway.mail.envelope import Envelope, Notify, Recipient
 from gateway.sdk import Message
 from gateway.sdk.actions import (
     add_header,
@@ -144,6 +156,27 @@ def test_a_redirect_takes_all_recipients_out_and_puts_one_in():
     assert isinstance(edits[-1], AddRecipient) and str(edits[-1].recipient.address) == "carl@example.org"
     kept = redirect(txn, "Ben@example.org")
     assert [str(e.address) for e in kept if isinstance(e, DeleteRecipient)] == ["anna@example.org"]
+
+
+def test_a_redirect_takes_along_what_the_sender_wants_to_be_told_of():
+    anna = Recipient(mailbox("anna@example.org"), frozenset({Notify.SUCCESS}), "rfc822;anna@example.org")
+    ben = Recipient(mailbox("ben@example.org"), frozenset({Notify.SUCCESS}), "rfc822;ben@example.org")
+    never = Recipient(mailbox("dora@example.org"), frozenset({Notify.NEVER}))
+
+    def wishes(*recipients: Recipient) -> tuple[set[str], str]:
+        edits = redirect(replace(make_transaction(recipients=[]), recipients=recipients), "carl@example.org")
+        (sent,) = edit_envelope(Envelope(NULL_SENDER, recipients), edits).recipients
+        (plain,) = edit_envelope(Envelope(NULL_SENDER, recipients), [Redirect(Recipient(sent.address))]).recipients
+        assert plain == sent
+        return {notify.value for notify in sent.notify}, sent.orcpt
+
+    assert wishes(anna) == ({"SUCCESS"}, "rfc822;anna@example.org")
+    assert wishes(anna, ben) == ({"SUCCESS"}, "")
+    assert wishes(never) == ({"NEVER"}, "")
+    assert wishes(anna, never) == (set(), "")
+    own = Redirect(Recipient(mailbox("carl@example.org"), frozenset({Notify.NEVER})))
+    (kept,) = edit_envelope(Envelope(NULL_SENDER, (anna,)), [own]).recipients
+    assert kept == own.recipient
 
 
 def test_blind_copies_are_asked_for_without_notices():

@@ -10,12 +10,16 @@ import pytest
 
 from gateway.mail.address import NULL_SENDER, Address
 from gateway.sdk import (
+    PROCEED,
     AddHeader,
     AddRecipient,
+    AuthResult,
     BodyContent,
     ChangeSender,
     DeleteRecipient,
+    Dmarc,
     Edit,
+    Message,
     Recipient,
     ReplaceBody,
     Reroute,
@@ -225,6 +229,32 @@ def test_a_next_hop_that_is_none_defers():
         async with door(pipelines={"default": editing(Reroute("carrier-pigeon"))}) as opened:
             assert (await send(opened)).startswith("451 4.3.0 ")
             assert await opened.stored() == []
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    ("result", "domain", "owed"),
+    [
+        (AuthResult.PASS, "sender.test", True),
+        (AuthResult.PASS, "other.test", False),
+        (AuthResult.FAIL, "sender.test", False),
+        (AuthResult.NONE, "sender.test", False),
+    ],
+)
+@pytest.mark.parametrize("shadow", [False, True])
+def test_dmarc_proves_a_sender_of_the_domain_in_from_unless_it_is_in_shadow(result, domain, owed, shadow):
+    async def find(message: Message) -> Dmarc:
+        return Dmarc(result, domain)
+
+    async def test() -> None:
+        entry = {"dmarc": {}, "shadow": True} if shadow else "dmarc"
+        asks = policy("asks", hook(Stage.MESSAGE, [Dmarc], lambda dmarc: PROCEED))
+        judged = pipeline([entry, "asks"], plugin("dmarc", finder(Stage.MESSAGE, Dmarc, [Message], find)), asks)
+        async with door(pipelines={"default": judged}) as opened:
+            await send(opened)
+            (stored,) = await opened.stored()
+            assert stored.message.owed is (owed and not shadow)
 
     run(test)
 

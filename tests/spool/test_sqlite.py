@@ -161,7 +161,7 @@ def test_a_dsn_is_in_the_transaction_that_removes_its_message(tmp_path):
         spool = await SqliteSpool.open(options(tmp_path), on_step=look)
         id, dsn = await put(spool), new_dsn()
         stored = (await take(spool))[id].message
-        await spool.settle(Settlement(id, after(stored, RecipientStatus.FAILED), dsn=dsn))
+        await spool.settle(Settlement(id, after(stored, RecipientStatus.FAILED), dsns=(dsn,)))
         await spool.close()
 
     asyncio.run(check())

@@ -53,7 +53,7 @@ class SpoolDesk:
         id = await put(spool)
         stored = (await take(spool))[id].message
         assert await spool.drop([id, id, "nothing"]) == 1
-        await spool.settle(Settlement(id, after(stored, RecipientStatus.FAILED), (attempt("failed"),), new_dsn()))
+        await spool.settle(Settlement(id, after(stored, RecipientStatus.FAILED), (attempt("failed"),), (new_dsn(),)))
         assert await spool.list() == []
 
     @with_place
@@ -170,7 +170,7 @@ class SpoolDesk:
         stored = (await take(spool))[id].message
         (explained,) = await spool.explain(id)
         assert explained.stored is not None and explained.record == {"id": id}
-        await spool.settle(Settlement(id, after(stored, RecipientStatus.FAILED), (attempt("failed"),), new_dsn()))
+        await spool.settle(Settlement(id, after(stored, RecipientStatus.FAILED), (attempt("failed"),), (new_dsn(),)))
         (dsn,) = (await take(spool, NOW + 1)).values()
         await deliver(spool, dsn.message)
         assert await spool.explain("") == []

@@ -170,7 +170,7 @@ class SpoolMail:
         id = await put(spool)
         stored = (await take(spool))[id].message
         dsn = new_dsn(b"Subject: sorry\r\n\r\n\xff")
-        await spool.settle(Settlement(id, after(stored, RecipientStatus.FAILED), (attempt("failed"),), dsn))
+        await spool.settle(Settlement(id, after(stored, RecipientStatus.FAILED), (attempt("failed"),), (dsn,)))
         assert [m.id for m in await spool.list()] == [dsn.message.id]
         assert await spool.next_due(NOW + 1) is not None
         (claimed,) = (await take(spool, NOW + 1)).values()
@@ -178,6 +178,20 @@ class SpoolMail:
         assert await octets(claimed) == dsn.content
         (explained,) = await spool.explain(dsn.message.id)
         assert explained.record == dsn.message.record
+
+    @with_place
+    async def test_several_dsns_of_one_settlement_are_queued_together(self, place: SpoolPlace) -> None:
+        spool = await place.open()
+        dsns = (new_dsn(b"Subject: one\r\n\r\n"), new_dsn(b"Subject: two\r\n\r\n"))
+        for dropped in (True, False):
+            id = await put(spool)
+            stored = (await take(spool))[id].message
+            if dropped:
+                await spool.drop([id])
+            await spool.settle(Settlement(id, after(stored, RecipientStatus.FAILED), (attempt("failed"),), dsns))
+            queued = [] if dropped else sorted(dsn.message.id for dsn in dsns)
+            assert sorted(m.id for m in await spool.list()) == queued
+        assert len(await take(spool, NOW + 1)) == len(dsns)
 
     @pytest.mark.parametrize("content", [SMALL, LARGE], ids=["small", "large"])
     @with_place
