@@ -124,6 +124,7 @@ from gateway.sdk import (
     Store,
     Taken,
     Tls,
+    Tlsa,
     Transaction,
     Turns,
     UriHit,
@@ -472,6 +473,11 @@ class Trusting(Policy):
                 reason = f"{author} of {show_domain(author.domain)}, sent by {domain_of(transaction.sender)}"
                 return respond(self.options.action, reason, detail="7.1", text="not accepted")
         return PROCEED
+
+
+def show_tlsa(record: Tlsa) -> str:
+    """What DNS says of a mail host's certificate."""
+    return f"{record.usage} {record.selector} {record.matching} {record.data.hex()}"
 
 
 class Short(WidePlugin):
