@@ -3,41 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import email
 import gzip
 import json
 from typing import Any
 
-import dkim
 import pytest
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
-from gateway.app.tlsreports import LEASE, WAIT, ReportOptions, Signing, TlsReports
+from gateway.app.tlsreports import LEASE, WAIT, ReportOptions, TlsReports
 from gateway.sdk.testing import FakeDns, FakeOutbox, FakeState, ManualClock
 from gateway.transport.rule import Applied, Failure
 from gateway.transport.tlsresults import DAY, Results, Session
-
-Pem = Any
-
-
-def pem(key: Pem) -> bytes:
-    octets: bytes = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    return octets
 
 
 class Scene:
     """A worker whose yesterday saw two sessions with example.net and one with a domain that wants no report."""
 
-    def __init__(self, record: str = "v=TLSRPTv1; rua=mailto:r@example.net", signing: Signing | None = None) -> None:
+    def __init__(self, record: str = "v=TLSRPTv1; rua=mailto:r@example.net") -> None:
         self.clock = ManualClock()
         self.state = FakeState(self.clock)
         self.outbox = FakeOutbox()
         self.dns = FakeDns(txt={"_smtp._tls.example.net": [record]})
         self.posted: list[tuple[str, bytes]] = []
         self.problem = ""
-        options = ReportOptions("tls@example.org", "Example", "postmaster@example.org", signing)
+        options = ReportOptions("tls@example.org", "Example", "postmaster@example.org")
         self.reports = TlsReports(options, self, self.state, self.clock, self.outbox, self.post)  # type: ignore[arg-type]
 
     async def lookup(self, name: str, rdtype: str) -> Any:
@@ -128,37 +117,3 @@ def test_a_report_goes_by_https_first_and_by_mail_when_that_fails():
         assert await scene.reports.report() == 1 and len(scene.outbox.sent) == 1
 
     asyncio.run(main())
-
-
-@pytest.mark.parametrize("kind", ["rsa", "ed25519"])
-def test_a_report_is_signed_with_the_domains_key(kind: str):
-    if kind == "rsa":
-        key: Pem = rsa.generate_private_key(65537, 2048)
-        public = key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-    else:
-        key = ed25519.Ed25519PrivateKey.generate()
-        public = key.public_key().public_bytes_raw()
-
-    async def main() -> bytes:
-        scene = await Scene(signing=Signing.load("sel", pem(key))).a_day()
-        assert await scene.reports.report() == 1
-        return scene.outbox.sent[0][2]
-
-    record = f"v=DKIM1; k={kind}; p={base64.b64encode(public).decode()}".encode()
-    asked: list[bytes] = []
-
-    def lookup(name: bytes, timeout: float = 5) -> bytes:
-        asked.append(name)
-        return record
-
-    mail = asyncio.run(main())
-    assert dkim.verify(mail, dnsfunc=lookup) and asked == [b"sel._domainkey.example.org."]
-    assert not dkim.verify(
-        mail.replace(b"TLS-Report-Domain: example.net", b"TLS-Report-Domain: example.com"), dnsfunc=lookup
-    )
-
-
-@pytest.mark.parametrize("octets", [b"", b"junk", pem(ec.generate_private_key(ec.SECP256R1()))])
-def test_a_key_that_cannot_sign_is_refused(octets: bytes):
-    with pytest.raises(ValueError, match="holds"):
-        Signing.load("sel", octets)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gateway.config import Config, ConfigError
+from gateway.config import Config
 from gateway.sdk.services import Clock, Dns, Outbox, State
 from gateway.transport.policies import Fetch, Policies
 
@@ -25,9 +24,9 @@ def make_policies(config: Config, dns: Dns, state: State, clock: Clock) -> Polic
 
 
 def make_reports(config: Config, dns: Dns, state: State, clock: Clock, outbox: Outbox) -> TlsReports:
-    """The sender of TLS reports. Reads the DKIM key, and raises `ConfigError` when it is none."""
-    # What it signs with takes a while to import, and most gateways send no reports.
-    from gateway.app.tlsreports import ReportOptions, Signing, TlsReports
+    """The sender of TLS reports."""
+    # Most gateways send no reports.
+    from gateway.app.tlsreports import ReportOptions, TlsReports
 
     wanted = config.outbound_tls.reports
     assert wanted is not None
@@ -45,13 +44,6 @@ def make_reports(config: Config, dns: Dns, state: State, clock: Clock, outbox: O
             return answer.problem
         return "" if 200 <= answer.status < 300 else f"HTTP {answer.status}"
 
-    signing = None
-    if wanted.dkim_key and wanted.dkim_selector:
-        try:
-            signing = Signing.load(wanted.dkim_selector, Path(wanted.dkim_key).read_bytes())
-        except (OSError, ValueError) as error:
-            path = ("outbound_tls", "reports", "dkim_key")
-            raise ConfigError([config.problem(path, f"{wanted.dkim_key} {error}")]) from error
     organization, contact = wanted.organization or config.hostname, wanted.contact or wanted.email
-    options = ReportOptions(wanted.email, organization, contact, signing)
+    options = ReportOptions(wanted.email, organization, contact)
     return TlsReports(options, dns, state, clock, outbox, post)

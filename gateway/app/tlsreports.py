@@ -13,17 +13,11 @@ takes over from one that died sends only what is left.
 from __future__ import annotations
 
 import asyncio
-import base64
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
-import dkim
 import orjson
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 
 from gateway.mail.address import parse_mailbox
 from gateway.ops import log, metrics
@@ -39,46 +33,6 @@ WAIT: Final = 3600.0
 LOOK: Final = 900.0
 LEASE: Final = 900.0
 ROWS: Final = 2000
-_SIGNED: Final = (
-    *(b"from", b"to", b"subject", b"date", b"message-id", b"mime-version", b"content-type"),
-    *(b"tls-report-domain", b"tls-report-submitter", b"tls-required"),
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Signing:
-    """The DKIM key of the sender's domain, as dkimpy takes it."""
-
-    selector: str
-    private: bytes
-    algorithm: bytes
-
-    @classmethod
-    def load(cls, selector: str, pem: bytes) -> Signing:
-        """From a PEM file, RSA or Ed25519. Raises ValueError."""
-        try:
-            key = load_pem_private_key(pem, None)
-        except (ValueError, TypeError, UnsupportedAlgorithm):
-            raise ValueError("holds no private key in PEM, without a passphrase") from None
-        if isinstance(key, Ed25519PrivateKey):
-            return cls(selector, base64.b64encode(key.private_bytes_raw()), b"ed25519-sha256")
-        if isinstance(key, RSAPrivateKey):
-            private = key.private_bytes(Encoding.PEM, PrivateFormat.TraditionalOpenSSL, NoEncryption())
-            return cls(selector, private, b"rsa-sha256")
-        raise ValueError("holds a key that is neither RSA nor Ed25519")
-
-    def sign(self, mail: bytes, domain: str) -> bytes:
-        """The message with its signature in front."""
-        signature: bytes = dkim.sign(
-            mail,
-            self.selector.encode(),
-            domain.encode(),
-            self.private,
-            canonicalize=(b"relaxed", b"relaxed"),
-            include_headers=list(_SIGNED),
-            signature_algorithm=self.algorithm,
-        )
-        return signature + mail
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +42,6 @@ class ReportOptions:
     email: str
     organization: str
     contact: str
-    signing: Signing | None = None
 
 
 class TlsReports:
@@ -181,8 +134,6 @@ class TlsReports:
     async def _mail(self, report: Report, targets: Targets, packed: bytes) -> str:
         options = self._options
         mail = render_mail(report, options.email, targets.mail, packed, self._clock.now())
-        if options.signing is not None:
-            mail = await asyncio.to_thread(options.signing.sign, mail, self._reporter.submitter)
         return await self._outbox.send(parse_mailbox(options.email), targets.mail, mail)
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Self
+from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field
 
-from gateway.config.values import Flag, ReadableFile, Section, Text, refuse
+from gateway.config.values import Flag, Section, Text
 from gateway.mail.address import AddressError, parse_mailbox
 
 
@@ -29,17 +29,6 @@ class TlsReports(Section):
     """Who we are. Default: the hostname."""
     contact: Annotated[Text, Field(max_length=200)] | None = None
     """Whom to ask about a report. Default: `email`."""
-    dkim_selector: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")] | None = None
-    """Selector of the DKIM key of the address's domain; needs `dkim_key`. Most receivers want reports to be signed."""
-    dkim_key: ReadableFile | None = None
-    """PEM file of that key, RSA or Ed25519."""
-
-    @model_validator(mode="after")
-    def _signed(self) -> Self:
-        if (self.dkim_key is None) != (self.dkim_selector is None):
-            missing = "dkim_key" if self.dkim_key is None else "dkim_selector"
-            raise refuse((missing,), "dkim_selector and dkim_key go together")
-        return self
 
 
 class OutboundTls(Section):

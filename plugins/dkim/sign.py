@@ -101,7 +101,9 @@ class DkimSignOptions(PluginOptions):
         min_length=1, max_length=10_000, description="From domain -> its keys (`selector`, `key_file`, `domain`)."
     )
     headers: tuple[str, ...] | None = Field(
-        None, description="Fields that are signed, as often as they are there; null: those of RFC 6376 section 5.4.1."
+        None,
+        description="Fields that are signed, as often as they are there; null: those of RFC 6376 section 5.4.1, "
+        "RFC 8460 section 5.3 and RFC 8689 section 5.",
     )
     oversign: tuple[str, ...] = Field(
         ("from",), description="Of these, fields that are signed once more, so that nobody can add another."

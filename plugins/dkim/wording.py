@@ -44,6 +44,10 @@ DEFAULT_HEADERS: Final = (
     "list-subscribe",
     "list-unsubscribe",
     "list-unsubscribe-post",
+    # RFC 8460 section 5.3 and RFC 8689 section 5.
+    "tls-report-domain",
+    "tls-report-submitter",
+    "tls-required",
 )
 
 _LINE: Final = 76

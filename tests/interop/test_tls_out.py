@@ -11,7 +11,6 @@ import json
 import random
 import re
 import shutil
-import subprocess
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -35,9 +34,10 @@ from gateway.transport.tlsresults import DAY, Session, store
 from gateway.transport.transport import Destination, Kind, Outcome, Security
 from tests.support.certificates import Issued, make_ca
 from tests.support.clients import connect, queue_id, transact
+from tests.support.dkimkeys import rsa
 from tests.support.policyhost import serving
 from tests.support.postfix import Postfix, SmtpSink
-from tests.support.process import binary, free_port, new_directory, wait_until
+from tests.support.process import free_port, new_directory, wait_until
 from tests.support.signed import BOGUS, PLAIN, SIGNED, SignedZones, tlsa_line
 from tests.transport.peer import delivery
 
@@ -373,8 +373,7 @@ def test_yesterdays_sessions_are_reported_once_in_a_signed_mail(gatepost, runnin
     domain = f"reported.{SIGNED}"
     clock = SystemClock()
     day = int(clock.now() - WAIT) // DAY - 1
-    key = directory / "dkim.pem"
-    subprocess.run([binary("openssl"), "genrsa", "-out", str(key), "2048"], check=True, capture_output=True)
+    keys = [{"selector": "sel", "key_file": rsa(2048).write(directory / "dkim.pem")}]
 
     async def remember() -> None:
         state = SqliteState(directory, clock)
@@ -385,19 +384,21 @@ def test_yesterdays_sessions_are_reported_once_in_a_signed_mail(gatepost, runnin
 
     asyncio.run(remember())
     sink = running(SmtpSink(dump=True))
-    reports = {"email": "tls@example.org", "dkim_selector": "sel", "dkim_key": str(key)}
     gate = gatepost(
         workers=2,
         dns={"nameservers": [world.zones.address], "timeout": "10s"},
         state={"path": str(directory)},
-        outbound_tls={"reports": reports},
+        outbound_tls={"reports": {"email": "tls@example.org"}},
+        pipeline=[{"dkim-sign": {"domains": {"example.org": {"keys": keys}}}}],
         domains={"store.test": {"next_hop": f"smtp:127.0.0.1:{sink.port}", "recipients": "any", "tls": "none"}},
     )
     sink.wait_count(1)
     gate.wait_empty()
     (stored,) = sink.messages()
     mail = email.message_from_string(stored[stored.index("DKIM-Signature") :])
-    assert "d=example.org" in mail["DKIM-Signature"] and mail["TLS-Report-Domain"] == domain
+    signature = "".join(mail["DKIM-Signature"].split())
+    assert "d=example.org" in signature and mail["TLS-Report-Domain"] == domain
+    assert ":tls-report-domain:tls-report-submitter" in signature and ":tls-required" in signature
     report = json.loads(gzip.decompress(mail.get_payload()[1].get_payload(decode=True)))  # type: ignore[union-attr]
     summaries = {p["policy"]["policy-type"]: p["summary"] for p in report["policies"]}
     assert summaries["tlsa"]["total-successful-session-count"] == 41
