@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeVar
 import hypothesis
 import pytest
 
-from tests.support import summary
+from tests.support import summary, warm
 from tests.support.gatepost import IMPATIENT, GatepostProcess
 from tests.support.process import alive, new_directory
 from tests.support.servers import Certificate, Dovecot, make_certificate
@@ -62,6 +62,7 @@ def nothing_is_left_running() -> Iterator[None]:
     name, _, value = _MARK.partition("=")
     os.environ[name] = value
     yield
+    warm.close()
     left = _left_running()
     for pid in left:
         os.kill(pid, 9)

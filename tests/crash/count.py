@@ -9,7 +9,6 @@ import os
 import re
 import signal
 import smtplib
-import sys
 import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -24,6 +23,7 @@ from tests.support.clients import connect, transact
 from tests.support.gatepost import GatepostProcess
 from tests.support.process import Process, alive, descendants, wait_until
 
+_VICTIM = Path(__file__).with_name("victim.py")
 THREADS = 6
 SMALL, LARGE = 4_000, 300_000
 _FILLER = ("0123456789abcdef" * 4 + "\r\n") * (LARGE // 66)
@@ -108,13 +108,11 @@ class Victim(GatepostProcess):
         for name in ("deaths", "metrics"):
             (self.directory / name).mkdir(exist_ok=True)
         self.process = Process(
-            [sys.executable, "-m", "tests.crash.victim", str(self.config), str(self._marks), *self._wishes],
+            [str(_VICTIM), str(self.config), str(self._marks), *self._wishes],
             self.directory / "log",
             cwd=self.directory,
-            env={
-                "PYTHONPATH": str(Path(__file__).parents[2]),
-                "PROMETHEUS_MULTIPROC_DIR": str(self.directory / "metrics"),
-            },
+            env={"PROMETHEUS_MULTIPROC_DIR": str(self.directory / "metrics")},
+            warm=True,
         )
         self.process.wait_ready(self._ready)
 

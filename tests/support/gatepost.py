@@ -6,12 +6,12 @@ import http.client
 import json
 import shutil
 import signal
-import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tests.support import warm
 from tests.support.process import Process, alive, banner, children, free_port, new_directory, wait_until
 
 PROGRAM = Path(sys.executable).with_name("gatepost")
@@ -69,6 +69,7 @@ class GatepostProcess:
             self.directory / "log",
             cwd=self.directory,
             prepare=self._prepare,
+            warm=self._prepare is None and self._run[0] in (str(PROGRAM), sys.executable),
         )
         self.process.wait_ready(self._ready)
 
@@ -132,23 +133,14 @@ class GatepostProcess:
 
     def run(self, *arguments: str, status: int = 0) -> str:
         """Run a ``gatepost`` command with this configuration; gives what it prints."""
-        result = subprocess.run(
-            [str(PROGRAM), *arguments, "-c", str(self.config)],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            cwd=self.directory,
-        )
+        result = warm.run([str(PROGRAM), *arguments, "-c", str(self.config)], cwd=self.directory)
         assert result.returncode == status, f"gatepost {' '.join(arguments)}: {result.stdout}{result.stderr}{self.log}"
         return result.stdout
 
     def refused(self, *arguments: str, status: int = 2, config: Path | None = None) -> str:
         """As `run`, of a command that ends with this status; gives what it says on standard error."""
         command = [str(PROGRAM), *arguments, "-c", str(config or self.config)]
-        result = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, cwd=self.directory
-        )
+        result = warm.run(command, cwd=self.directory)
         assert result.returncode == status, f"{command}: {result.stdout}{result.stderr}"
         return result.stderr
 
@@ -186,7 +178,7 @@ def refused_start(options: Mapping[str, Any], *, text: str | None = None) -> tup
     path = write_configuration(directory, configuration(directory, options))
     if text is not None:
         path.write_text(text)
-    process = Process([str(PROGRAM), "run", "-c", str(path)], directory / "log", cwd=directory)
+    process = Process([str(PROGRAM), "run", "-c", str(path)], directory / "log", cwd=directory, warm=True)
     status, said = process.wait(30), process.log
     shutil.rmtree(directory)
     return status, said

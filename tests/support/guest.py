@@ -132,7 +132,8 @@ class Guest(GatepostProcess):
 
     def start(self) -> None:
         """Start it (again) and wait until it answers."""
-        self.process = Process(self._arguments, self.directory / "log", cwd=self.directory, env=self._environment)
+        log = self.directory / "log"
+        self.process = Process(self._arguments, log, cwd=self.directory, env=self._environment, warm=True)
         self.process.wait_ready(lambda: self.http("GET", "/readyz")[0] == 200)
 
     @property

@@ -17,6 +17,8 @@ from typing import TypeVar
 
 import pytest
 
+from tests.support.warm import Started
+
 T = TypeVar("T")
 
 DEADLINE = 60.0
@@ -132,19 +134,21 @@ class Process:
         cwd: Path | None = None,
         env: Mapping[str, str] | None = None,
         prepare: Callable[[], None] | None = None,
+        warm: bool = False,
     ) -> None:
+        """`warm` is for ``gatepost`` and starts it by a fork (`tests.support.warm`)."""
         self.log_path = log
         self.name = Path(argv[0]).name
+        environ = {**os.environ, **(env or {})}
+        null, merged = subprocess.DEVNULL, subprocess.STDOUT
+        self._popen: subprocess.Popen[bytes] | Started
         with log.open("ab") as output:
-            self._popen = subprocess.Popen(
-                argv,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                cwd=cwd,
-                env={**os.environ, **(env or {})},
-                preexec_fn=prepare,
-            )
+            if warm:
+                self._popen = Started(argv, stdin=null, stdout=output, stderr=merged, cwd=cwd, env=environ)
+            else:
+                self._popen = subprocess.Popen(
+                    argv, stdin=null, stdout=output, stderr=merged, cwd=cwd, env=environ, preexec_fn=prepare
+                )
         self.pid = self._popen.pid
 
     @property
