@@ -5,6 +5,7 @@ Either way they come one by one, the oldest of the spool first, and are never al
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -75,6 +76,8 @@ def read_records(
 
     Ends the command when the file or the spool cannot be read. `config` is needed for the spool only.
     """
+    # What is there now is there to the end: the collector need not look at it again for each of many records.
+    gc.freeze()
     after, before = window.after, window.before
     if file is not None:
         _read_file(file, after, before or "\uffff", use)

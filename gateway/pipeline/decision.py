@@ -113,7 +113,7 @@ class Deliberation:
     def take(self, said: Said) -> bool:
         """Take one answer; says whether nobody else has to be asked."""
         verdict = said.verdict
-        if said.shadow:
+        if said.shadow or verdict is PROCEED:
             return False
         if verdict.recipients:
             self._named = self._named or Named(self._txn)

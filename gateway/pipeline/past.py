@@ -12,8 +12,6 @@ from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import Any, Final
 
-import orjson
-
 from gateway.mail.address import NULL_SENDER, AddressError, Sender
 from gateway.mail.envelope import MailParameters, Recipient
 from gateway.mail.session import Session, Tls
@@ -22,8 +20,8 @@ from gateway.ops.redaction import Redactor
 from gateway.ops.search import GIVEN_UP, ended
 from gateway.pipeline.hidden import Hidden, NotTold, read_address, recorded
 from gateway.pipeline.lookup import Fault, FaultKind
-from gateway.pipeline.plan import Node, Scope
-from gateway.pipeline.recall import RecallError, recall
+from gateway.pipeline.plan import Node
+from gateway.pipeline.recall import Memory, RecallError, recall
 from gateway.sdk.findings import Finding
 from gateway.sdk.stage import Stage, Transaction
 
@@ -31,10 +29,6 @@ __all__ = ["NotTold", "Past", "recorded"]
 
 _SESSION: Final = {"helo": "session.helo", "client.name": "session.name", "tls.sni": "session.tls.sni"}
 """What of a session may have been redacted, as the record and as policies call it."""
-_KEPT: Final = 10_000
-"""Findings that are kept to be given again."""
-_SMALL: Final = 500
-"""Octets of the JSON of one of them, at most."""
 
 
 class Past:
@@ -63,9 +57,13 @@ class Past:
             ]
             self._notes: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
             for note in record["findings"]:
-                if "finding" in note:
+                if "finding" in note and "plugin" in note:
                     key = note["finding"], note.get("recipient", "")
-                    self._notes.setdefault(key, []).append(note)
+                    if key in self._notes:
+                        self._notes[key].append(note)
+                    else:
+                        self._notes[key] = [note]
+            self._transactions: dict[tuple[Recipient, ...], Transaction] = {}
             self.reached = self._reached()
         except (LookupError, TypeError, ValueError, AttributeError, AddressError, OverflowError) as error:
             raise NotTold("the record cannot be read") from error
@@ -106,28 +104,34 @@ class Past:
 
     def transaction(self, recipients: tuple[Recipient, ...]) -> Transaction:
         """The transaction with these recipients accepted. What MAIL declared beside the sender is not told."""
-        sender = NULL_SENDER if self.sender is None else self.sender
-        parameters = MailParameters(size=int(self.record["size"]))
-        return Transaction(str(self.record["id"]), self.session, sender, parameters, recipients)
+        if (made := self._transactions.get(recipients)) is None:
+            sender = NULL_SENDER if self.sender is None else self.sender
+            parameters = MailParameters(size=int(self.record["size"]))
+            made = Transaction(str(self.record["id"]), self.session, sender, parameters, recipients)
+            self._transactions[recipients] = made
+        return made
 
-    def finding(
-        self, node: Node, recipient: Recipient | None, entry: str, others: Collection[str]
-    ) -> Finding | Fault | None:
+    def finding(self, node: Node, whom: str, entry: str, others: Collection[str]) -> Finding | Fault | None:
         """What was found by `entry`, as it was called then, or by one that is not among `others`. None for nothing.
 
-        Of several findings that of the same stage counts. Raises `NotTold`.
+        `whom` is the recipient about whom it was, as recorded; empty where it is not about one. Of several findings
+        that of the same stage counts. Raises `NotTold`.
         """
-        name = node.finder.finding.__name__
-        whom = recorded(recipient.address) if recipient and node.scope is Scope.RECIPIENT else ""
+        name = node.name
         notes = self._notes.get((name, whom), ())
-        own = [n for n in notes if n["plugin"] == entry] or [n for n in notes if n["plugin"] not in others]
-        if not own:
-            raise NotTold(f"{name} was not looked up")
-        note = own[0] if len(own) == 1 else max(own, key=lambda n: n["stage"] == node.stage.value)
+        if len(notes) == 1 and notes[0]["plugin"] == entry:
+            note = notes[0]
+        else:
+            own = [n for n in notes if n["plugin"] == entry] or [n for n in notes if n["plugin"] not in others]
+            if not own:
+                raise NotTold(f"{name} was not looked up")
+            note = max(own, key=lambda n: n.get("stage") == node.stage.value)
         if "value" in note:
             try:
-                hidden = {str(field): Hidden(f"{name}.{field}") for field in note.get("redacted", ())}
-                return _recalled(node.finder.finding, note["value"], hidden)
+                if "redacted" in note:
+                    hidden = {str(field): Hidden(f"{name}.{field}") for field in note["redacted"]}
+                    return recall(node.finder.finding, note["value"], hidden)
+                return _findings.recall(node.finder.finding, note["value"])
             except (RecallError, TypeError) as error:
                 raise NotTold(f"{name} was not recorded whole") from error
         if "fault" in note:
@@ -140,26 +144,7 @@ class Past:
         raise NotTold(f"{name} was not waited for")
 
 
-_same: dict[tuple[type[Finding], bytes], Finding] = {}
-
-
-def _recalled(kind: type[Finding], value: Mapping[str, Any], hidden: Mapping[str, Any]) -> Finding:
-    """As `recall`. Most findings say what others said before (a client on no list), and they never change."""
-    if hidden:
-        return recall(kind, value, hidden)
-    try:
-        key = kind, orjson.dumps(value)
-    except orjson.JSONEncodeError:
-        return recall(kind, value)
-    if (found := _same.get(key)) is None:
-        found = recall(kind, value)
-        if len(_same) >= _KEPT:
-            _same.clear()
-        if len(key[1]) <= _SMALL:
-            _same[key] = found
-    return found
-
-
+_findings: Final = Memory()
 _address = functools.lru_cache(maxsize=10_000)(ipaddress.ip_address)
 
 

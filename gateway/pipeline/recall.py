@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Annotated, Any, Final
 
+import orjson
 from pydantic import BeforeValidator, ConfigDict, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict
 
@@ -25,6 +26,10 @@ from gateway.sdk.verdict import Action, Verdict, When
 _REPLY: Final = re.compile(
     r"(?P<code>[2-5][0-9]{2}) (?:(?P<class>[245])\.(?P<detail>[0-9]{1,3}\.[0-9]{1,3}) )?(?P<text>.*)\Z", re.DOTALL
 )
+_KEPT: Final = 10_000
+"""Findings that a `Memory` keeps."""
+_SMALL: Final = 500
+"""Octets of the JSON of one of them, at most."""
 
 
 class RecallError(ValueError):
@@ -51,6 +56,27 @@ def recall(kind: type[Finding], value: Mapping[str, Any], hidden: Mapping[str, A
         if lacking := [name for name in needed if name not in told and name not in hidden]:
             raise RecallError(f"{kind.__name__} needs {', '.join(lacking)}") from error
         raise RecallError(f"{kind.__name__}: {error}") from error
+
+
+class Memory:
+    """Findings that were recalled before. Most say what others said (a client on no list), and none ever changes."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[type[Finding], bytes], Finding] = {}
+
+    def recall(self, kind: type[Finding], value: Mapping[str, Any]) -> Finding:
+        """As `recall`."""
+        try:
+            key = kind, orjson.dumps(value)
+        except orjson.JSONEncodeError:
+            return recall(kind, value)
+        if (found := self._known.get(key)) is None:
+            found = recall(kind, value)
+            if len(self._known) >= _KEPT:
+                self._known.clear()
+            if len(key[1]) <= _SMALL:
+                self._known[key] = found
+        return found
 
 
 def _unread(kind: type[Finding], error: ValidationError) -> RecallError:

@@ -28,6 +28,8 @@ from gateway.sdk.verdict import Action, Verdict
 _MESSAGE: Final = INPUTS[Message]
 _ORDER: Final = {stage: number for number, stage in enumerate(ORDER)}
 _REASON: Final = 200
+_KEPT: Final = 10_000
+"""Answers that are kept to be given again."""
 _REFUSALS: Final = frozenset({Action.REJECT, Action.DEFER, Action.DISCONNECT})
 
 
@@ -67,6 +69,9 @@ class Replay:
         self._unchanged = frozenset(unchanged)
         self._names = {e.name: e.name for e in plan.entries} if counterparts is None else counterparts
         self._taken = frozenset(self._names.values())
+        steps = [step for stage in plan.stages.values() for step in stage.steps]
+        self._constant = {step.question for step in steps if step.question and step.question.of_findings}
+        self._answers: dict[tuple[int, ...], tuple[list[Any], Said]] = {}
 
     @property
     def other_doorkeeper(self) -> str:
@@ -149,7 +154,8 @@ _Given = tuple[Any, ...]
 
 def _found_by_any(past: Past, node: Node, recipient: Recipient | None) -> Finding | Fault | None:
     """What the entry of this name found then, or else any other."""
-    return past.finding(node, recipient, node.entry.name, ())
+    whom = recorded(recipient.address) if recipient and node.scope is Scope.RECIPIENT else ""
+    return past.finding(node, whom, node.entry.name, ())
 
 
 def _given(past: Past, stage: Stage) -> Iterator[_Given]:
@@ -209,7 +215,10 @@ class _Course:
         self._past = past
         self._reached = reached
         self._without = without
+        self._constant = replay._constant
+        self._answers = replay._answers
         self._known: dict[tuple[int, str], Finding | Fault | None] = {}
+        self._whom = ""
         self._refused: list[str] = []
         self._set_aside = "", ""
         self._seen = Stage.CONNECT
@@ -250,7 +259,9 @@ class _Course:
                 last = self._fate("deferred" if reply.startswith("4") else "rejected", "", reply)
                 continue
             txn = self._past.transaction(tuple(taken))
+            self._whom = address
             decision = self._stage(Stage.RCPT, txn, recipient)
+            self._whom = ""
             if decision.verdict.action in _REFUSALS:
                 self._refused.append(address)
             if fate := self._refusal(decision):
@@ -291,7 +302,7 @@ class _Course:
 
     def _turn(self, plan: StagePlan, step: Step, given: tuple[Any, ...]) -> Said | None:
         """One entry's turn, as `gateway.pipeline.runner` gives it."""
-        entry = step.entry.applied(given[0], given[1])
+        entry = step.entry if step.entry.rollout is None else step.entry.applied(given[0], given[1])
         if entry.shadow:
             # Whatever it says changes nothing.
             return None
@@ -299,13 +310,13 @@ class _Course:
             return self._judge(plan, step, entry, given)
         except NotTold as error:
             if entry.name in self._unchanged:
-                return self._recorded(plan, entry, given[2], str(error))
+                return self._recorded(plan, entry, str(error))
             raise _Stop(entry, str(error)) from None
 
     def _judge(self, plan: StagePlan, step: Step, entry: Entry, given: tuple[Any, ...]) -> Said | None:
         passed_over: Said | None = None
         for node in step.acts:
-            found = self._found(node, given[2])
+            found = self._found(node, None)
             if isinstance(found, Fault):
                 passed_over = on_error(found, entry)
                 if passed_over.verdict.decisive:
@@ -319,7 +330,7 @@ class _Course:
         if arguments is None:
             return passed_over
         if not self._past.redacted:
-            return ask(plan.stage, entry, question.method, arguments)
+            return self._ask(plan.stage, entry, question, arguments)
         try:
             return answer(plan.stage, entry, question.method, arguments)
         except NotTold:
@@ -328,22 +339,35 @@ class _Course:
             # It may have failed at what was redacted, which is no text.
             raise NotTold(f"its policy failed at a redacted record: {type(error).__name__}") from error
 
-    def _found(self, node: Node, recipient: Recipient | None) -> Finding | Fault | None:
+    def _ask(self, stage: Stage, entry: Entry, question: Question, arguments: list[Any]) -> Said:
+        """What the policy says; what it says of findings alone it says again when they are the same, as it is pure."""
+        if question not in self._constant:
+            return ask(stage, entry, question.method, arguments)
+        key = id(question), *map(id, arguments)
+        if (known := self._answers.get(key)) is None:
+            known = arguments, ask(stage, entry, question.method, arguments)
+            if len(self._answers) >= _KEPT:
+                self._answers.clear()
+            # The arguments are kept, so that no others can have their place in memory.
+            self._answers[key] = known
+        return known[1]
+
+    def _found(self, node: Node, _: Recipient | None) -> Finding | Fault | None:
         """What the entry found then, or, if it is new, what was found by one that is there no more."""
-        key = node.index, recorded(recipient.address) if recipient and node.scope is Scope.RECIPIENT else ""
+        whom = self._whom if node.scope is Scope.RECIPIENT else ""
+        key = node.index, whom
         # Asked for by one policy after the other, and for each recipient.
         if key in self._known:
             return self._known[key]
         name = self._names.get(node.entry.name, "")
-        found = self._known[key] = self._past.finding(node, recipient, name, self._taken)
+        found = self._known[key] = self._past.finding(node, whom, name, self._taken)
         return found
 
-    def _recorded(self, plan: StagePlan, entry: Entry, recipient: Recipient | None, why: str) -> Said | None:
+    def _recorded(self, plan: StagePlan, entry: Entry, why: str) -> Said | None:
         """What the same entry said then."""
-        address = recorded(recipient.address) if recipient else ""
+        name, stage, whom = self._names.get(entry.name), plan.stage.value, self._whom
         for told in self._past.record["verdicts"]:
-            same = told.get("plugin") == self._names.get(entry.name) and told.get("stage") == plan.stage.value
-            if same and told.get("recipient", "") == address:
+            if told.get("plugin") == name and told.get("stage") == stage and told.get("recipient", "") == whom:
                 verdict = _verdict(told, entry, why)
                 return Said(verdict, entry, told.get("policy", ""), told.get("version", ""), entry.shadow)
         raise _Stop(entry, f"{why}, and it had no turn then")
@@ -352,7 +376,7 @@ class _Course:
 def _verdict(told: Mapping[str, Any], entry: Entry, why: str) -> Verdict:
     """The verdict as it was given then, where all of it is in the record."""
     try:
-        new_body = any(edit["edit"] == ReplaceBody.__name__ for edit in told.get("edits", ()))
+        new_body = "edits" in told and any(edit["edit"] == ReplaceBody.__name__ for edit in told["edits"])
         if told.get("recipients") or new_body:
             raise RecallError("for some recipients only, or with a new body")
         return recall_verdict(told)
