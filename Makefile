@@ -5,7 +5,7 @@ DEMO := gatepost.demo.yaml
 # More for pytest: make test ARGS="-k queue -x"
 ARGS :=
 # Test processes at once: most tests with real servers wait more than they work.
-JOBS := 3
+JOBS := 4
 
 .PHONY: help run test test-fast lint bench bench-asked bench-filtered bench-plugins day lock public-names clean setup-run setup-test
 

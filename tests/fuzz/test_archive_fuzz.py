@@ -46,7 +46,7 @@ ZIPS = st.builds(zipped, MEMBERS, METHODS)
 ARCHIVES = st.recursive(
     ZIPS | st.builds(tarred, MEMBERS, FORMS),
     lambda inner: (
-        st.builds(gzip.compress, inner)
+        st.builds(lambda octets: gzip.compress(octets, mtime=0), inner)
         | st.builds(bz2.compress, inner)
         | st.builds(lzma.compress, inner)
         | st.builds(lambda octets, method: zipped([("inner", octets)], method), inner, METHODS)

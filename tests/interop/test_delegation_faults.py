@@ -120,7 +120,7 @@ def rig() -> Iterator[Rig]:
     server = PolicyServer()
     directory = new_directory("delegation")
 
-    def entry(at: str, on_error: str, timeout: str = "300ms", **options: Any) -> dict[str, Any]:
+    def entry(at: str, on_error: str, timeout: str = "500ms", **options: Any) -> dict[str, Any]:
         return {
             "delegation": {"connect": server.address, "at": [at], **options},
             "timeout": timeout,
