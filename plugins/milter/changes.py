@@ -38,7 +38,7 @@ from gateway.sdk import (
     parse_reverse_path,
     split_path,
 )
-from plugins.milter.content import NewBody
+from plugins.milter.content import MEMORY_OCTETS, NewBody
 from plugins.milter.packets import (
     BodyReplaced,
     HeaderAdded,
@@ -65,10 +65,18 @@ class Changes:
     """Modifications of one message, collected in their order.
 
     `fields` are those that the milter was shown; `leading_space` says that its values begin where the colon ends.
-    At most `most` of them, and `body_size` octets of a new body.
+    At most `most` of them, and `body_size` octets of a new body, of which `memory` stay out of a file.
     """
 
-    def __init__(self, fields: Iterable[HeaderField], *, leading_space: bool, most: int, body_size: int) -> None:
+    def __init__(
+        self,
+        fields: Iterable[HeaderField],
+        *,
+        leading_space: bool,
+        most: int,
+        body_size: int,
+        memory: int = MEMORY_OCTETS,
+    ) -> None:
         self.quarantine = ""
         self._names = [field.name.lower() for field in fields]
         self._above = 0
@@ -77,6 +85,7 @@ class Changes:
         self._left = most
         self._octets = 0
         self._body_size = body_size
+        self._memory = memory
         self._edits: list[Edit] = []
         self._body: NewBody | None = None
 
@@ -93,7 +102,7 @@ class Changes:
     async def take(self, change: Modification) -> None:
         """One more. Raises `MilterError` for one that cannot be made, or too many."""
         if isinstance(change, BodyReplaced):
-            self._body = self._body or NewBody(self._body_size)
+            self._body = self._body or NewBody(self._body_size, self._memory)
             await self._body.append(change.octets)
             return
         if not self._left:

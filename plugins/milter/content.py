@@ -12,7 +12,7 @@ from gateway.sdk import BodyContent, Content, Message
 from plugins.milter.packets import CHUNK_OCTETS, MilterError
 
 MEMORY_OCTETS: Final = 256 << 10
-"""A replaced body larger than that is kept in a file."""
+"""A replaced body larger than that is kept in a file, and content larger than that is not taken into memory."""
 _BLOCK: Final = 256 << 10
 
 
@@ -75,10 +75,11 @@ class FileBody:
 
 
 class NewBody:
-    """A body that a milter gives piece by piece, of at most `limit` octets."""
+    """A body that a milter gives piece by piece, of at most `limit` octets; more than `memory` go to a file."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, memory: int = MEMORY_OCTETS) -> None:
         self._limit = limit
+        self._memory = memory
         self._octets = bytearray()
         self._file: FileBody | None = None
         self._size = 0
@@ -88,7 +89,7 @@ class NewBody:
         self._size += len(octets)
         if self._size > self._limit:
             raise MilterError(f"it replaces the body by more than {self._limit} octets")
-        if self._file is None and self._size > MEMORY_OCTETS:
+        if self._file is None and self._size > self._memory:
             self._file = FileBody()
             await self._file.append(bytes(self._octets))
             self._octets.clear()

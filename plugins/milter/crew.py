@@ -16,6 +16,10 @@ from plugins.milter.packets import MilterError
 T = TypeVar("T")
 
 
+class Waits(RuntimeError):
+    """Something waits where nothing may."""
+
+
 class _Job(Generic[T]):
     __slots__ = ("abandoned", "error", "result", "waiting", "work")
 
@@ -114,7 +118,7 @@ class Crew:
 def at_once(work: Coroutine[Any, Any, T]) -> T:
     """What comes of work that is written as if it had to wait, and does not: nothing in it leaves the event loop.
 
-    Raises what the work raises, and RuntimeError if it waits after all.
+    Raises what the work raises, and `Waits` if it waits after all; then it is closed.
     """
     try:
         work.send(None)
@@ -122,7 +126,7 @@ def at_once(work: Coroutine[Any, Any, T]) -> T:
         result: T = done.value
         return result
     work.close()
-    raise RuntimeError("it has to wait, and there is nobody to wake it")
+    raise Waits("it has to wait, and there is nobody to wake it")
 
 
 def _done_here(work: Callable[[], T]) -> T:

@@ -23,7 +23,7 @@ from typing import Any, Final
 
 from gateway.sdk import Message, MilterAction, MilterReply, Recipient, Stage, edit_begun, progress
 from plugins.milter.changes import Changes
-from plugins.milter.content import body_pieces
+from plugins.milter.content import MEMORY_OCTETS, body_pieces
 from plugins.milter.context import Context, Limits, Notices
 from plugins.milter.conversation import mail_arguments, rcpt_arguments, wire_field
 from plugins.milter.crew import Crew
@@ -251,11 +251,14 @@ class Visit:
                             break
                         calls, size = [], 0
         done = await self._hop([*calls, Call(EOM, facts)])
+        limits = self._host.limits
         changes = Changes(
             message.fields,
             leading_space=leading_space,
-            most=self._host.limits.edits,
-            body_size=self._host.limits.body_size,
+            most=limits.edits,
+            body_size=limits.body_size,
+            # On the event loop nothing may have to wait, and the pieces are in memory anyway.
+            memory=MEMORY_OCTETS if self._host.crew.most else limits.body_size,
         )
         for change in done.changes:
             await changes.take(change)

@@ -8,9 +8,23 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from prometheus_client import Gauge
 from pydantic import Field, create_model
 
-from gateway.sdk import Finder, Finding, PluginOptions, Services, Session, Size, Stage
+from gateway.sdk import (
+    BodyContent,
+    Finder,
+    Finding,
+    Message,
+    MilterReply,
+    PluginOptions,
+    ReverseName,
+    Services,
+    Session,
+    Size,
+    Stage,
+    Transaction,
+)
+from plugins.milter.content import MEMORY_OCTETS
 from plugins.milter.context import Limits
-from plugins.milter.crew import Crew, at_once
+from plugins.milter.crew import Crew, Waits, at_once
 from plugins.milter.host import Host, Visit, stages
 from plugins.milter.host_load import load
 from plugins.milter.macros import MacroName
@@ -103,11 +117,26 @@ class MilterHostPlugin(MilterStages):
         self._host.crew.close()
 
     def shortcut(self, finder: Finder) -> Callable[..., Finding | None] | None:
-        """Where the event loop makes the calls, none of them waits for anything but a message's content."""
-        if self._host.crew.most or finder.stage is Stage.MESSAGE:
+        """Where the event loop makes the calls, none of them waits for anything but content that is in a file."""
+        if self._host.crew.most:
             return None
+        if finder.stage is Stage.MESSAGE:
+            return self._message_at_once
         method = getattr(self, finder.method)
         return lambda *inputs: at_once(method(*inputs))
+
+    def _message_at_once(
+        self, transaction: Transaction, message: Message, reverse: ReverseName | None
+    ) -> MilterReply | None:
+        """`on_message` where the content is in memory; None where it is not."""
+        if message.content.size > MEMORY_OCTETS:
+            return None
+        try:
+            octets = at_once(message.octets(MEMORY_OCTETS))
+        except Waits:
+            # The milter has heard nothing so far.
+            return None
+        return at_once(self.on_message(transaction, Message(message.fields, BodyContent(octets)), reverse))
 
     def party(self, session: Session) -> Visit:
         visit = self._visits.get(session.id)

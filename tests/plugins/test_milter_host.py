@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,13 @@ from gateway.sdk import (
     AddHeader,
     AddRecipient,
     Body,
+    BodyContent,
     ChangeHeader,
     ChangeSender,
     DeleteHeader,
     DeleteRecipient,
     MailParameters,
+    Message,
     MilterAction,
     MilterReply,
     Notify,
@@ -27,7 +30,8 @@ from gateway.sdk import (
     Stage,
     Tls,
 )
-from gateway.sdk.testing import make_recipient, make_transaction
+from gateway.sdk.testing import make_message, make_recipient, make_transaction
+from plugins.milter.packets import MilterError
 from tests.plugins.hosting import MESSAGE, MILTERS, Guest, calls_of, recorded, visit, written
 
 
@@ -378,6 +382,44 @@ def test_calls_are_made_by_threads_or_on_the_event_loop(tmp_path):
     (threaded,) = visit(written(tmp_path, body), script)
     (on_the_loop,) = visit(written(tmp_path, body) | {"threads": 0}, script)
     assert (threaded, on_the_loop) == ("milter-Mine-1", "MainThread")
+
+
+class Slow(BodyContent):
+    """Content that comes from somewhere else than memory."""
+
+    async def blocks(self) -> AsyncIterator[bytes]:
+        await asyncio.sleep(0)
+        async for block in super().blocks():
+            yield block
+
+
+def test_on_the_event_loop_content_that_has_to_be_waited_for_is_told_once(record):
+    async def script(guest: Guest) -> list[MilterReply]:
+        kept = make_message(MESSAGE)
+        slow = Message(kept.fields, Slow(MESSAGE))
+        return [await guest.send(MESSAGE), await guest.send(slow)]
+
+    first, second = visit(milter("Recording") | {"threads": 0}, script)
+    assert first == second == MilterReply(MilterAction.CONTINUE, "Recording")
+    told = [call for call in recorded(record) if call[0] not in ("connect", "hello", "close")]
+    assert told[: len(told) // 2] == told[len(told) // 2 :]
+
+
+def test_on_the_event_loop_a_new_body_may_be_as_large_as_body_size_says(tmp_path):
+    options = written(
+        tmp_path,
+        """
+        def eom(self):
+            for _ in range(20):
+                self.replacebody(b"x" * 50_000)
+            return Milter.CONTINUE
+        """,
+    )
+    reply = visit(options | {"threads": 0, "body_size": 1_000_000})
+    (body,) = reply.edits
+    assert isinstance(body, ReplaceBody) and body.body.size == 1_000_000
+    with pytest.raises(MilterError, match="more than 999999 octets"):
+        visit(options | {"threads": 0, "body_size": 999_999})
 
 
 def test_quarantine_stands_beside_the_answer(record):
