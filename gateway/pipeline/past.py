@@ -117,7 +117,7 @@ class Past:
         `whom` is the recipient about whom it was, as recorded; empty where it is not about one. Of several findings
         that of the same stage counts. Raises `NotTold`.
         """
-        name = node.name
+        name = node.finder.finding.__name__
         notes = self._notes.get((name, whom), ())
         if len(notes) == 1 and notes[0]["plugin"] == entry:
             note = notes[0]

@@ -144,11 +144,6 @@ class Node:
     shortcut: Callable[..., Finding | None] | None = None
 
     @property
-    def name(self) -> str:
-        """What it finds, as decision records call it."""
-        return self.finder.finding.__name__
-
-    @property
     def stage(self) -> Stage:
         return ORDER[self.ready[0]]
 
@@ -160,11 +155,6 @@ class Question:
     entry: Entry
     method: Callable[..., Verdict]
     sources: tuple[tuple[int | Node, bool], ...]
-
-    @property
-    def of_findings(self) -> bool:
-        """Whether it is about nothing but findings."""
-        return all(isinstance(source, Node) or source == NOTHING for source, _ in self.sources)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

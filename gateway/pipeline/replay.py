@@ -70,7 +70,7 @@ class Replay:
         self._names = {e.name: e.name for e in plan.entries} if counterparts is None else counterparts
         self._taken = frozenset(self._names.values())
         steps = [step for stage in plan.stages.values() for step in stage.steps]
-        self._constant = {step.question for step in steps if step.question and step.question.of_findings}
+        self._constant = {step.question for step in steps if step.question and _of_findings(step.question)}
         self._answers: dict[tuple[int, ...], tuple[list[Any], Said]] = {}
 
     @property
@@ -371,6 +371,11 @@ class _Course:
                 verdict = _verdict(told, entry, why)
                 return Said(verdict, entry, told.get("policy", ""), told.get("version", ""), entry.shadow)
         raise _Stop(entry, f"{why}, and it had no turn then")
+
+
+def _of_findings(question: Question) -> bool:
+    """Whether it is about nothing but findings."""
+    return all(isinstance(source, Node) or source == NOTHING for source, _ in question.sources)
 
 
 def _verdict(told: Mapping[str, Any], entry: Entry, why: str) -> Verdict:
