@@ -327,6 +327,24 @@ def test_a_plain_configuration_is_clean(folder: Path) -> None:
     assert report_of(folder, {}).remarks == ()
 
 
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        (
+            domain(next_hop=["smtp:192.0.2.9", "smtp:127.0.0.1:25"], recipients={"list": ["anna"]}),
+            "domains.example.org",
+        ),
+        ({"routes": {"domains": {"a.test": "smtp:127.0.0.1:25"}}}, "routes.domains.a.test"),
+        ({"routes": {"senders": {"<>": {"next_hop": "smtp:127.0.0.1:25"}}}}, "routes.senders.<>.next_hop"),
+    ],
+)
+def test_a_loop_is_found_in_every_route_and_in_every_place_of_a_list(
+    folder: Path, changes: Mapping[str, Any], key: str
+) -> None:
+    (found,) = [placed for placed in report_of(folder, changes).remarks if placed.code == "GP207"]
+    assert found.key.startswith(key)
+
+
 @pytest.mark.parametrize("code", CASES)
 def test_a_check_remarks_on_its_case_and_says_where_what_and_how_to_mend_it(code: str, folder: Path) -> None:
     found = [placed for placed in report_of(folder, CASES[code][0]).remarks if placed.code == code]

@@ -43,7 +43,7 @@ async def simulate(config: Config, scene: Scene, given: Mapping[str, Mapping[str
 @contextlib.asynccontextmanager
 async def _parts(config: Config, directory: Path) -> AsyncIterator[Parts]:
     clock = SystemClock()
-    await asyncio.to_thread(_copy_state, Path(config.state.path), directory)
+    await asyncio.to_thread(copy_state, Path(config.state.path), directory)
     state = SqliteState(directory, clock)
     await state.start()
     parts = make_parts(config, state, clock)
@@ -55,8 +55,8 @@ async def _parts(config: Config, directory: Path) -> AsyncIterator[Parts]:
         await state.close()
 
 
-def _copy_state(real: Path, directory: Path) -> None:
-    """What greylists and rates know now, without touching it."""
+def copy_state(real: Path, directory: Path) -> None:
+    """What greylists, rates and policies know now, without touching it. Raises OSError and `sqlite3.Error`."""
     file = real / "state.db"
     if not file.exists():
         return

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from gateway.app.directory import Directory, MailHosts
-from gateway.app.outbound import make_policies, make_reports
+from gateway.app.outbound import delivery_options, make_policies, make_reports, make_resolver, make_router
 from gateway.app.signing import OwnSigner
 from gateway.config import Config, ConfigError, Problem
 from gateway.config.recipients import LIST_OCTETS, RecipientCheck, Recipients, parse_list
@@ -29,7 +29,7 @@ from gateway.queue.settler import BounceOptions, Double
 from gateway.sdk.files import WatchedFile
 from gateway.sdk.services import Clock, Dns, Lines, NoLines, NoOutbox, Outbox, RecipientRule, Services, Store
 from gateway.services.clock import SystemClock
-from gateway.services.dns import DnsOptions, Resolver
+from gateway.services.dns import Resolver
 from gateway.services.ldap import LdapStore
 from gateway.services.ldap_options import LdapOptions
 from gateway.services.state import SqliteState
@@ -43,7 +43,6 @@ from gateway.smtp.options import Limits, ListenerOptions, Networks, SmtpOptions,
 from gateway.spool.spool import Inlet
 from gateway.transport.factory import Transports
 from gateway.transport.hosts import Unreachable, addresses
-from gateway.transport.options import SmtpOptions as DeliveryOptions
 from gateway.transport.routing import Router
 from gateway.transport.tlsresults import Results
 from gateway.transport.transport import Destination, Transport
@@ -63,8 +62,8 @@ class Roads:
     def __init__(self, parts: Parts) -> None:
         self.parts = parts
 
-    def resolve(self, address: Address, next_hop: str = "") -> Destination:
-        return self.parts.router.resolve(address, next_hop)
+    def resolve(self, address: Address, next_hop: str = "", sender: Sender | None = None) -> Destination:
+        return self.parts.router.resolve(address, next_hop, sender)
 
     def for_destination(self, destination: Destination) -> Transport:
         return self.parts.transports.for_destination(destination)
@@ -170,13 +169,8 @@ def make_parts(
 
     `lines` and `outbox` are there in a worker only; `build` makes other pipelines than those of the configuration.
     """
-    servers = tuple((server.host, server.port) for server in config.dns.nameservers)
-    resolver = Resolver(DnsOptions(servers, config.dns.timeout, config.dns.dnssec), clock)
-    delivery = DeliveryOptions(
-        config.hostname,
-        max_idle=config.queue.connection_idle,
-        messages_per_connection=config.queue.connection_messages,
-    )
+    resolver = make_resolver(config, clock)
+    delivery = delivery_options(config)
     wanted = config.outbound_tls.reports
     results = Results(state, clock) if wanted else None
     policies = make_policies(config, resolver, state, clock)
@@ -185,11 +179,7 @@ def make_parts(
     domains = Domains({name: _domain(name, domain, clock) for name, domain in config.domains.items()})
     ldap = _ldap(config, resolver)
     hosts = MailHosts(config.hostname, resolver, clock)
-    router = Router(
-        {name: domain.destination for name, domain in config.domains.items()},
-        config.routes.default.destination,
-        {name: entry.destination(name) for name, entry in config.transports.items()},
-    )
+    router = make_router(config)
     services = Services(
         resolver,
         state,
@@ -247,7 +237,8 @@ def _store(domain: Any) -> Store:
     when_down = domain.recipients.when_down if isinstance(domain.recipients, Recipients) else None
     match domain.check:
         case RecipientCheck.CALLOUT:
-            return Store(domain.next_hop, when_down)
+            several = not isinstance(domain.next_hop, str)
+            return Store(str(domain.destination) if several else domain.next_hop, when_down)
         case RecipientCheck.LDAP:
             return Store(str(domain.recipients.ldap.options().servers[0]), when_down)
     return Store()
@@ -369,6 +360,7 @@ def smtp_options(config: Config) -> SmtpOptions:
         srs=config.srs.scheme if config.srs else None,
         split=Split(config.split),
         split_refused=SplitRefused(config.split_refused),
+        address_literals=config.routes.address_literals,
     )
 
 

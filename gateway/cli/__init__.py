@@ -15,6 +15,7 @@ from gateway.cli.queue import queue
 from gateway.cli.records import records
 from gateway.cli.reload import reload
 from gateway.cli.replay import replay
+from gateway.cli.route import route
 from gateway.cli.shadow import shadow
 from gateway.cli.simulate import simulate
 from gateway.cli.specs import test
@@ -33,5 +34,5 @@ for _command in (
 ):
     main.add_command(_command)
 main.add_command(test)
-for _command in (whatif, records):
+for _command in (whatif, records, route):
     main.add_command(_command)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from gateway.config.document import Document
 from gateway.config.problems import Path, did_you_mean
-from gateway.config.values import parse_domain_key, parse_host_port
+from gateway.config.values import parse_domain_key, parse_host_port, parse_sender_key
 
 DEFAULT_PIPELINE: Final = "default"
 ADMIN_ADDRESS: Final = "127.0.0.1:9925"
@@ -52,15 +52,27 @@ def _addresses(document: Document) -> None:
 
 
 def _domains(document: Document) -> None:
+    routes = _mapping(document.values, "routes")
+    ours = _twice(document, ("domains",), _mapping(document.values, "domains"), parse_domain_key)
+    others = _twice(document, ("routes", "domains"), _mapping(routes, "domains"), parse_domain_key)
+    _twice(document, ("routes", "senders"), _mapping(routes, "senders"), parse_sender_key)
+    for name in ours.keys() & others.keys():
+        document.refuse(("routes", "domains", others[name]), "is a domain of ours: its next hop stands under `domains`")
+
+
+def _twice(document: Document, path: Path, table: dict[str, Any], parse: Callable[[Any], str]) -> dict[str, str]:
+    """The names of a table by their keys; those that are the same are refused."""
     names: dict[str, str] = {}
-    for written in _mapping(document.values, "domains"):
+    for written in table:
         try:
-            name = parse_domain_key(written)
+            name = parse(written)
         except ValueError:
             continue
         if name in names:
-            document.refuse(("domains", written), f"is the same domain as {names[name]}")
+            what = "sender" if "@" in name else "domain"
+            document.refuse((*path, written), f"is the same {what} as {names[name]}")
         names[name] = written
+    return names
 
 
 def _pipelines(document: Document) -> None:
@@ -85,9 +97,13 @@ def _transports(document: Document) -> None:
         for domains in [_mapping(document.values, "domains")]
         for name in domains
     ]
-    default = _mapping(document.values, "routes").get("default")
-    places.append((("routes", "default"), default))
-    places.append((("routes", "default", "next_hop"), default.get("next_hop") if isinstance(default, dict) else None))
+    routes = _mapping(document.values, "routes")
+    named: list[tuple[Path, Any]] = [(("routes", "default"), routes.get("default"))]
+    for table in ("domains", "senders"):
+        named += [(("routes", table, name), route) for name, route in _mapping(routes, table).items()]
+    for path, route in named:
+        places.append((path, route))
+        places.append(((*path, "next_hop"), route.get("next_hop") if isinstance(route, dict) else None))
     for path, hop in places:
         scheme, _, name = hop.strip().partition(":") if isinstance(hop, str) else ("", "", "")
         if scheme == "transport" and name not in known:

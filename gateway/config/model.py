@@ -33,6 +33,7 @@ from gateway.config.values import (
     Endpoint,
     FilePath,
     Flag,
+    IpAddress,
     Nameserver,
     ReadableFile,
     Secret,
@@ -347,6 +348,9 @@ class Config(Section):
     """Next hops with options of their own, by name: `next_hop: transport:NAME`."""
     routes: Routes = section()
     """Where mail for all other domains goes."""
+    own_addresses: tuple[IpAddress, ...] = ()
+    """Addresses by which others reach us, besides those that we listen on: of a load balancer, say. A domain whose best
+    mail host has one of them is a loop."""
     retry: Retry = section()
     """When a deferred recipient is tried again, and until when."""
     queue: QueueOptions = section()

@@ -22,7 +22,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from gateway.config.problems import Path
-from gateway.mail.address import AddressError, ascii_domain, parse_domain
+from gateway.mail.address import AddressError, ascii_domain, parse_domain, parse_mailbox
 from gateway.mail.session import IPAddress
 from gateway.sdk import options
 from gateway.sdk.options import OptionsModel
@@ -101,6 +101,15 @@ def _parse_network(value: Any) -> Network:
         raise ValueError(f"has bits beyond its mask; write {network}") from error
 
 
+def _parse_address(value: Any) -> IPAddress:
+    if isinstance(value, (ipaddress.IPv4Address, ipaddress.IPv6Address)):
+        return value
+    ip = _ip(value) if isinstance(value, str) and "%" not in value else None
+    if ip is None:
+        raise ValueError("expected an IP address such as 192.0.2.1 or 2001:db8::1")
+    return ip
+
+
 def parse_domain_name(value: Any) -> str:
     """A domain name as lower-case A-labels; raises ValueError for anything else, address literals included."""
     if not isinstance(value, str):
@@ -118,6 +127,20 @@ def parse_domain_key(value: Any) -> str:
     """As `parse_domain_name`; a dot before the name stands for all its subdomains."""
     dot = "." if isinstance(value, str) and value.startswith(".") else ""
     return dot + parse_domain_name(value[len(dot) :] if dot else value)
+
+
+def parse_sender_key(value: Any) -> str:
+    """A sender or those of a domain: an address's key, what `parse_domain_key` takes, ``<>`` for the null sender."""
+    if not isinstance(value, str):
+        raise ValueError("expected an address, a domain or <>")
+    if value == "<>":
+        return value
+    if "@" not in value:
+        return parse_domain_key(value)
+    try:
+        return parse_mailbox(value, utf8=True).key
+    except AddressError as error:
+        raise ValueError(f"expected an address, a domain or <>: {error}") from error
 
 
 def resolve_path(value: Any, info: ValidationInfo) -> str:
@@ -212,6 +235,9 @@ Nameserver = Annotated[
     WithJsonSchema({"type": "string"}),
 ]
 Cidr = Annotated[Network, BeforeValidator(_parse_network), PlainSerializer(str), WithJsonSchema({"type": "string"})]
+IpAddress = Annotated[
+    IPAddress, BeforeValidator(_parse_address), PlainSerializer(str), WithJsonSchema({"type": "string"})
+]
 DomainName = Annotated[str, BeforeValidator(parse_domain_name)]
 DomainKey = Annotated[str, BeforeValidator(parse_domain_key)]
 FilePath = Annotated[str, BeforeValidator(resolve_path)]

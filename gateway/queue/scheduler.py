@@ -53,8 +53,11 @@ __all__ = ["Router", "Scheduler", "SchedulerOptions", "Transports"]
 class Router(Protocol):
     """Says where a recipient's mail goes."""
 
-    def resolve(self, address: Address, next_hop: str = "") -> Destination:
-        """No I/O. Raises `AddressError` for a domain that can't be a mail domain."""
+    def resolve(self, address: Address, next_hop: str = "", sender: Sender | None = None) -> Destination:
+        """No I/O. `sender` is the message's own, before return paths are rewritten.
+
+        Raises `AddressError` for a domain that can't be a mail domain.
+        """
 
 
 class Transports(Protocol):
@@ -224,7 +227,8 @@ class Scheduler:
 
     def _route(self, message: Stored, number: int) -> Destination | Outcome:
         try:
-            return self._router.resolve(message.slots[number].recipient.address, message.envelope.next_hop)
+            envelope = message.envelope
+            return self._router.resolve(message.slots[number].recipient.address, envelope.next_hop, envelope.sender)
         except AddressError:
             return Outcome(Result.FAILED, BAD_DOMAIN)
         except Exception:  # noqa: BLE001 - a bug or a hole in the routing: no mail may be lost by it

@@ -110,3 +110,5 @@ class SmtpOptions:
     srs: Srs | None = None
     split: Split = Split.DEFER
     split_refused: SplitRefused = SplitRefused.QUARANTINE
+    address_literals: bool = False
+    """Whether clients of ours may send to ``user@[192.0.2.1]``."""

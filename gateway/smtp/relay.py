@@ -4,7 +4,7 @@ That is our own domains, for everybody; everything, for clients in `relay_from`;
 we sent somebody's message on, for bounces. The last need no other right: where the way back leads stands in the
 address, and only who knows our secret can have written it.
 
-*RFCs*: 5321 section 4.5.1 (postmaster without a domain).
+*RFCs*: 5321 section 4.5.1 (postmaster without a domain) and 4.1.3 (address literals).
 """
 
 from __future__ import annotations
@@ -35,8 +35,11 @@ def admit(
         recipient = replace(recipient, address=postmaster)
     if (restored := _restore(options.srs, txn, recipient, now)) is not None:
         return restored
-    if domains.find(recipient.address) is None and not txn.session.trusted:
-        return replies.NO_RELAY
+    if domains.find(recipient.address) is None:
+        if not txn.session.trusted:
+            return replies.NO_RELAY
+        if recipient.address.domain.startswith("[") and not options.address_literals:
+            return replies.NO_LITERALS
     return recipient
 
 

@@ -21,6 +21,7 @@ from gateway.transport.client import Broken, Codec, Event, Finished, Phase, Refu
 from gateway.transport.content import DotStuffer
 from gateway.transport.options import Timeouts
 from gateway.transport.rule import CLEAR, Rule, TlsFailed
+from gateway.transport.transport import Server
 
 
 class Connection(asyncio.Protocol):
@@ -37,6 +38,8 @@ class Connection(asyncio.Protocol):
         """How the peer was authenticated; empty when it was not."""
         self.messages = 0
         """Transactions begun on it."""
+        self.server = Server()
+        """The server it leads to."""
         self.problem = ""
         self.idle_until = 0.0
         self._codec = codec

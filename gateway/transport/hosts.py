@@ -11,14 +11,19 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import random
+import re
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Final
 
 from gateway.mail.reply import Reply
 from gateway.sdk.hosts import from_hosts_file
 from gateway.sdk.services import Dns, DnsStatus, Mx
 from gateway.transport.rule import Failure
-from gateway.transport.transport import Fault, Result
+from gateway.transport.transport import Fault, Result, Server
+
+_HOST: Final = re.compile(r"[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?(?:\.[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?)*\Z")
+_NUMBER: Final = re.compile(r"(?:.*\.)?[0-9]+\Z")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,14 +62,19 @@ def failed(code: int, detail: str, text: str) -> Unreachable:
 
 @dataclass(frozen=True, slots=True)
 class Exchangers:
-    """A domain's mail hosts by name, best first.
+    """The servers of a destination, best first; those of one group are as good as each other.
 
     `authentic` says that DNSSEC validates that they are. `domains` are the domain, and what it is an alias of.
     """
 
-    names: list[str]
+    groups: tuple[tuple[Server, ...], ...]
     authentic: bool = False
     domains: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> list[str]:
+        """Their names."""
+        return [server.host for group in self.groups for server in group]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +86,18 @@ class Located:
     alias: str = ""
 
 
-async def exchangers(domain: str, dns: Dns, own_name: str, rng: random.Random) -> Exchangers | Unreachable:
-    """The domain's mail hosts; equal preferences in random order (RFC 5321 section 5.1)."""
+def loops(domain: str) -> Unreachable:
+    """We are the domain's best mail host, and know nowhere else to send it."""
+    return failed(550, "4.6", f"mail for {domain} loops back to us")
+
+
+async def exchangers(
+    domain: str, dns: Dns, own_name: str, rng: random.Random, port: int = 25
+) -> Exchangers | Unreachable:
+    """The domain's mail hosts; equal preferences in random order (RFC 5321 section 5.1).
+
+    Our own name, and what is no better, is left out. So is what cannot be the name of a mail host.
+    """
     if not domain:
         return deferred("3.5", "the recipient has no domain and no next hop", fault=Fault.OURS)
     answer = await dns.lookup(domain, "MX")
@@ -95,14 +115,27 @@ async def exchangers(domain: str, dns: Dns, own_name: str, rng: random.Random) -
         # Hosts as good as or worse than ourselves would send it back to us.
         records = [r for r in records if r.preference < min(ours)]
         if not records:
-            return failed(550, "4.6", f"mail for {domain} loops back to us")
-    names: list[str] = []
-    for _, group in groupby(sorted(records, key=lambda r: r.preference), key=lambda r: r.preference):
-        hosts = [r.host for r in group if r.host]
-        rng.shuffle(hosts)
-        names.extend(hosts)
+            return loops(domain)
+    groups: list[tuple[Server, ...]] = []
+    seen: set[str] = set()
+    for preference, group in groupby(sorted(records, key=lambda r: r.preference), key=lambda r: r.preference):
+        names = list(dict.fromkeys(r.host.lower() for r in group))
+        rng.shuffle(names)
+        hosts = [name for name in names if _is_host(name) and name not in seen]
+        seen.update(hosts)
+        if hosts:
+            groups.append(tuple([Server(name, port, priority=preference) for name in hosts]))
+    if not groups:
+        return failed(550, "4.4", f"no mail host of {domain} has a name that a host can have")
     domains = (domain, answer.alias) if answer.alias else (domain,)
-    return Exchangers(list(dict.fromkeys(names)), answer.authentic, domains)
+    return Exchangers(tuple(groups), answer.authentic, domains)
+
+
+def _is_host(name: str) -> bool:
+    """Whether a mail host can have the name: no address (RFC 5321 section 5.1), and not the machine of whoever asks."""
+    if name == "localhost" or name.endswith(".localhost"):
+        return False
+    return bool(_HOST.match(name)) and not _NUMBER.match(name)
 
 
 async def addresses(host: str, dns: Dns, *, configured: bool) -> list[str] | Unreachable:
@@ -112,7 +145,7 @@ async def addresses(host: str, dns: Dns, *, configured: bool) -> list[str] | Unr
 
 
 async def locate(host: str, dns: Dns, *, configured: bool) -> Located | Unreachable:
-    """Addresses of a host name or literal; IPv4 first, since that is where senders have their reputation.
+    """Addresses of a host name or literal, those of IPv4 first.
 
     `configured` says that our own configuration names the host. Then the machine's hosts file is asked first, as the
     system's resolver would, and a missing name is temporary.

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
+from gateway.transport.order import Families
+from gateway.transport.own import NOWHERE, OwnAddresses
+
 
 class EightBit(StrEnum):
     """What to do with 8-bit content when the next hop does not offer 8BITMIME (RFC 6152)."""
@@ -45,7 +48,8 @@ class SmtpOptions:
     `hostname` is what EHLO says, and the name by which we find ourselves among MX hosts. A connection is kept for
     `max_idle` seconds after a message and carries at most `messages_per_connection`. A message for more than
     `recipients_per_message` recipients is sent several times over. At most `max_addresses` addresses are tried per
-    attempt.
+    attempt, of `families`; when one has not answered for `next_address` seconds, the next is tried beside it, unless
+    `connections` to the destination are open already. `own` are the addresses by which we find ourselves.
     """
 
     hostname: str
@@ -55,6 +59,10 @@ class SmtpOptions:
     recipients_per_message: int = 100
     max_addresses: int = 10
     eight_bit: EightBit = EightBit.SEND
+    families: Families = Families.IPV4_FIRST
+    next_address: float = 0.25
+    connections: int = 20
+    own: OwnAddresses = NOWHERE
 
 
 class LineEnds(StrEnum):

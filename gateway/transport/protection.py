@@ -42,12 +42,12 @@ class Protection:
     """Counts what goes wrong before there is a connection."""
 
     async def rules(
-        self, host: str, located: Located, exchangers: Exchangers, *, quiet: bool = False
+        self, host: str, located: Located, exchangers: Exchangers, *, port: int = 0, quiet: bool = False
     ) -> Rules | Unreachable:
-        """The rules for one of its hosts. With `quiet`, nothing is counted."""
+        """The rules for one of its hosts, at `port` if that is another one. With `quiet`, nothing is counted."""
         if quiet and self.results is not None:
-            return await replace(self, results=None).rules(host, located, exchangers)
-        found = await self._rules(host, located, exchangers)
+            return await replace(self, results=None).rules(host, located, exchangers, port=port)
+        found = await self._rules(host, located, exchangers, port or self.destination.port)
         if isinstance(found, Unreachable) and found.failure is not None:
             self._count(Applied("sts" if found.policy == "mta-sts" else "tlsa"), found.failure, found.reply.text, host)
         return found
@@ -56,7 +56,7 @@ class Protection:
         if self.results is not None and self.destination.mx:
             self.results.count(Session(self.destination.host, applied, failure, reason, host))
 
-    async def _rules(self, host: str, located: Located, exchangers: Exchangers) -> Rules | Unreachable:
+    async def _rules(self, host: str, located: Located, exchangers: Exchangers, port: int) -> Rules | Unreachable:
         match self.destination.security:
             case Security.NONE:
                 return (CLEAR,)
@@ -67,7 +67,7 @@ class Protection:
                 return await self._mta_sts(host, (REQUIRE,))
             case Security.OPPORTUNISTIC:
                 return await self._mta_sts(host, _AT_BEST)
-        found = await self._dane(host, located, exchangers)
+        found = await self._dane(host, located, exchangers, port)
         return await self._mta_sts(host, _AT_BEST) if found is None else found
 
     async def _mta_sts(self, host: str, otherwise: Rules) -> Rules | Unreachable:
@@ -99,7 +99,7 @@ class Protection:
             failure=Failure.WRONG_NAME,
         )
 
-    async def _dane(self, host: str, located: Located, exchangers: Exchangers) -> Rules | Unreachable | None:
+    async def _dane(self, host: str, located: Located, exchangers: Exchangers, port: int) -> Rules | Unreachable | None:
         """None when DANE does not apply, and need not."""
         # Its X.509 library takes a while to import, and most gateways never need it.
         from gateway.transport import dane
@@ -109,7 +109,7 @@ class Protection:
         found: dane.Found | Unreachable | None = None
         # Who could forge the MX records could name a host with TLSA records of his own.
         if exchangers.authentic or not destination.mx:
-            found = await dane.find(host, destination.port, located, self.dns)
+            found = await dane.find(host, port, located, self.dns)
         if isinstance(found, Unreachable):
             return found
         records = dane.usable(found.records) if found else ()

@@ -1,20 +1,20 @@
 """Where mail goes: next hops as the configuration writes them, and the table of domains.
 
-*RFCs*: 5321 section 4.1.3 (address literals as domains).
+*RFCs*: 5321 section 4.1.3 (address literals as domains), 5890 (names are compared as A-labels).
 """
 
 from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 from urllib.parse import urlsplit
 
-from gateway.mail.address import Address
+from gateway.mail.address import DOMAIN_OCTETS, NULL_SENDER, Address, AddressError, Sender, ascii_domain
 from gateway.transport.options import WebhookOptions
-from gateway.transport.transport import Destination, Kind, Security
+from gateway.transport.transport import Destination, Kind, Security, Server
 
 FORMS: Final = (
     "smtp:host:port, smtp:[ipv6]:port, lmtp:host:port, lmtp:unix:/path, maildir:path, mbox:path, https://host/path, "
@@ -57,6 +57,25 @@ def parse_next_hop(text: str, *, security: Security = Security.OPPORTUNISTIC, tl
         return Destination(kind, path=path, security=security, tls_ca=tls_ca)
     host, port = _host_port(text, rest)
     return Destination(kind, host, port or _PORTS[kind], security=security, tls_ca=tls_ca)
+
+
+def join_next_hops(several: Sequence[tuple[Destination, int, int]]) -> Destination:
+    """One destination of several next hops, each with its priority and weight. Raises ValueError.
+
+    They stand for one another, so they speak the same protocol and share what is said of TLS.
+    """
+    first = several[0][0]
+    for found, _, _ in several:
+        if found.kind not in (Kind.SMTP, Kind.LMTP) or found.mx:
+            raise ValueError(f"{found if found.kind is not Kind.SMTP else 'mx'} cannot stand beside other next hops")
+        if found.kind is not first.kind:
+            raise ValueError("all next hops of a list are smtp, or all are lmtp")
+    hops = tuple([Server(d.host, d.port, d.path, priority, weight) for d, priority, weight in several])
+    if len({(server.host, server.port, server.path) for server in hops}) < len(hops):
+        raise ValueError("a next hop stands in the list twice")
+    if len(hops) == 1:
+        return first
+    return replace(first, host="", port=0, path="", alternatives=hops)
 
 
 def parse_own_next_hop(text: str) -> Destination:
@@ -123,7 +142,12 @@ def _host_port(text: str, rest: str) -> tuple[str, int]:
     if rest.count(":") > 1:
         raise ValueError(f"{text!r}: write an IPv6 address in brackets, as in smtp:[2001:db8::1]:25")
     host, colon, port = rest.partition(":")
-    host = host.rstrip(".").lower()
+    if len(host) > DOMAIN_OCTETS:
+        raise ValueError(f"{text[:40]!r}...: a host name has at most {DOMAIN_OCTETS} characters")
+    try:
+        host = ascii_domain(host.rstrip("."))
+    except AddressError as error:
+        raise ValueError(f"{text!r}: {error}") from None
     if not _NAME.match(host):
         raise ValueError(f"{text!r}: {host!r} is neither a host name nor an IP address")
     return host, _port(text, port if colon else None)
@@ -138,50 +162,91 @@ def _port(text: str, port: str | None) -> int:
 
 
 _MX: Final = parse_next_hop("mx")
+NULL_KEY: Final = "<>"
+"""The null sender's key among routes by sender."""
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """Where mail goes, and the configuration's key that says so; empty where the message brought its next hop along."""
+
+    destination: Destination
+    key: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Router:
-    """Finds the destination of an address.
+    """Finds the destination of an address, the first of these that has an entry for it: `domains`, which are ours, and
+    `routes`, both by the recipient's domain; `senders`; `default`, where None means MX.
 
-    Keys of `domains`: a domain in A-labels; ``.example.org`` for all names below it; ``*`` for every other domain;
-    ``""`` for the bare ``postmaster`` (without it, the first entry's destination). `default` None means MX. `named`
-    are the configuration's `transports`.
+    Keys by domain: a domain in A-labels; ``.example.org`` for all names below it; in `domains` also ``*`` for every
+    other domain, and ``""`` for the bare ``postmaster`` (without it, the first entry's destination). Keys by sender: an
+    address as `Address.key` has it, a domain, ``.example.org``, or ``<>``. `named` are the configuration's
+    `transports`. With `literals`, mail for ``user@[192.0.2.1]`` goes to that address; without, there is no way to it.
     """
 
     domains: Mapping[str, Destination]
     default: Destination | None = None
     named: Mapping[str, Destination] = field(default_factory=dict)
+    routes: Mapping[str, Destination] = field(default_factory=dict)
+    senders: Mapping[str, Destination] = field(default_factory=dict)
+    literals: bool = False
 
-    def resolve(self, address: Address, next_hop: str = "") -> Destination:
-        """The destination, the nearest entry first; with `next_hop`, which a message brings along, that.
+    def resolve(self, address: Address, next_hop: str = "", sender: Sender | None = None) -> Destination:
+        """The destination; with `next_hop`, which a message brings along, that. Raises as `find`."""
+        return self.find(address, next_hop, sender).destination
+
+    def find(self, address: Address, next_hop: str = "", sender: Sender | None = None) -> Way:
+        """The way to the address for mail of this sender; None knows of no sender, and of no route for one.
 
         Raises `gateway.mail.address.AddressError` for a bad domain, ValueError for a next hop that is none.
         """
         domain = address.ascii_domain
-        found = parse_own_next_hop(next_hop) if next_hop else self.domains.get(domain)
-        if found is None:
-            found = self._nearest(domain)
+        way = Way(parse_own_next_hop(next_hop)) if next_hop else self._by_address(domain, sender)
+        found = way.destination
         if found.kind is Kind.NAMED:
             if found.name not in self.named:
                 raise ValueError(f"there is no transport {found.name!r}")
-            return self.named[found.name]
-        return _for_domain(found, domain) if found.mx and not found.host else found
+            return replace(way, destination=self.named[found.name])
+        if found.mx and not found.host:
+            return replace(way, destination=self._for_domain(found, domain))
+        return way
 
-    def _nearest(self, domain: str) -> Destination:
-        if not domain and self.domains:
-            return next(iter(self.domains.values()))
-        at = domain.find(".")
-        while at >= 0 and not domain.startswith("["):
-            found = self.domains.get(domain[at:])
-            if found is not None:
-                return found
-            at = domain.find(".", at + 1)
-        return self.domains.get("*") or self.default or _MX
+    def _by_address(self, domain: str, sender: Sender | None) -> Way:
+        if not domain and self.domains and "" not in self.domains:
+            domain = next(iter(self.domains))
+        if (key := _nearest(self.domains, domain)) is not None:
+            return Way(self.domains[key], f"domains.{key}")
+        if domain.startswith("[") and not self.literals:
+            raise AddressError("mail to address literals is off")
+        if (key := _nearest(self.routes, domain)) is not None:
+            return Way(self.routes[key], f"routes.domains.{key}")
+        if (key := self._sender_key(sender)) is not None:
+            return Way(self.senders[key], f"routes.senders.{key}")
+        return Way(self.default or _MX, "routes.default")
+
+    def _sender_key(self, sender: Sender | None) -> str | None:
+        if sender is None or not self.senders:
+            return None
+        if sender is NULL_SENDER:
+            return NULL_KEY if NULL_KEY in self.senders else None
+        assert isinstance(sender, Address)
+        return sender.key if sender.key in self.senders else _nearest(self.senders, sender.ascii_domain)
+
+    def _for_domain(self, template: Destination, domain: str) -> Destination:
+        if domain.startswith("["):
+            literal = str(ipaddress.ip_address(domain.strip("[]").removeprefix("ipv6:")))
+            return replace(template, host=literal, mx=False, literal=True)
+        return replace(template, host=domain)
 
 
-def _for_domain(template: Destination, domain: str) -> Destination:
-    if domain.startswith("["):
-        literal = domain.strip("[]").removeprefix("ipv6:")
-        return replace(template, host=literal, mx=False)
-    return replace(template, host=domain)
+def _nearest(table: Mapping[str, object], domain: str) -> str | None:
+    """The key for a domain: itself, the nearest name above it with a dot, or ``*``."""
+    if domain in table:
+        return domain
+    at = domain.find(".")
+    while at >= 0 and not domain.startswith("["):
+        if domain[at:] in table:
+            return domain[at:]
+        at = domain.find(".", at + 1)
+    return "*" if "*" in table and domain else None

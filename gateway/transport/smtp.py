@@ -11,32 +11,29 @@ MAIL was answered is replaced once by a fresh one; once the final dot may have l
 from __future__ import annotations
 
 import asyncio
-import errno
 import random
-import ssl
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import replace
 from typing import Final, TypeVar
 
 from gateway.mail.address import NULL_SENDER, Address, Sender
 from gateway.mail.envelope import Recipient
 from gateway.mail.reply import Reply
-from gateway.ops import log, metrics
 from gateway.sdk.services import Callout, CalloutState, Dns
-from gateway.transport import callout, commands, hosts
-from gateway.transport.client import Broken, Codec, Finished, Refused, Signal
+from gateway.transport import callout, commands
+from gateway.transport.approach import Approach, Rules
+from gateway.transport.client import Finished
 from gateway.transport.connection import Connection
 from gateway.transport.content import says_not_required, stuff, whole
-from gateway.transport.hosts import Exchangers, Unreachable, deferred
+from gateway.transport.hosts import Exchangers, Located, Unreachable
+from gateway.transport.opening import Caller, Opener
 from gateway.transport.options import EightBit, SmtpOptions
 from gateway.transport.policies import Policies
 from gateway.transport.protection import Protection
-from gateway.transport.rule import CLEAR, NOT_REQUIRED, Failure, Level, Rule, TlsFailed
+from gateway.transport.rule import NOT_REQUIRED
 from gateway.transport.tls import Contexts
-from gateway.transport.tlsresults import Results, Session
-from gateway.transport.transport import Delivery, Destination, Fault, Kind, Outcome, Result, Security
+from gateway.transport.tlsresults import Results
+from gateway.transport.transport import Delivery, Destination, Fault, Outcome, Result, Security, Server
 
-_log = log.get()
 _T = TypeVar("_T")
 
 SMALL: Final = 256 << 10
@@ -48,10 +45,6 @@ _NEEDS_8BIT: Final = Reply(554, "6.3", "the content is 8-bit, and the next hop d
 
 _RELAXED: Final = (Security.OPPORTUNISTIC, Security.DANE)
 _PUBLISHED: Final = ("dane", "dane-unusable", "mta-sts")
-_IN_THE_CLEAR: Final = TlsFailed("it does not offer STARTTLS", Failure.NO_STARTTLS)
-
-# What connect() says when it is this machine that has no more to give.
-_OUR_TROUBLE: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL})
 
 
 class SmtpTransport:
@@ -73,10 +66,11 @@ class SmtpTransport:
         self._dns = dns
         # Only for the order of equal MX hosts; nothing secret.
         self._rng = rng or random.Random()
+        self._several = len(destination.servers) > 1
+        self._approach = Approach(destination, options, dns, self._rng)
         self._idle: list[Connection] = []
-        self._ending: set[Connection] = set()
         self._sweeper: asyncio.TimerHandle | None = None
-        self._contexts = contexts or Contexts()
+        self._opener = Opener(destination, options, contexts or Contexts(), results)
         self._protection = Protection(destination, dns, policies, results)
         self._results = results
         self._closed = False
@@ -123,11 +117,9 @@ class SmtpTransport:
             self._sweeper.cancel()
             self._sweeper = None
         for connection in self._idle:
-            self._end(connection)
+            self._opener.end(connection)
         self._idle.clear()
-        for connection in list(self._ending):
-            await connection.ended()
-        self._ending.clear()
+        await self._opener.ended()
 
     # Connections.
 
@@ -143,12 +135,16 @@ class SmtpTransport:
         With `relaxed`, published policies do not count, and the connection serves nobody else. With `quiet`, sessions
         are not counted for reports.
         """
-        kept = None if relaxed else self._take()
+        found = await self._approach.find() if self._several else None
+        kept = None if relaxed else self._take(found)
         if kept is not None:
             result = await self._use(kept, work)
             if result is not None:
                 return result
-        fresh = await self._connect(relaxed=relaxed, quiet=quiet or relaxed)
+        found = found or await self._approach.find()
+        if isinstance(found, Unreachable):
+            return found
+        fresh = await self._connect(found, relaxed=relaxed, quiet=quiet or relaxed)
         if isinstance(fresh, Unreachable):
             return fresh
         result = await self._use(fresh, work)
@@ -165,13 +161,16 @@ class SmtpTransport:
         self._give_back(connection)
         return result
 
-    def _take(self) -> Connection | None:
+    def _take(self, found: Exchangers | Unreachable | None) -> Connection | None:
+        """A kept connection: where there are several servers, to the one whose turn it is."""
+        turn = found.groups[0][0] if isinstance(found, Exchangers) else None
         now = asyncio.get_running_loop().time()
-        while self._idle:
-            connection = self._idle.pop()
-            if connection.usable and now < connection.idle_until:
-                return connection
-            self._end(connection)
+        for connection in reversed(self._idle):
+            if turn is None or connection.server == turn:
+                self._idle.remove(connection)
+                if connection.usable and now < connection.idle_until:
+                    return connection
+                self._opener.end(connection)
         return None
 
     def _give_back(self, connection: Connection) -> None:
@@ -183,7 +182,7 @@ class SmtpTransport:
             or not connection.usable
             or connection.messages >= self._options.messages_per_connection
         ):
-            self._end(connection)
+            self._opener.end(connection)
             return
         connection.idle_until = loop.time() + self._options.max_idle
         self._idle.append(connection)
@@ -197,152 +196,22 @@ class SmtpTransport:
         keep = [c for c in self._idle if c.usable and now < c.idle_until]
         for connection in self._idle:
             if connection not in keep:
-                self._end(connection)
+                self._opener.end(connection)
         self._idle = keep
         self._sweeper = loop.call_at(keep[0].idle_until, self._sweep) if keep else None
 
-    def _end(self, connection: Connection) -> None:
-        self._ending = {c for c in self._ending if not c.is_ended}
-        connection.quit()
-        if not connection.is_ended:
-            self._ending.add(connection)
+    async def _connect(self, found: Exchangers, *, relaxed: bool, quiet: bool) -> Connection | Unreachable:
+        """A connection that is ready for MAIL: to the first host and address that works."""
+        if self._idle and not self._opener.has_room():
+            # Kept connections to other servers of the destination.
+            self._opener.end(self._idle.pop(0))
 
-    async def _connect(self, *, relaxed: bool, quiet: bool) -> Connection | Unreachable:
-        """A connection that is ready for MAIL: the first host and address that works, in order."""
-        destination = self._destination
-        if destination.path:
-            return await self._try(destination.path, "", (CLEAR,), quiet=True)
-        found = await self._hosts()
-        if isinstance(found, Unreachable):
-            return found
-        trouble: Unreachable | None = None
-        left = self._options.max_addresses
-        for name in found.names[:left]:
-            if not left:
-                break
-            located = await hosts.locate(name, self._dns, configured=not destination.mx)
-            if isinstance(located, Unreachable):
-                trouble = _worse(trouble, located)
-                continue
-            rules = NOT_REQUIRED if relaxed else await self._protection.rules(name, located, found, quiet=quiet)
-            if isinstance(rules, Unreachable):
-                trouble = _worse(trouble, rules)
-                continue
-            for address in located.addresses[:left]:
-                left -= 1
-                connection = await self._try(name, address, rules, quiet=quiet)
-                if isinstance(connection, Connection):
-                    return connection
-                trouble = _worse(trouble, connection)
-        return trouble or deferred("4.1", "no address to connect to")
+        async def rules(server: Server, located: Located, found: Exchangers) -> Rules | Unreachable:
+            if relaxed:
+                return NOT_REQUIRED
+            return await self._protection.rules(server.host, located, found, port=server.port, quiet=quiet)
 
-    async def _hosts(self) -> Exchangers | Unreachable:
-        if not self._destination.mx:
-            return Exchangers([self._destination.host])
-        return await hosts.exchangers(self._destination.host, self._dns, self._options.hostname, self._rng)
-
-    async def _try(self, name: str, address: str, rules: Sequence[Rule], *, quiet: bool) -> Connection | Unreachable:
-        """Connect to one address (or, without one, the unix socket `name`) and wait until MAIL can be said.
-
-        Where TLS fails by one rule, the next is tried on a new connection. What goes through a unix socket does not
-        leave the machine, so there is no TLS.
-        """
-        trouble: Unreachable | None = None
-        for number, rule in enumerate(rules):
-            found = await self._try_rule(name, address, rule)
-            if not number and not quiet:
-                self._report(name, address, rule, found)
-            if isinstance(found, Connection):
-                _count(rule, ("authenticated" if found.peer else "encrypted") if found.tls else "clear")
-                return found
-            if isinstance(found, Unreachable):
-                return found
-            _count(rule, found.failure.value)
-            _log.debug("tls.failed", host=name, reason=found.problem, policy=rule.policy, failure=found.failure.value)
-            trouble = deferred(
-                "7.5", f"TLS with {name} failed ({rule.policy}): {found.problem}", name, policy=rule.policy
-            )
-        assert trouble is not None
-        return trouble
-
-    async def _try_rule(self, name: str, address: str, rule: Rule) -> Connection | Unreachable | TlsFailed:
-        context: ssl.SSLContext | None = None
-        if rule.level is not Level.NONE:
-            try:
-                context = await self._contexts.get(rule)
-            except OSError as error:
-                return deferred("7.5", f"tls_ca cannot be used: {error.strerror or error}", name, fault=Fault.OURS)
-        try:
-            connection = await self._dial(name, address, context is not None)
-        except TimeoutError:
-            return deferred("4.1", f"connect to {address or name}: no answer in time", name)
-        except OSError as error:
-            text = f"connect to {address or name}: {error.strerror or error}"
-            if error.errno in _OUR_TROUBLE:
-                return deferred("3.0", text, fault=Fault.OURS)
-            return deferred("4.1", text, name)
-        try:
-            event = await connection.hello(context, rule)
-        except BaseException:
-            connection.abort()
-            raise
-        if isinstance(event, TlsFailed):
-            return replace(event, local=connection.local)
-        if isinstance(event, Refused):
-            # It is not the message that was refused. A next hop of our own configuration may refuse us by mistake,
-            # ours or its own; a public host that takes no mail means it (RFC 7504).
-            final = event.reply.permanent and self._destination.mx
-            result, fault = (Result.FAILED, Fault.PEER) if final else (Result.DEFERRED, Fault.CONNECT)
-            return Unreachable(result, event.reply, fault, name, replied=True)
-        if isinstance(event, Broken):
-            return deferred("4.2", f"{name}: {connection.problem or event.problem}", name)
-        assert event is Signal.READY
-        if rule.level >= Level.ANY and not connection.tls:
-            offered = "STARTTLS" in connection.offered
-            self._end(connection)
-            problem = "it refuses STARTTLS" if offered else "it does not offer STARTTLS"
-            return TlsFailed(problem, Failure.NO_STARTTLS, connection.local)
-        return connection
-
-    def _report(self, host: str, address: str, rule: Rule, found: Connection | Unreachable | TlsFailed) -> None:
-        """Count a session for the domain's report: what came of the first rule, whatever is done by the next."""
-        domain = self._destination.host
-        if self._results is None or not self._destination.mx or rule is CLEAR or isinstance(found, Unreachable):
-            return
-        if isinstance(found, Connection) and found.tls:
-            session = Session(domain, rule.applied)
-        else:
-            failed = found if isinstance(found, TlsFailed) else _IN_THE_CLEAR
-            local = found.local
-            session = Session(domain, rule.applied, failed.failure, failed.problem, host, address, local)
-        self._results.count(session)
-
-    async def _dial(self, name: str, address: str, wants_tls: bool) -> Connection:
-        options, destination = self._options, self._destination
-        loop = asyncio.get_running_loop()
-        codec = Codec(options.hostname, lmtp=destination.kind is Kind.LMTP, wants_tls=wants_tls)
-
-        def make() -> Connection:
-            return Connection(codec, options.timeouts, name if address else "localhost")
-
-        async with asyncio.timeout(options.timeouts.connect):
-            if address:
-                _, connection = await loop.create_connection(make, address, destination.port)
-            else:
-                _, connection = await loop.create_unix_connection(make, name)
-        return connection
-
-
-def _count(rule: Rule, result: str) -> None:
-    if rule is not CLEAR:
-        metrics.TLS_OUT.labels(rule.policy, result).inc()
-
-
-def _worse(old: Unreachable | None, new: Unreachable) -> Unreachable:
-    """Of two troubles the one to report: it is for good only when every host said so."""
-    if old is not None and old.result is Result.DEFERRED and new.result is Result.FAILED:
-        return old
-    return new
+        return await self._approach.connect(rules, Caller(self._opener, quiet), found)
 
 
 async def _send(

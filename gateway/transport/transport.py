@@ -48,12 +48,34 @@ class Security(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Server:
+    """One server: `host` and `port`, or `path` of a unix socket.
+
+    Of several, those with the lowest `priority` go first; who share one are chosen in proportion to their `weight`, as
+    RFC 2782 says it for SRV records.
+    """
+
+    host: str = ""
+    port: int = 0
+    path: str = ""
+    priority: int = 1
+    weight: int = 1
+
+    def __str__(self) -> str:
+        if self.path:
+            return f"unix:{self.path}"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
 class Destination:
     """A place mail goes to: what deliveries are grouped, limited and pooled by.
 
-    For SMTP and LMTP: `host` and `port`, or `path` of a unix socket; with `mx`, `host` is a domain whose MX records
-    are looked up. For maildir and mbox: `path`. `name` is that of the configuration's `transports`, and `options` are
-    what it says there.
+    For SMTP and LMTP: `host` and `port`, or `path` of a unix socket, or several servers in `alternatives`; with `mx`,
+    `host` is a domain whose MX records are looked up; `literal` says that the recipient's domain is the address in
+    `host`. For maildir and mbox: `path`. `name` is that of the configuration's `transports`, and `options` are what it
+    says there.
     """
 
     kind: Kind
@@ -67,6 +89,15 @@ class Destination:
     """For VERIFY: names that the certificate may be for, instead of the host's."""
     name: str = ""
     options: LocalOptions | None = None
+    alternatives: tuple[Server, ...] = ()
+    literal: bool = False
+
+    @property
+    def servers(self) -> tuple[Server, ...]:
+        """The servers that the configuration names, or the recipient; none with `mx`."""
+        if self.mx or self.kind not in (Kind.SMTP, Kind.LMTP):
+            return ()
+        return self.alternatives or (Server(self.host, self.port, self.path),)
 
     def __str__(self) -> str:
         if self.name:
@@ -76,12 +107,11 @@ class Destination:
             return self.options.url.partition("?")[0]
         if self.mx:
             return f"mx:{self.host}"
-        if self.path:
-            return f"{self.kind}:{'unix:' if self.kind in (Kind.SMTP, Kind.LMTP) else ''}{self.path}"
         if self.kind is Kind.DISCARD:
             return "discard"
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{self.kind}:{host}:{self.port}"
+        if self.servers:
+            return ",".join(f"{self.kind}:{server}" for server in self.servers)
+        return f"{self.kind}:{self.path}"
 
 
 @dataclass(frozen=True, slots=True)

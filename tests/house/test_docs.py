@@ -73,9 +73,10 @@ def test_the_example_gives_every_option_its_default() -> None:
     assert wrong == []
     without = {path for path, option in OPTIONS.items() if option.default not in (None, "null") and not option.required}
     # The listener's TLS as a whole has no default, so its mode can only stand in the comment with it; LDAP neither,
-    # nor a named transport, VERP and SRS.
+    # nor a named transport, a route by domain or sender, VERP and SRS.
     without.discard("listeners[].tls.mode")
     in_comments = (f"domains.{NAME}.recipients.ldap.", f"transports.{NAME}.", "verp.", "srs.")
+    in_comments += (f"routes.domains.{NAME}.", f"routes.senders.{NAME}.")
     without -= {path for path in without if path.startswith(in_comments)}
     assert without - {path for path, _ in shown} == set(), "options with a default that are only in comments"
 

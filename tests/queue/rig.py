@@ -129,12 +129,14 @@ class World:
         self.keeps_contents = False
         self.spool = spool
         self.scripts: dict[str, Script] = {}
+        self.senders: list[Sender | None] = []
         self.scheduler = Scheduler(
             spool, self, self, retry=retry, clock=self.clock, hostname=HOST, options=options, rng=lambda: 0.5
         )
         self.task: asyncio.Task[None] | None = None
 
-    def resolve(self, address: Address, next_hop: str = "") -> Destination:
+    def resolve(self, address: Address, next_hop: str = "", sender: Sender | None = None) -> Destination:
+        self.senders.append(sender)
         if address.domain == "nowhere.example":
             raise LookupError("no route")
         return Destination(Kind.SMTP, host=address.ascii_domain, port=25)

@@ -206,7 +206,7 @@ def test_what_we_report_of_mail_with_verp_goes_to_an_address_for_each_recipient(
 def test_mail_of_others_to_others_leaves_rewritten_and_the_copy_for_us_does_not(tmp_path: Path) -> None:
     async def scenario(world: World) -> None:
         # One destination for both, so that only the senders keep them apart.
-        world.resolve = lambda address, next_hop="": World.resolve(world, Address("x", "smarthost.test"))  # type: ignore[method-assign]
+        world.resolve = lambda address, next_hop="", sender=None: World.resolve(world, Address("x", "smarthost.test"))  # type: ignore[method-assign]
         await world.send("eve@example.com", "ida@example.com", "anna@example.org", sender="ben@example.net")
         await world.settled()
         (home,) = [s for s in senders(world, "smarthost.test") if "anna@example.org" in s[1]]

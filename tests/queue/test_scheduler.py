@@ -217,6 +217,17 @@ def test_two_destinations_of_one_message_settle_once(play: Callable[..., None]) 
     play(scenario)
 
 
+def test_the_router_is_told_who_sent_the_message(play: Callable[..., None]) -> None:
+    async def scenario(world: World) -> None:
+        world.start()
+        await world.send("a@example.org", sender="ben@example.net")
+        await world.send("a@example.org", "b@example.org", sender=NULL_SENDER)
+        await world.settled()
+        assert [str(sender) for sender in world.senders] == ["ben@example.net", "", ""]
+
+    play(scenario)
+
+
 def test_recipients_of_one_delivery_keep_their_own_outcomes(play: Callable[..., None]) -> None:
     async def scenario(world: World) -> None:
         world.on("example.org", [DELIVERED, DEFERRED, FAILED])

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Coroutine
 from pathlib import Path
+from typing import Any, TypeVar
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gateway.sdk.testing import FakeDns
 from gateway.transport import hosts
@@ -17,6 +21,7 @@ from tests.support.process import free_port
 from tests.transport.peer import Link, delivery, peer, run, statuses
 
 OWN = "gate.test"
+T = TypeVar("T")
 
 
 def mx(dns: FakeDns, domain: str = "example.net", seed: int = 1) -> list[str] | Unreachable:
@@ -67,6 +72,57 @@ def test_hosts_as_good_as_or_worse_than_ourselves_are_left_out():
 def test_a_domain_whose_best_exchanger_is_ourselves_is_a_loop():
     assert problem(mx(FakeDns(mx={"example.net": [(10, OWN), (20, "b.test")]}))) == "failed 550 5.4.6"
     assert problem(mx(FakeDns(a={OWN: ["192.0.2.1"]}), domain=OWN)) == "failed 550 5.4.6"
+
+
+@pytest.mark.parametrize(
+    "name", ["192.0.2.1", "2001:db8::1", "127.1", "localhost", "a.localhost", "a b.test", "-.test"]
+)
+def test_what_cannot_be_the_name_of_a_mail_host_is_left_out(name: str):
+    assert mx(FakeDns(mx={"example.net": [(0, name), (10, "a.test")]})) == ["a.test"]
+    assert problem(mx(FakeDns(mx={"example.net": [(0, name)]}))) == "failed 550 5.4.4"
+
+
+def test_a_null_mx_beside_others_counts_for_nothing():
+    assert mx(FakeDns(mx={"example.net": [(0, ""), (10, "a.test")]})) == ["a.test"]
+
+
+def test_a_host_that_stands_twice_is_tried_once_at_its_best():
+    assert mx(FakeDns(mx={"example.net": [(20, "a.test"), (10, "b.test"), (10, "A.test")]}), seed=2) == [
+        "b.test",
+        "a.test",
+    ]
+
+
+def at_once(finding: Coroutine[Any, Any, T]) -> T:
+    """What a coroutine gives that never waits: an event loop for each example would take most of the time."""
+    try:
+        finding.send(None)
+    except StopIteration as end:
+        return end.value
+    raise AssertionError("it waits")
+
+
+RECORDS = st.lists(
+    st.tuples(st.integers(0, 65535), st.sampled_from(["", "a.test", "b.test", OWN, "127.0.0.1"])), min_size=1
+)
+
+
+@given(RECORDS, st.integers())
+def test_whatever_mx_records_say_hosts_come_by_preference_and_none_is_as_bad_as_we_are(
+    records: list[tuple[int, str]], seed: int
+):
+    found = at_once(hosts.exchangers("example.net", FakeDns(mx={"example.net": records}), OWN, random.Random(seed)))
+    best = {name: min(p for p, n in records if n == name) for _, name in records}
+    wanted = {name for name in ("a.test", "b.test") if name in best and best[name] < best.get(OWN, 65536)}
+    if isinstance(found, Unreachable):
+        assert not wanted and found.result is Result.FAILED
+        return
+    assert set(found.names) == wanted and len(found.names) == len(wanted)
+    assert [[best[hop.host] for hop in group] for group in found.groups] == [
+        [hop.priority] * len(group) for group, hop in ((g, g[0]) for g in found.groups)
+    ]
+    priorities = [group[0].priority for group in found.groups]
+    assert priorities == sorted(set(priorities))
 
 
 def addresses(host: str, dns: FakeDns, *, configured: bool = False) -> list[str] | Unreachable:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from gateway.mail.address import Address, parse_mailbox
+from gateway.mail.address import NULL_SENDER, Address, AddressError, parse_mailbox
 from gateway.transport.options import PipeOptions, WebhookOptions
-from gateway.transport.routing import Router, parse_next_hop
-from gateway.transport.transport import Destination, Kind, Security
+from gateway.transport.routing import Router, Way, join_next_hops, parse_next_hop
+from gateway.transport.transport import Destination, Kind, Security, Server
 
 
 @pytest.mark.parametrize(
@@ -16,6 +18,7 @@ from gateway.transport.transport import Destination, Kind, Security
         ("smtp:store.example.net:2525", Destination(Kind.SMTP, "store.example.net", 2525)),
         ("smtp:Store.Example.NET.", Destination(Kind.SMTP, "store.example.net", 25)),
         ("smtp:192.0.2.1:25", Destination(Kind.SMTP, "192.0.2.1", 25)),
+        ("smtp:B\u00fccher.example", Destination(Kind.SMTP, "xn--bcher-kva.example", 25)),
         ("smtp:[2001:DB8::1]:26", Destination(Kind.SMTP, "2001:db8::1", 26)),
         ("smtp:[2001:db8::1]", Destination(Kind.SMTP, "2001:db8::1", 25)),
         ("smtp:[192.0.2.1]:26", Destination(Kind.SMTP, "192.0.2.1", 26)),
@@ -78,7 +81,9 @@ def test_security_is_kept():
         ("smtp:[store.test]:25", "is no IP address"),
         ("smtp:a b:25", "neither a host name"),
         ("smtp:a..b:25", "neither a host name"),
+        ("smtp:\u00fc..b:25", "no A-label form"),
         ("smtp:-a.test:25", "neither a host name"),
+        ("smtp:" + "a." * 200 + "test", "at most 255 characters"),
         ("lmtp:unix:", "needs a path"),
         ("lmtp:unix:/" + "x" * 107, "107 octets"),
         ("maildir:", "needs a path"),
@@ -105,7 +110,7 @@ def test_wrong_next_hops_are_refused_with_a_reason(text: str, says: str):
         parse_next_hop(text)
 
 
-A, B, C, D = (Destination(Kind.SMTP, f"{c}.test", 25) for c in "abcd")
+A, B, C, D, E = (Destination(Kind.SMTP, f"{c}.test", 25) for c in "abcde")
 
 
 def resolve(router: Router, address: str) -> Destination:
@@ -140,7 +145,96 @@ def test_an_mx_entry_keeps_its_security_for_each_domain():
 
 @pytest.mark.parametrize(("literal", "host"), [("[192.0.2.1]", "192.0.2.1"), ("[IPv6:2001:db8::1]", "2001:db8::1")])
 def test_an_address_literal_is_reached_without_mx(literal: str, host: str):
-    assert resolve(Router({".1]": A}), f"x@{literal}") == Destination(Kind.SMTP, host, 25)
+    router = Router({".1]": A}, literals=True)
+    assert resolve(router, f"x@{literal}") == Destination(Kind.SMTP, host, 25, literal=True)
+
+
+def test_there_is_no_way_to_an_address_literal_unless_it_is_opened():
+    with pytest.raises(AddressError, match="is off"):
+        resolve(Router({"example.org": A}, B), "x@[192.0.2.1]")
+
+
+def test_mail_for_a_literal_goes_where_all_mail_goes():
+    assert resolve(Router({}, B, literals=True), "x@[192.0.2.1]") == B
+
+
+SENDERS = {"ann@example.org": A, "example.org": B, ".example.org": C, "<>": D, "xn--bcher-kva.example": A}
+
+
+@pytest.mark.parametrize(
+    ("sender", "expected", "key"),
+    [
+        ("Ann@EXAMPLE.org", A, "routes.senders.ann@example.org"),
+        ("ben@example.org", B, "routes.senders.example.org"),
+        ("ann@a.b.example.org", C, "routes.senders..example.org"),
+        ("", D, "routes.senders.<>"),
+        ("x@b\u00fccher.example", A, "routes.senders.xn--bcher-kva.example"),
+        ("x@elsewhere.test", E, "routes.default"),
+    ],
+)
+def test_a_route_by_sender_is_the_nearest_one(sender: str, expected: Destination, key: str):
+    router = Router({}, E, senders=SENDERS)
+    whose = parse_mailbox(sender, utf8=True) if sender else NULL_SENDER
+    assert router.find(parse_mailbox("x@example.net"), sender=whose) == Way(expected, key)
+
+
+def test_the_null_sender_is_no_sender_of_a_domain():
+    without = {key: hop for key, hop in SENDERS.items() if key != "<>"}
+    assert Router({}, E, senders=without).resolve(parse_mailbox("x@example.net"), sender=NULL_SENDER) == E
+    assert Router({}, E, senders=SENDERS).resolve(parse_mailbox("x@example.net")) == E
+
+
+def test_the_recipients_domain_goes_before_the_sender():
+    router = Router({"example.org": A}, E, routes={"example.net": B, ".example.net": C}, senders={"example.com": D})
+    sender = parse_mailbox("ann@example.com")
+
+    def key(recipient: str) -> str:
+        return router.find(parse_mailbox(recipient), sender=sender).key
+
+    assert key("x@example.org") == "domains.example.org"
+    assert key("x@example.net") == "routes.domains.example.net"
+    assert key("x@www.example.net") == "routes.domains..example.net"
+    assert key("x@elsewhere.test") == "routes.senders.example.com"
+    assert router.find(parse_mailbox("x@example.org"), "smtp:filter.test", sender).key == ""
+
+
+def test_a_route_by_sender_may_follow_mx():
+    router = Router({}, E, senders={"<>": parse_next_hop("mx", security=Security.REQUIRE)})
+    found = router.resolve(parse_mailbox("x@example.net"), sender=NULL_SENDER)
+    assert found == Destination(Kind.SMTP, "example.net", 25, mx=True, security=Security.REQUIRE)
+
+
+@given(st.text(max_size=40), st.text(max_size=40), st.booleans())
+def test_any_address_has_a_way_or_is_refused(local: str, domain: str, literals: bool):
+    router = Router({"example.org": A}, E, routes={".net": B}, senders=SENDERS, literals=literals)
+    address = Address(local, domain)
+    try:
+        assert router.resolve(address, sender=address) in (A, B, C, E)
+    except AddressError as error:
+        assert str(error)
+
+
+def test_several_next_hops_are_one_destination():
+    several = [(parse_next_hop("smtp:a.test"), 1, 3), (parse_next_hop("smtp:[2001:db8::1]:26"), 2, 1)]
+    found = join_next_hops(several)
+    assert found.servers == (Server("a.test", 25, "", 1, 3), Server("2001:db8::1", 26, "", 2, 1))
+    assert str(found) == "smtp:a.test:25,smtp:[2001:db8::1]:26"
+    assert join_next_hops(several[:1]) == parse_next_hop("smtp:a.test")
+
+
+@pytest.mark.parametrize(
+    ("hops", "says"),
+    [
+        ("smtp:a.test lmtp:b.test", "all are lmtp"),
+        ("smtp:a.test mx", "mx cannot stand beside"),
+        ("maildir:/m smtp:a.test", "maildir:/m cannot stand beside"),
+        ("transport:x", "transport:x cannot stand beside"),
+        ("smtp:a.test smtp:A.test:25", "stands in the list twice"),
+    ],
+)
+def test_next_hops_that_cannot_stand_for_one_another_are_refused(hops: str, says: str):
+    with pytest.raises(ValueError, match=says):
+        join_next_hops([(parse_next_hop(hop), 1, 1) for hop in hops.split()])
 
 
 def test_the_bare_postmaster_goes_to_his_entry_or_to_the_first():

@@ -14,7 +14,7 @@ from gateway.config.recipients import RecipientCheck, Recipients
 from gateway.sdk.findings import RecipientStatus, WhenDown
 from gateway.sdk.lint import Path, Remark
 from gateway.sdk.stage import Stage
-from gateway.transport.transport import Destination, Kind
+from gateway.transport.transport import Destination, Kind, Server
 
 _MAY_REFUSE: Final = (Kind.SMTP, Kind.LMTP, Kind.PIPE, Kind.HTTP)
 _MAILBOXES: Final = (Kind.MAILDIR, Kind.MBOX)
@@ -28,7 +28,8 @@ def remarks(scene: Scene) -> Iterator[Remark]:
         yield from _next_hop(scene, ("domains", name), scene.destinations[name])
         if scene.destinations[name].mx:
             yield _own_mx(name)
-    yield from _next_hop(scene, ("routes", "default"), scene.config.routes.default.destination)
+    for path, route in scene.config.routes.all.items():
+        yield from _next_hop(scene, path, route.destination)
 
 
 def _someone(name: str) -> str:
@@ -120,23 +121,32 @@ def _while_down(scene: Scene, name: str, domain: Any) -> Iterator[Remark]:
 
 
 def _next_hop(scene: Scene, path: Path, place: Destination) -> Iterator[Remark]:
-    if place.kind is not Kind.SMTP or place.mx or place.path:
+    if place.kind is not Kind.SMTP:
         return
-    for i, listener in enumerate(scene.config.listeners):
-        own = listener.address
-        local = place.host in (own.host, "localhost", scene.config.hostname) or (
-            own.ip.is_unspecified and place.host in ("127.0.0.1", "::1", "0.0.0.0", "::")
-        )
-        if local and place.port == own.port:
+    for server in place.servers:
+        i = _own_listener(scene, server)
+        if i is not None:
             at = (*path, "next_hop") if scene.config.written((*path, "next_hop")) else path
             yield Remark(
                 codes.LOOP,
                 at,
-                f"{place} is listeners[{i}] ({own})",
+                f"smtp:{server} is listeners[{i}] ({scene.config.listeners[i].address})",
                 "a message for it comes back to us, is taken again, and goes round until it is refused as a loop",
                 "name the mail store behind us",
             )
             return
+
+
+def _own_listener(scene: Scene, server: Server) -> int | None:
+    """The place of the listener that the next hop is."""
+    for i, listener in enumerate(scene.config.listeners):
+        own = listener.address
+        local = server.host in (own.host, "localhost", scene.config.hostname) or (
+            own.ip.is_unspecified and server.host in ("127.0.0.1", "::1", "0.0.0.0", "::")
+        )
+        if local and server.port == own.port:
+            return i
+    return None
 
 
 def _own_mx(name: str) -> Remark:

@@ -220,9 +220,9 @@ def _split(scene: Scene) -> Iterator[Remark]:
 
 
 def _clear(scene: Scene) -> Iterator[Remark]:
-    default = scene.config.routes.default.destination
     places: list[tuple[Path, Destination]] = [(("domains", n, "tls"), d) for n, d in scene.destinations.items()]
-    for path, place in [*places, (("routes", "default", "tls"), default)]:
+    places += [((*path, "tls"), route.destination) for path, route in scene.config.routes.all.items()]
+    for path, place in places:
         if place.kind in (Kind.SMTP, Kind.LMTP) and place.security is Security.NONE and not _near(place):
             yield Remark(
                 codes.IN_THE_CLEAR,
@@ -236,7 +236,7 @@ def _clear(scene: Scene) -> Iterator[Remark]:
 def _hops(scene: Scene) -> list[tuple[Path, Hop]]:
     config = scene.config
     domains: list[tuple[Path, Hop]] = [(("domains", name), domain) for name, domain in config.domains.items()]
-    return [*domains, (("routes", "default"), config.routes.default)]
+    return [*domains, *config.routes.all.items()]
 
 
 def _unvalidated(scene: Scene) -> Iterator[Remark]:
@@ -278,4 +278,7 @@ def _certificates(scene: Scene) -> Iterator[Remark]:
 
 
 def _near(place: Destination) -> bool:
-    return bool(place.path) or place.host == "localhost" or place.host == "::1" or place.host.startswith("127.")
+    servers = place.servers
+    return bool(servers) and all(
+        hop.path or hop.host in ("localhost", "::1") or hop.host.startswith("127.") for hop in servers
+    )
