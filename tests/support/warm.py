@@ -120,5 +120,6 @@ def run(argv: Sequence[str], *, cwd: Path | None = None, timeout: float = 60.0) 
         texts: list[Any] = []
         for file in (out, error):
             file.seek(0)
-            texts.append(file.read().decode())
+            # As with text=True.
+            texts.append(file.read().decode().replace("\r\n", "\n").replace("\r", "\n"))
         return subprocess.CompletedProcess(list(argv), status, *texts)
