@@ -24,6 +24,7 @@ from typing import ClassVar, Final
 from prometheus_client import multiprocess
 
 from gateway.app import wiring
+from gateway.app.destinations import FromFile
 from gateway.app.keeping import FIXED
 from gateway.app.reload import Outcome, Reload, Result
 from gateway.app.worker import CANNOT_START, work
@@ -187,6 +188,7 @@ class Supervisor:
                 lambda: open_all(options),
                 SpoolError,
                 State,
+                FromFile(self._config),
                 self._requests,
                 lambda: os.kill(parent, signal.SIGHUP),
             ),

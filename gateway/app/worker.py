@@ -22,6 +22,7 @@ from typing import Any, Final
 import uvloop
 
 from gateway.app import wiring
+from gateway.app.destinations import hasten, hop_of
 from gateway.app.keeping import FIXED, keep
 from gateway.app.outbox import SpoolOutbox
 from gateway.app.renewal import Bench, Renewal
@@ -44,6 +45,7 @@ from gateway.smtp.options import ListenerOptions
 from gateway.spool.shard import OnStep, no_step
 from gateway.spool.spool import SpoolError
 from gateway.spool.sqlite import SqliteSpool
+from gateway.spool.suspensions import Watch
 
 _log = log.get()
 CANNOT_START: Final = 3
@@ -127,6 +129,9 @@ class Worker:
             equipment = self._make(config)
             parts = equipment.parts
             self._roads = wiring.Roads(parts)
+            self._watch = Watch(Path(config.spool.path), self._resumed)
+            # Before the first attempt.
+            await asyncio.to_thread(self._watch.look)
             self._scheduler = Scheduler(
                 self._spool,
                 self._roads,
@@ -138,6 +143,7 @@ class Worker:
                 bounces=lambda: self._roads.parts.bounces,
                 paths=self._roads,
                 signer=self._roads,
+                suspended=self._watch.suspended,
             )
             await parts.start()
         except (SpoolError, StateError, ConfigError, PipelineError, OSError) as error:
@@ -156,6 +162,7 @@ class Worker:
         # A reload swaps the parts, and what is kept how long with them.
         keeper = Keeper(self._spool, self._clock, lambda: renewal.current.config.quarantine.keep)
         self._keeper = self._tasks.start(keeper.run(), name="quarantine")
+        self._watching = self._tasks.start(self._watch.run(), name="suspensions")
         await self._front.listen(list(zip(equipment.listeners, sockets, strict=True)))
         loop.add_signal_handler(BELL, renewal.ring)
         self._slot.set_state(WorkerState.READY)
@@ -194,6 +201,15 @@ class Worker:
         self._roads.parts = parts
         self._scheduler.renew(wiring.retry_options(config), config.hostname, wiring.scheduler_options(config))
 
+    async def _resumed(self, destinations: frozenset[str]) -> None:
+        """Make due what was put off because they were suspended."""
+        try:
+            await hasten(self._spool.postmaster, hop_of(self._roads.parts.router), destinations)
+        except SpoolError as error:
+            # It is due by itself before long.
+            _log.error("queue.not_hastened", error=str(error))
+        self._scheduler.ring()
+
     async def _drain(self, queue: asyncio.Task[None]) -> None:
         self._slot.set_state(WorkerState.DRAINING)
         _log.info("worker.draining")
@@ -203,6 +219,7 @@ class Worker:
             _log.warning("worker.attempts_cut_off", active=self._scheduler.active)
         queue.cancel()
         self._keeper.cancel()
+        self._watching.cancel()
         await self._renewal.close()
         await self._spool.close()
         await self._state.close()

@@ -6,6 +6,7 @@ import click
 
 from gateway.cli.chaos import chaos
 from gateway.cli.explain import explain
+from gateway.cli.fsck import fsck
 from gateway.cli.gateway import check, pipeline, run
 from gateway.cli.guest import delegate, milter
 from gateway.cli.lint import lint
@@ -34,5 +35,6 @@ for _command in (
 ):
     main.add_command(_command)
 main.add_command(test)
+main.add_command(fsck)
 for _command in (whatif, records, route):
     main.add_command(_command)

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any, Final
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from gateway.cli import output
-from gateway.cli.options import AnswerNo, config_option, json_option, read_config, who, with_spool
-from gateway.mail.message import split_header
+from gateway.cli import output, queue_changes, queue_live, queue_moves
+from gateway.cli.office import Office, in_office
+from gateway.cli.options import AnswerNo, config_option, json_option, read_config
+from gateway.cli.selection import selection_options
+from gateway.mail.message import Content, split_header
+from gateway.ops.operations import Selection
 from gateway.ops.view import stored_json
-from gateway.spool.spool import Claimed, Spool, State, Stored
+from gateway.ops.why import Reason, Scene, reasons
+from gateway.spool.spool import SpoolError, State, Stored
+
+if TYPE_CHECKING:
+    from gateway.spool.postmaster import Found
 
 _PAGE: Final = 1000
 _HEADER_OCTETS: Final = 1 << 20
-
-state_option = click.option(
-    "--state", type=click.Choice([state.value for state in State]), help="Only messages in this state."
-)
-ids_argument = click.argument("ids", nargs=-1, metavar="[ID]...")
 
 
 @click.group()
@@ -29,23 +33,24 @@ def queue() -> None:
 
 
 @queue.command("list")
-@state_option
 @click.option("--limit", type=click.IntRange(1, 1_000_000), default=_PAGE, show_default=True, help="At most so many.")
 @click.option("--after", default="", metavar="ID", help="Begin after this id.")
 @config_option
 @json_option
-def list_(state: str | None, limit: int, after: str, config_file: str | None, as_json: bool) -> None:
+@selection_options
+def list_(wanted: Selection, limit: int, after: str, config_file: str | None, as_json: bool) -> None:
     """List messages by id, the oldest first."""
-    wanted = State(state) if state else None
 
-    async def work(spool: Spool) -> Sequence[Stored]:
-        return await spool.list(state=wanted, limit=limit, after=after)
+    async def work(office: Office) -> list[Found]:
+        chosen, hop = office.selected(wanted)
+        return await office.postmaster.find(chosen, hop, limit=limit, after=after.upper())
 
-    messages = with_spool(read_config(config_file), work)
+    found = in_office(read_config(config_file), work)
     if as_json:
-        output.as_json([stored_json(message) for message in messages])
+        output.as_json([{**stored_json(one.message), "claimed": one.claimed} for one in found])
         return
-    output.show(output.table(("ID", "STATE", "RECEIVED", "SIZE", "SENDER", "TO", "NEXT", "LAST"), _rows(messages)))
+    columns = ("ID", "STATE", "RECEIVED", "SIZE", "SENDER", "TO", "NEXT", "LAST")
+    output.show(output.table(columns, _rows([one.message for one in found])))
 
 
 def _rows(messages: Sequence[Stored]) -> list[tuple[object, ...]]:
@@ -72,41 +77,127 @@ def show(id: str, content: bool, config_file: str | None, as_json: bool) -> None
     print_one(id, content, config_file, as_json)
 
 
+@dataclass(frozen=True, slots=True)
+class _Shown:
+    """All that `show` prints. `problem` says why there is no header section."""
+
+    found: Found
+    header: str
+    problem: str
+    attempts: Sequence[dict[str, Any]]
+    reasons: Sequence[Reason]
+
+
 def print_one(id: str, content: bool, config_file: str | None, as_json: bool, *, state: State | None = None) -> None:
     """Print a message, which must be in `state` if that is given."""
     if content and as_json:
         raise click.UsageError("--content and --json exclude each other")
 
-    async def work(spool: Spool) -> tuple[Claimed, bytes] | None:
-        claimed = await spool.show(id.upper())
-        if claimed is None or (state and claimed.message.state is not state):
+    async def work(office: Office) -> _Shown | None:
+        found = await office.postmaster.one(id.upper())
+        if found is None or (state and found.message.state is not state):
             return None
-        head = b""
         if content:
-            async for block in claimed.content.blocks():
+            claimed = await office.spool.show(found.message.id)
+            async for block in claimed.content.blocks() if claimed else _nothing():
                 sys.stdout.buffer.write(block)
             sys.stdout.buffer.flush()
-            return claimed, head
-        async for block in claimed.content.blocks():
-            head += block
-            if len(head) >= _HEADER_OCTETS or b"\r\n\r\n" in head:
-                break
-        return claimed, head
+            return _Shown(found, "", "", (), ())
+        header, problem = "", ""
+        try:
+            claimed = await office.spool.show(found.message.id)
+            header = await read_header(claimed.content) if claimed else ""
+        except SpoolError as error:
+            problem = str(error)
+        explained = await office.spool.explain(found.message.id)
+        attempts = explained[0].attempts if explained else ()
+        return _Shown(found, header, problem, attempts, await why_here(office, found))
 
-    found = with_spool(read_config(config_file), work)
-    if found is None:
+    shown = in_office(read_config(config_file), work)
+    if shown is None:
         raise AnswerNo(f"{output.safe(id)} is not in {state or 'the spool'}")
     if content:
         return
-    claimed, head = found
-    header = head[: split_header(head)[1]].decode("utf-8", "replace").replace("\r\n", "\n")
     if as_json:
-        output.as_json({**stored_json(claimed.message), "header": header})
+        output.as_json(_shown_json(shown))
         return
-    _print_message(claimed.message)
+    _print_message(shown.found.message)
+    _print_reasons(shown.reasons)
+    for attempt in shown.attempts:
+        said = [attempt.get(key, "") for key in ("recipient", "outcome", "host", "reply")]
+        click.echo(f"{'attempt:':<11}{output.when(attempt.get('time', 0))} {output.safe(' '.join(map(str, said)))}")
     click.echo()
-    for line in header.splitlines():
+    for line in (shown.header or shown.problem).splitlines():
         click.echo(output.safe(line.replace("\t", "    ")))
+
+
+def _shown_json(shown: _Shown) -> dict[str, Any]:
+    more: dict[str, Any] = {"problem": shown.problem} if shown.problem else {}
+    return {
+        **stored_json(shown.found.message),
+        "claimed": shown.found.claimed,
+        "header": shown.header,
+        "attempts": list(shown.attempts),
+        "why": [reason.to_json() for reason in shown.reasons],
+        **more,
+    }
+
+
+async def _nothing() -> AsyncIterator[bytes]:
+    return
+    yield b""
+
+
+async def read_header(content: Content) -> str:
+    """The header section as text, of a message's first octets. Raises `SpoolError`."""
+    head = b""
+    async for block in content.blocks():
+        head += block
+        if len(head) >= _HEADER_OCTETS or b"\r\n\r\n" in head:
+            break
+    return head[: split_header(head)[1]].decode("utf-8", "replace").replace("\r\n", "\n")
+
+
+async def why_here(office: Office, found: Found) -> list[Reason]:
+    """Why a message is still here. Raises `SpoolError`."""
+    config = office.config
+    scene = Scene(
+        now=time.time_ns() / 1e9,
+        give_up=config.retry.give_up,
+        keep=config.quarantine.keep,
+        hop=office.destinations.hop,
+        suspended=await office.postmaster.suspensions(),
+        attended=not await office.postmaster.unattended(),
+        claimed=found.claimed,
+    )
+    return reasons(found.message, scene)
+
+
+def _print_reasons(found: Sequence[Reason]) -> None:
+    for reason in found:
+        whom = f"{reason.recipient}: " if reason.recipient else ""
+        when = f", {output.when(reason.until)}" if reason.until else ""
+        click.echo(f"{'why:':<11}{output.safe(whom + reason.text)}{when}")
+
+
+@queue.command()
+@click.argument("id")
+@config_option
+@json_option
+def why(id: str, config_file: str | None, as_json: bool) -> None:
+    """Say why a message is still here, and when it goes next."""
+
+    async def work(office: Office) -> list[Reason] | None:
+        found = await office.postmaster.one(id.upper())
+        return None if found is None else await why_here(office, found)
+
+    found = in_office(read_config(config_file), work)
+    if found is None:
+        raise AnswerNo(f"{output.safe(id)} is not in the spool; gatepost explain says what became of it")
+    if as_json:
+        output.as_json([reason.to_json() for reason in found])
+        return
+    _print_reasons(found)
 
 
 def _print_message(message: Stored) -> None:
@@ -129,36 +220,6 @@ def _print_message(message: Stored) -> None:
         click.echo(f"{'to:':<11}{output.safe(line)}")
 
 
-async def _select(spool: Spool, ids: Sequence[str], state: str | None) -> list[str]:
-    """The ids as the spool writes them, and those of all messages in `state`."""
-    out = list(dict.fromkeys(id.upper() for id in ids))
-    after = ""
-    while state:
-        page = await spool.list(state=State(state), limit=_PAGE, after=after)
-        out += [message.id for message in page if message.id not in ids]
-        if len(page) < _PAGE:
-            break
-        after = page[-1].id
-    return out
-
-
-def _change(
-    done: str, ids: tuple[str, ...], state: str | None, config_file: str | None, as_json: bool, step: Any
-) -> None:
-    """Run `step` on the selected messages and report how many it changed; status 1 when some were not there."""
-    if not ids and not state:
-        raise click.UsageError("give at least one ID, or --state")
-
-    async def work(spool: Spool) -> tuple[int, int]:
-        chosen = await _select(spool, ids, state)
-        return len(chosen), await step(spool, chosen) if chosen else 0
-
-    chosen, changed = with_spool(read_config(config_file), work)
-    report(done, changed, as_json)
-    if changed < chosen:
-        raise AnswerNo(f"{chosen - changed} of {chosen} not {done}: no such message, or not in a state for it")
-
-
 def report(done: str, changed: int, as_json: bool) -> None:
     """Say how many messages were changed."""
     if as_json:
@@ -167,51 +228,11 @@ def report(done: str, changed: int, as_json: bool) -> None:
         click.echo(f"{changed} {'message' if changed == 1 else 'messages'} {done}")
 
 
-@queue.command()
-@ids_argument
-@config_option
-@json_option
-def flush(ids: tuple[str, ...], config_file: str | None, as_json: bool) -> None:
-    """Make deferred mail due now: all of it, or the messages named."""
-
-    async def work(spool: Spool) -> int:
-        return await spool.flush([id.upper() for id in ids] or None)
-
-    changed = with_spool(read_config(config_file), work)
-    report("due now", changed, as_json)
-    if changed < len(set(ids)):
-        raise AnswerNo(f"{len(set(ids)) - changed} of {len(set(ids))} are not queued")
-
-
-async def _release(spool: Spool, ids: list[str]) -> int:
-    return await spool.release(ids, by=who())
-
-
-async def _drop(spool: Spool, ids: list[str]) -> int:
-    return await spool.drop(ids, by=who())
-
-
-def _command(name: str, done: str, summary: str, step: Callable[[Spool, list[str]], Any]) -> None:
-    @queue.command(name, help=summary)
-    @ids_argument
-    @state_option
-    @config_option
-    @json_option
-    def command(ids: tuple[str, ...], state: str | None, config_file: str | None, as_json: bool) -> None:
-        _change(done, ids, state, config_file, as_json, step)
-
-
-_command("release", "released", "Queue held or quarantined messages again, due now.", _release)
-_command("drop", "dropped", "Remove messages for good, without telling the sender.", _drop)
-_command("retry", "due now", "Make queued messages due now.", lambda s, ids: s.flush(ids))
-
-
-@queue.command()
-@ids_argument
-@state_option
-@click.option("--reason", default="by the postmaster", show_default=True, help="Why; stands in list and show.")
-@config_option
-@json_option
-def hold(ids: tuple[str, ...], state: str | None, reason: str, config_file: str | None, as_json: bool) -> None:
-    """Set messages aside until they are released or dropped."""
-    _change("held", ids, state, config_file, as_json, lambda spool, chosen: spool.hold(chosen, reason[:200]))
+for _command in (queue_changes.flush, queue_changes.retry, queue_changes.hold, queue_changes.release):
+    queue.add_command(_command)
+for _command in (queue_changes.drop, queue_changes.reroute, queue_changes.redirect, queue_changes.recipients):
+    queue.add_command(_command)
+for _command in (queue_live.top, queue_live.suspend, queue_live.resume, queue_live.suspended):
+    queue.add_command(_command)
+for _command in (queue_moves.export, queue_moves.import_):
+    queue.add_command(_command)

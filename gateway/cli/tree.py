@@ -12,10 +12,11 @@ from rich.tree import Tree
 from gateway.cli.edits import show_edits
 from gateway.cli.output import text, when
 from gateway.ops.deciding import decided
+from gateway.ops.operations import DEEDS
 
 _GOOD: Final = {"accepted", "delivered", "accept", "proceed"}
 _BAD: Final = {"rejected", "failed", "expired", "reject", "disconnect", "disconnected", "corrupt"}
-_DONE: Final = {"released", "dropped", "expired"}
+_DONE: Final = {"expired", "imported", *DEEDS.values()}
 """What somebody did, which stands among the attempts."""
 _STAGES: Final = ("connect", "helo", "auth", "mail", "rcpt", "data", "message")
 

@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import uvicorn
 from prometheus_client import CollectorRegistry
@@ -31,12 +31,11 @@ from starlette.routing import Route
 
 from gateway.ops import health, log, quarantine_api
 from gateway.ops.board import Board
-from gateway.ops.quarantine_api import QuarantineApi
+from gateway.ops.quarantine_api import QuarantineApi, id_of
+from gateway.ops.queue_api import Places, QueueApi
 from gateway.ops.requests import Requests
-from gateway.ops.view import ExplainedView, explained_json, stored_json
+from gateway.ops.view import ExplainedView, explained_json
 
-LIMIT_MAX: Final = 1000
-_ID_MAX: Final = 64
 _CONCURRENCY: Final = 64
 _RELOAD_SECONDS: Final = 120.0
 """For a reload, and for one that runs already; each of them is bounded."""
@@ -47,6 +46,8 @@ _log = log.get()
 class SpoolView(quarantine_api.SpoolView, Protocol):
     """The part of `gateway.spool.spool.Spool` that is asked for here."""
 
+    @property
+    def postmaster(self) -> Any: ...
     async def explain(self, id: str) -> Sequence[ExplainedView]: ...
     async def close(self) -> None: ...
 
@@ -57,7 +58,8 @@ class Deps:
 
     `drain` starts the drain and returns at once. `open_spool` opens the operator's view, anew for each request, so
     that it never misses a shard; `spool_error` is what it and its methods raise; `states` is the enum of the
-    spool's states. Requests for a reload go into `requests`, and `ring` has them looked at.
+    spool's states; `places` gives where mail goes now. Requests for a reload go into `requests`, and `ring` has them
+    looked at.
     """
 
     board: Board
@@ -66,6 +68,7 @@ class Deps:
     open_spool: Callable[[], Awaitable[SpoolView]]
     spool_error: type[Exception]
     states: type[StrEnum]
+    places: Callable[[], Places]
     requests: Requests = field(default_factory=Requests)
     ring: Callable[[], None] = lambda: None
 
@@ -102,8 +105,15 @@ def app(deps: Deps) -> Starlette:
         ("/drain", "POST", server.drain),
         ("/api/v1/status", "GET", server.status),
         ("/api/v1/reload", "POST", server.reload),
-        ("/api/v1/queue", "GET", server.queue),
-        ("/api/v1/queue/{id}", "GET", server.message),
+        ("/api/v1/queue", "GET", server.queue.list),
+        ("/api/v1/queue/import", "POST", server.queue.enter),
+        ("/api/v1/queue/{id}", "GET", server.queue.show),
+        ("/api/v1/queue/{id}/content", "GET", server.queue.content),
+        ("/api/v1/queue/{id}/export", "GET", server.queue.export),
+        ("/api/v1/queue/{operation}", "POST", server.queue.change),
+        ("/api/v1/destinations", "GET", server.queue.destinations),
+        ("/api/v1/destinations/suspend", "POST", server.queue.suspend),
+        ("/api/v1/destinations/resume", "POST", server.queue.resume),
         ("/api/v1/quarantine", "GET", server.quarantine.list),
         ("/api/v1/quarantine/{id}", "GET", server.quarantine.show),
         ("/api/v1/quarantine/{id}", "DELETE", server.quarantine.drop),
@@ -122,6 +132,7 @@ class _Server:
     def __init__(self, deps: Deps) -> None:
         self._deps = deps
         self.quarantine = QuarantineApi(self._spool, deps.states("quarantine"))
+        self.queue = QueueApi(self._spool, deps.places, [str(state) for state in deps.states], deps.spool_error)
 
     @asynccontextmanager
     async def _spool(self) -> AsyncIterator[SpoolView]:
@@ -177,31 +188,8 @@ class _Server:
             raise HTTPException(504, f"no outcome within {_RELOAD_SECONDS:.0f} s; see the log")
         return JSONResponse(outcome, 200 if outcome.get("result") == "done" else 409)
 
-    async def queue(self, request: Request) -> Response:
-        query = request.query_params
-        wanted = query.get("state")
-        if wanted and wanted not in [state.value for state in self._deps.states]:
-            raise HTTPException(400, f"state is one of {', '.join(self._deps.states)}")
-        limit = query.get("limit", "100")
-        if not (limit.isascii() and limit.isdigit() and 1 <= int(limit[:9]) <= LIMIT_MAX):
-            raise HTTPException(400, f"limit is a number from 1 to {LIMIT_MAX}")
-        state = self._deps.states(wanted) if wanted else None
-        after = _id(query.get("after", ""))
-        async with self._spool() as spool:
-            messages = await spool.list(state=state, limit=int(limit), after=after)
-        following = messages[-1].id if len(messages) == int(limit) else None
-        return JSONResponse({"messages": [stored_json(m) for m in messages], "next": following})
-
-    async def message(self, request: Request) -> Response:
-        id = _id(request.path_params["id"])
-        async with self._spool() as spool:
-            claimed = await spool.show(id)
-        if claimed is None:
-            raise HTTPException(404, "no such message in the spool")
-        return JSONResponse(stored_json(claimed.message))
-
     async def explain(self, request: Request) -> Response:
-        id = _id(request.path_params["id"])
+        id = id_of(request.path_params["id"])
         async with self._spool() as spool:
             found = await spool.explain(id)
         if not found:
@@ -219,12 +207,6 @@ def _metrics(accept: str) -> Response:
     MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
     encoder, content_type = choose_encoder(accept)
     return Response(encoder(registry), media_type=content_type)
-
-
-def _id(text: str) -> str:
-    if len(text) > _ID_MAX or not ((text.isascii() and text.isalnum()) or not text):
-        raise HTTPException(400, "that is no id")
-    return text
 
 
 def _loopback(host: str) -> bool:

@@ -85,6 +85,11 @@ RECORDS_DROPPED = Counter("gatepost_records_dropped", "Decision records dropped,
 QUEUE_MESSAGES = Gauge(
     "gatepost_queue_messages", "Messages in the spool by state.", ["state"], multiprocess_mode="livesum"
 )
+QUEUE_OPERATIONS = Counter(
+    "gatepost_queue_operations",
+    "What postmasters did to messages over the admin API, by what came of it.",
+    ["operation", "outcome"],
+)
 QUARANTINE_EXPIRED = Counter("gatepost_quarantine_expired", "Messages dropped since they were in quarantine for long.")
 ATTEMPTS = Counter("gatepost_attempts", "Delivery attempts per recipient.", ["outcome", "transport"])
 ATTEMPT_SECONDS = Histogram("gatepost_attempt_seconds", "Time of a delivery attempt.", ["transport"], buckets=_FAST)

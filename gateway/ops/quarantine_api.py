@@ -71,7 +71,7 @@ class QuarantineApi:
             raise HTTPException(400, f"reason, sender and recipient have at most {_TEXT} characters")
         moments = {key: _moment(key, query.get(key, "")) for key in ("before", "since")}
         wanted = Filter(texts["reason"], texts["sender"], texts["recipient"], moments["before"], moments["since"])
-        after = _id(query.get("after", ""))
+        after = id_of(query.get("after", ""))
         async with self._open() as spool:
             found, following = await search(spool, self._state, wanted, limit=int(limit), after=after)
         return JSONResponse({"messages": [stored_json(m) for m in found], "next": following})
@@ -90,37 +90,26 @@ class QuarantineApi:
 
     async def content(self, request: Request) -> Response:
         """One message's octets, as they would leave."""
-        id = _id(request.path_params["id"])
         async with self._open() as spool:
-            size = (await self._find(spool, request)).message.size
-
-        async def blocks() -> AsyncIterator[bytes]:
-            # Opened again, since this runs when the handler has returned.
-            async with self._open() as spool:
-                async for block in (await self._find(spool, request)).content.blocks():
-                    yield block
-
-        headers = {
-            "content-disposition": f'attachment; filename="{id}.eml"',
-            "content-length": str(size),
-            "x-content-type-options": "nosniff",
-        }
-        return StreamingResponse(blocks(), media_type="message/rfc822", headers=headers)
+            await self._find(spool, request)
+        return await content_response(self._open, id_of(request.path_params["id"]))
 
     async def release(self, request: Request) -> Response:
         """Queue it again. The body may say ``{"to": [...], "by": "..."}``."""
-        id = _id(request.path_params["id"])
-        body = await _body(request)
+        id = id_of(request.path_params["id"])
+        body = await read_body(request, _BODY)
+        if body.keys() - {"to", "by"}:
+            raise HTTPException(400, "the body is an object with `to` and `by`, or empty")
         to = _recipients(body.get("to", []))
-        by = _who(request, body.get("by"))
+        by = by_whom(request, body.get("by"))
         async with self._open() as spool:
             changed = await spool.release([id], by=by, to=to, states=(self._state,))
         return self._done("released", id, changed, by, to=[str(r.address) for r in to])
 
     async def drop(self, request: Request) -> Response:
         """Remove it for good."""
-        id = _id(request.path_params["id"])
-        by = _who(request, request.query_params.get("by"))
+        id = id_of(request.path_params["id"])
+        by = by_whom(request, request.query_params.get("by"))
         async with self._open() as spool:
             changed = await spool.drop([id], by=by, states=(self._state,))
         return self._done("dropped", id, changed, by)
@@ -132,13 +121,36 @@ class QuarantineApi:
         return JSONResponse({what: id})
 
     async def _find(self, spool: SpoolView, request: Request) -> ClaimedView:
-        found: ClaimedView | None = await spool.show(_id(request.path_params["id"]))
+        found: ClaimedView | None = await spool.show(id_of(request.path_params["id"]))
         if found is None or found.message.state != self._state:
             raise HTTPException(404, "no such message in quarantine")
         return found
 
 
-def _id(text: str) -> str:
+async def content_response(open: Callable[[], AbstractAsyncContextManager[Any]], id: str) -> Response:
+    """A message's octets, as a file that no browser shows. Raises `HTTPException`."""
+    async with open() as spool:
+        if (found := await spool.show(id)) is None:
+            raise HTTPException(404, "no such message in the spool")
+
+    async def blocks() -> AsyncIterator[bytes]:
+        # Opened again, since this runs when the handler has returned.
+        async with open() as spool:
+            if (again := await spool.show(id)) is None:
+                return
+            async for block in again.content.blocks():
+                yield block
+
+    headers = {
+        "content-disposition": f'attachment; filename="{id}.eml"',
+        "content-length": str(found.message.size),
+        "x-content-type-options": "nosniff",
+    }
+    return StreamingResponse(blocks(), media_type="message/rfc822", headers=headers)
+
+
+def id_of(text: str) -> str:
+    """A queue id as the spool writes it. Raises `HTTPException`."""
     if len(text) > 64 or not ((text.isascii() and text.isalnum()) or not text):
         raise HTTPException(400, "that is no id")
     return text.upper()
@@ -151,11 +163,12 @@ def _moment(name: str, text: str) -> float:
     return float(text or 0)
 
 
-async def _body(request: Request) -> dict[str, Any]:
+async def read_body(request: Request, limit: int) -> dict[str, Any]:
+    """The body, a JSON object or nothing. Raises `HTTPException`."""
     octets = b""
     async for block in request.stream():
         octets += block
-        if len(octets) > _BODY:
+        if len(octets) > limit:
             raise HTTPException(413, "the body is too long")
     if not octets.strip():
         return {}
@@ -163,8 +176,8 @@ async def _body(request: Request) -> dict[str, Any]:
         read = json.loads(octets)
     except (ValueError, RecursionError):
         raise HTTPException(400, "the body is no JSON") from None
-    if not isinstance(read, dict) or read.keys() - {"to", "by"}:
-        raise HTTPException(400, "the body is an object with `to` and `by`, or empty")
+    if not isinstance(read, dict):
+        raise HTTPException(400, "the body is a JSON object")
     return read
 
 
@@ -177,7 +190,8 @@ def _recipients(addresses: Any) -> tuple[Recipient, ...]:
         raise HTTPException(400, f"to: {error}") from None
 
 
-def _who(request: Request, by: Any) -> str:
+def by_whom(request: Request, by: Any) -> str:
+    """Who wants something, for the record. Raises `HTTPException`."""
     where = f"the API at {request.client.host}" if request.client else "the API"
     if by is None:
         return where

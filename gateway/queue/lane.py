@@ -18,6 +18,7 @@ from gateway.spool.spool import AttemptRecord, Claimed
 from gateway.transport.transport import Delivery, Destination, Fault, Kind, Outcome, Result
 
 UNREACHABLE: Final = Reply(451, "4.1", "destination could not be reached lately and is left alone for a while")
+SUSPENDED: Final = Reply(451, "3.2", "destination is suspended by the postmaster")
 CROWDED: Final = Reply(451, "4.5", "destination is slow, and too much waits for it")
 OUR_TROUBLE: Final = Reply(451, "3.0", "local error in delivery")
 BAD_DOMAIN: Final = Reply(550, "1.2", "not a mail domain")

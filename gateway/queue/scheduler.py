@@ -15,12 +15,13 @@ from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
 from gateway.mail.address import Address, AddressError, Sender
-from gateway.mail.reply import clean
+from gateway.mail.reply import Reply, clean
 from gateway.ops import log, metrics
 from gateway.queue.lane import (
     BAD_DOMAIN,
     CROWDED,
     OUR_TROUBLE,
+    SUSPENDED,
     UNREACHABLE,
     UNREADABLE,
     Job,
@@ -83,6 +84,7 @@ class Scheduler:
         bounces: Callable[[], BounceOptions] = BounceOptions,
         paths: ReturnPaths = AS_THEY_CAME,
         signer: Signer = UNSIGNED,
+        suspended: Callable[[str], bool] = lambda _: False,
         rng: Callable[[], float] = random.random,
     ) -> None:
         self._spool = spool
@@ -98,6 +100,7 @@ class Scheduler:
         self._bell: asyncio.Future[None] | None = None
         self._draining = asyncio.Event()
         self._paths = paths
+        self._suspended = suspended
         self._settler = Settler(spool, retry, hostname, rng, self._draining, bounces, paths=paths, signer=signer)
         self._ticked = float("-inf")
 
@@ -226,6 +229,8 @@ class Scheduler:
             self._tasks.start(self._settle(work), name=message.id)
 
     def _route(self, message: Stored, number: int) -> Destination | Outcome:
+        if message.returned:
+            return Outcome(Result.FAILED, Reply(554, "7.1", clean(message.reason)))
         try:
             envelope = message.envelope
             return self._router.resolve(message.slots[number].recipient.address, envelope.next_hop, envelope.sender)
@@ -265,7 +270,9 @@ class Scheduler:
         try:
             while lane.jobs and lane.workers <= lane.limit(self._clock.monotonic):
                 job = lane.jobs.popleft()
-                if lane.dead(self._clock.monotonic):
+                if self._suspended(lane.label):
+                    self._put_off(lane, job, Outcome(Result.DEFERRED, SUSPENDED, fault=Fault.OURS))
+                elif lane.dead(self._clock.monotonic):
                     self._put_off(lane, job, Outcome(Result.DEFERRED, UNREACHABLE, fault=Fault.CONNECT))
                 else:
                     await self._attempt(lane, job)

@@ -22,6 +22,8 @@ from gateway.spool.spool import SpoolError, State, Step
 from gateway.spool.writer import connect
 
 _log = log.get()
+_TRIES: Final = 8
+_TRY_SECONDS: Final = 0.05
 _LOST: Final = "content is missing or of the wrong size"
 
 
@@ -52,7 +54,7 @@ def lock_shard(directory: Path) -> int:
     (directory / "content").mkdir(parents=True, exist_ok=True, mode=0o700)
     lock = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _flock(lock)
         sync_directory(str(directory))
         sync_directory(str(directory.parent))
     except BlockingIOError as error:
@@ -62,6 +64,18 @@ def lock_shard(directory: Path) -> int:
         os.close(lock)
         raise
     return lock
+
+
+def _flock(lock: int) -> None:
+    """Raises BlockingIOError. An operator's command may have it for a moment, to see whether somebody else does."""
+    for last in (*[False] * (_TRIES - 1), True):
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if last:
+                raise
+        time.sleep(_TRY_SECONDS)  # noqa: TID251 - opening a shard blocks anyway
 
 
 def open_database(directory: Path, on_step: Callable[[Step], None]) -> sqlite3.Connection:
@@ -121,7 +135,9 @@ def _recover(directory: Path, database: sqlite3.Connection, on_step: Callable[[S
     database.execute("COMMIT")
     on_step(Step.RECOVERY_DONE)
     for name in orphans:
-        os.unlink(content / name)
+        # A message that somebody enters by hand is renamed at any time.
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(content / name)
     if released or orphans or lost:
         _log.info("spool.recovered", shard=directory.name, released=released, orphans=len(orphans), corrupt=len(lost))
 

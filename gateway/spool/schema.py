@@ -104,14 +104,15 @@ def read_slots(text: str) -> tuple[Slot, ...]:
     """The way back from `slots_json`. Raises `Unreadable`, also for no slots at all: every message has recipients."""
     try:
         slots = tuple([_slot(data) for data in json.loads(text)])
-    except _MISFITS as error:
+    except MISFITS as error:
         raise Unreadable(f"recipients: {error!r}") from error
     if not slots:
         raise Unreadable("recipients: none")
     return slots
 
 
-_MISFITS = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
+MISFITS = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
+"""What reading JSON of another form than was stored may raise."""
 
 
 def _slot(data: dict[str, Any]) -> Slot:
@@ -193,7 +194,7 @@ def read_row(row: tuple[Any, ...]) -> Stored:
             bool(warned),
             str(reason),
         )
-    except _MISFITS as error:
+    except MISFITS as error:
         raise Unreadable(repr(error)) from error
 
 

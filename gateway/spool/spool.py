@@ -42,6 +42,8 @@ class State(StrEnum):
 
 SET_ASIDE: Final = (State.HOLD, State.QUARANTINE)
 """States that a message stays in until somebody releases it."""
+RETURNED: Final = "returned"
+"""How the `reason` of a queued message begins whose sender is to get it back: nobody is tried any more."""
 
 
 class RecipientStatus(StrEnum):
@@ -106,7 +108,12 @@ class Stored:
     trusted: bool
     warned: bool = False
     reason: str = ""
-    """Why it is on hold, in quarantine or corrupt."""
+    """Why it is on hold, in quarantine, corrupt or, where it begins with `RETURNED`, given up by the postmaster."""
+
+    @property
+    def returned(self) -> bool:
+        """Whether it goes back to its sender and no further."""
+        return self.state is State.QUEUED and self.reason.startswith(RETURNED)
 
     @property
     def due(self) -> float:

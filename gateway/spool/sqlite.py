@@ -25,6 +25,7 @@ from gateway.ops import log
 from gateway.spool import operator, schema
 from gateway.spool.draft import FileDraft, MemoryContent
 from gateway.spool.notes import RECORD, Notes, open_notes
+from gateway.spool.postmaster import Postmaster
 from gateway.spool.recovery import InUse, make_root
 from gateway.spool.shard import OnStep, Shard, no_step, open_shard, view_shard
 from gateway.spool.spool import (
@@ -283,6 +284,11 @@ class SqliteSpool:
 
     # For the operator.
 
+    @property
+    def postmaster(self) -> Postmaster:
+        """Finds and amends messages of these shards."""
+        return Postmaster(Path(self._options.path), self._shards, self._notes, self._executor)
+
     async def _read(self, step: Callable[[sqlite3.Connection], list[Any]]) -> list[Any]:
         """What `step` finds in all shards."""
         found = await asyncio.gather(*(shard.writer.read(step) for shard in self._shards))
@@ -407,6 +413,11 @@ class SqliteSpool:
 def shard_numbers(root: Path) -> list[int]:
     """Numbers of the shards that exist under the spool's directory. Raises OSError."""
     return sorted(int(match[1]) for name in os.listdir(root) if (match := _SHARD_NAME.match(name)))
+
+
+def is_shard(name: str) -> bool:
+    """Whether a directory of this name is a shard, a gateway's or a guest's."""
+    return bool(_SHARD_NAME.match(name) or _GUEST_NAME.match(name))
 
 
 async def open_all(options: SpoolOptions) -> SqliteSpool:

@@ -18,6 +18,8 @@ from typing import Any
 
 import pytest
 
+from gateway.app.destinations import Destinations
+from gateway.config import parse
 from gateway.mail.address import NULL_SENDER, parse_mailbox
 from gateway.mail.envelope import Envelope, MailParameters, Recipient
 from gateway.ops.admin import Deps, app
@@ -27,6 +29,13 @@ from gateway.spool.spool import NewMessage, SpoolError, SpoolOptions, State
 from gateway.spool.sqlite import SqliteSpool, open_all
 from tests.support.process import free_port, wait_until
 
+PLACES = Destinations(
+    parse(
+        b'hostname: mx.example.org\nlisteners: [{address: "127.0.0.1:2525"}]\n'
+        b"domains: {example.org: {next_hop: 'smtp:store.example.org', recipients: any}}\n",
+        "gatepost.yaml",
+    )
+)
 TOKEN = "a-token-of-sixteen-or-more"
 SESSION = "0ABCDEFGHJKMN"
 IDS = [f"{SESSION}{n}" for n in "123"]
@@ -52,6 +61,7 @@ class Bench:
             lambda: open_all(options),
             SpoolError,
             State,
+            lambda: PLACES,
             self.requests,
             lambda: self.requests.answer(self.requests.asked(), self.outcome),
         )
@@ -238,7 +248,9 @@ for _ in range(2):
 sock = socket.create_server(("127.0.0.1", port))
 options = SpoolOptions(spool, min_free=1)
 drain = lambda: os.kill(os.getpid(), signal.SIGTERM)
-run_admin(sock, Deps(board, "", drain, lambda: open_all(options), SpoolError, State))
+class Nowhere:
+    hop = staticmethod(lambda *_: "")
+run_admin(sock, Deps(board, "", drain, lambda: open_all(options), SpoolError, State, Nowhere))
 print("ended")
 """
 
