@@ -378,6 +378,7 @@ def listener_options(listener: Any, name: str) -> ListenerOptions:
         mode,
         Networks(listener.proxy_protocol.trusted if listener.proxy_protocol else ()),
         Networks(listener.xclient.trusted if listener.xclient else ()),
+        requiretls=listener.tls is not None and listener.tls.requiretls,
     )
 
 

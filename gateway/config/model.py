@@ -71,6 +71,8 @@ class ListenerTls(Section):
     """PEM file with the private key, without a passphrase."""
     mode: Literal["starttls", "implicit"] = "starttls"
     """`starttls` offers STARTTLS; `implicit` begins with the handshake."""
+    requiretls: Flag = False
+    """Offer REQUIRETLS: take mail that may only go on to hosts which protect it as well, and otherwise bounces."""
 
     @model_validator(mode="after")
     def _pair(self) -> Self:

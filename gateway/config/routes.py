@@ -9,6 +9,7 @@ from typing import Annotated, Any, Final, Self
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, ValidationInfo, WithJsonSchema, model_validator
 
+from gateway.config.hop import SmtpHop
 from gateway.config.problems import Path
 from gateway.config.recipients import RecipientCheck, Recipients, RecipientsChoice
 from gateway.config.values import (
@@ -101,11 +102,16 @@ class Hop(Section):
     tls_names: tuple[CertificateName, ...] = ()
     """Names that the certificate may be for with `verify`; `.example.net` for all names below. Default: the host's."""
 
+    smtp: SmtpHop = section()
+    """How a server is spoken to."""
+
     @model_validator(mode="after")
     def _tls_fits(self) -> Self:
         _check_alternatives(self.next_hop)
         if self.tls in _DANE and any(_is_address(hop.host) for hop in self.destination.servers):
             raise refuse(("tls",), "an address has no TLSA records; name the next hop by its host name")
+        if problem := self.smtp.problem(self.destination):
+            raise refuse(("smtp", problem[0]), problem[1])
         return self
 
     @property
@@ -115,7 +121,9 @@ class Hop(Section):
         else:
             several = enumerate(self.next_hop, 1)
             found = join_next_hops([(self._parse(a.hop), a.priority or place, a.weight) for place, a in several])
-        return replace(found, tls_names=self.tls_names) if self.tls_names else found
+        if found.kind not in (Kind.SMTP, Kind.LMTP):
+            return found
+        return replace(found, tls_names=self.tls_names, hop=self.smtp.options())
 
     def _parse(self, hop: str) -> Destination:
         return parse_next_hop(hop, security=self.tls, tls_ca=self.tls_ca or "")
@@ -159,7 +167,7 @@ class Domain(Hop):
     def _fits(self) -> Self:
         kind = self.destination.kind
         if kind not in (Kind.SMTP, Kind.LMTP):
-            for key in ("tls", "tls_ca", "tls_names"):
+            for key in ("tls", "tls_ca", "tls_names", "smtp"):
                 if key in self.model_fields_set:
                     raise refuse((key,), f"means nothing for {self.destination if kind is Kind.NAMED else kind}")
             if self.check is RecipientCheck.CALLOUT:
@@ -206,7 +214,7 @@ class Routes(Section):
     """Where mail for domains that are not ours goes."""
 
     default: AnyRoute = section()
-    """`mx`, a next hop, or a mapping of `next_hop`, `tls`, `tls_ca` and `tls_names`."""
+    """`mx`, a next hop, or a mapping of `next_hop`, `tls`, `tls_ca`, `tls_names` and `smtp`."""
     domains: dict[DomainKey, AnyRoute] = {}
     """Recipients' domains with a way of their own, as for `default`; `.example.net` stands for all subdomains."""
     senders: dict[SenderKey, AnyRoute] = {}

@@ -1,15 +1,18 @@
 """The envelope: who sends, who receives, and what the ESMTP parameters asked for.
 
-*RFCs*: 5321 section 2.3.1, 1870 (SIZE), 6152 (BODY), 6531 (SMTPUTF8), 3461 (RET, ENVID, NOTIFY, ORCPT).
+*RFCs*: 5321 section 2.3.1, 1870 (SIZE), 6152 (BODY), 6531 (SMTPUTF8), 3461 (RET, ENVID, NOTIFY, ORCPT),
+8689 (REQUIRETLS).
 """
 
 from __future__ import annotations
 
+import ipaddress
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
 from gateway.mail.address import NULL_SENDER, Address, Sender
+from gateway.mail.session import IPAddress
 
 
 class Body(StrEnum):
@@ -59,23 +62,62 @@ class Recipient:
 
 @dataclass(frozen=True, slots=True)
 class MailParameters:
-    """What MAIL carried besides the path. `size` is the client's declaration in octets, 0 for none."""
+    """What MAIL carried besides the path. `size` is the client's declaration in octets, 0 for none.
+
+    `requiretls` says that the message is to be protected all the way (RFC 8689).
+    """
 
     size: int = 0
     body: Body = Body.SEVEN_BIT
     smtputf8: bool = False
     ret: Ret | None = None
     envid: str = ""
+    requiretls: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """The client whom a message came from, for next hops that are to know. `name` and `helo` may be empty."""
+
+    client: IPAddress
+    port: int = 0
+    name: str = ""
+    helo: str = ""
+    esmtp: bool = True
+
+    def to_json(self) -> dict[str, Any]:
+        out: dict[str, Any] = {"client": str(self.client)}
+        if self.port:
+            out["port"] = self.port
+        if self.name:
+            out["name"] = self.name
+        if self.helo:
+            out["helo"] = self.helo
+        if not self.esmtp:
+            out["esmtp"] = False
+        return out
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Origin:
+        port = data.get("port", 0)
+        if not isinstance(port, int) or not 0 <= port <= 0xFFFF:
+            raise ValueError("no port")
+        name, helo = str(data.get("name", "")), str(data.get("helo", ""))
+        return cls(ipaddress.ip_address(str(data["client"])), port, name, helo, bool(data.get("esmtp", True)))
 
 
 @dataclass(frozen=True, slots=True)
 class Envelope:
-    """Sender, recipients and parameters of one message. `next_hop` is its own, in place of the routes', or empty."""
+    """Sender, recipients and parameters of one message. `next_hop` is its own, in place of the routes', or empty.
+
+    `origin` is None for mail of our own, and for what was spooled before there was one.
+    """
 
     sender: Sender
     recipients: tuple[Recipient, ...]
     parameters: MailParameters = MailParameters()
     next_hop: str = ""
+    origin: Origin | None = None
 
     def to_json(self) -> dict[str, Any]:
         """All but the recipients, which the spool keeps one by one with their state."""
@@ -91,8 +133,12 @@ class Envelope:
             out["ret"] = p.ret.value
         if p.envid:
             out["envid"] = p.envid
+        if p.requiretls:
+            out["requiretls"] = True
         if self.next_hop:
             out["next_hop"] = self.next_hop
+        if self.origin:
+            out["origin"] = self.origin.to_json()
         return out
 
     @classmethod
@@ -104,5 +150,7 @@ class Envelope:
             smtputf8=bool(data.get("smtputf8", False)),
             ret=Ret(data["ret"]) if "ret" in data else None,
             envid=data.get("envid", ""),
+            requiretls=bool(data.get("requiretls", False)),
         )
-        return cls(sender, recipients, parameters, str(data.get("next_hop", "")))
+        origin = Origin.from_json(data["origin"]) if "origin" in data else None
+        return cls(sender, recipients, parameters, str(data.get("next_hop", "")), origin)

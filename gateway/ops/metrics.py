@@ -101,6 +101,10 @@ TLS_OUT = Counter(
     "TLS towards next hops, per connection, by the policy that applied and the result.",
     ["policy", "result"],
 )
+TLS_RESUMED = Counter(
+    "gatepost_tls_out_resumed", "Those of the connections with TLS that took up an earlier session.", ["policy"]
+)
+AUTH_OUT = Counter("gatepost_auth_out", "Logins at next hops, by result.", ["result"])
 STS_FETCHES = Counter("gatepost_sts_fetches", "MTA-STS policies fetched, by result.", ["result"])
 TLS_REPORTS = Counter("gatepost_tls_reports", "Daily TLS reports, and what became of them.", ["outcome"])
 DSNS = Counter("gatepost_dsns", "Delivery status notifications queued.", ["kind"])

@@ -5,7 +5,8 @@ line ends only, no line over 998 octets, no header field or MIME part that we di
 the original.
 
 *RFCs*: 3464 (the report), 3461 section 6 (ENVID, ORCPT, RET), 6522 (multipart/report), 6533 (UTF-8 addresses), 3834
-(Auto-Submitted), 5321 section 4.5.5 (null sender).
+(Auto-Submitted), 5321 section 4.5.5 (null sender),
+8689 section 5 (REQUIRETLS).
 """
 
 from __future__ import annotations
@@ -170,7 +171,9 @@ def write(
     content = (
         "\r\n".join(head).encode() + b"".join(delimiter + b"\r\n" + part for part in parts) + delimiter + b"--\r\n"
     )
-    parameters = MailParameters(body=Body.SEVEN_BIT if content.isascii() else Body.EIGHT_BIT, smtputf8=utf8)
+    body = Body.SEVEN_BIT if content.isascii() else Body.EIGHT_BIT
+    # What is told of a message is to be protected as it was (RFC 8689 section 5).
+    parameters = MailParameters(body=body, smtputf8=utf8, requiretls=message.envelope.parameters.requiretls)
     record = _record(id, message, sender, notice, reports, len(content), now)
     envelope = Envelope(NULL_SENDER, (Recipient(sender),), parameters)
     return NewDsn(NewMessage(id, envelope, now, b"", record=record), content)

@@ -248,7 +248,9 @@ class Scheduler:
         message = work.claimed.message
         envelope = message.envelope
         recipients = tuple([message.slots[n].recipient for n in slots])
-        job = Job(work, slots, Delivery(message.id, sender, envelope.parameters, recipients, work.claimed.content))
+        content = work.claimed.content
+        delivery = Delivery(message.id, sender, envelope.parameters, recipients, content, envelope.origin)
+        job = Job(work, slots, delivery)
         if isinstance(destination, Outcome):
             self._put_off(None, job, destination)
             self._end(work)

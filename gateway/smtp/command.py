@@ -133,9 +133,16 @@ class Mail:
     parameters: MailParameters
 
 
+_FLAGS: Final = {False: ("SMTPUTF8",), True: ("SMTPUTF8", "REQUIRETLS")}
+"""Parameters without a value, by whether REQUIRETLS is offered."""
+
+
 @lru_cache(maxsize=512)
-def parse_mail(argument: str, esmtp: bool) -> Mail:
-    """Raises `CommandError`: 501 for syntax, 553 for UTF-8 unasked, 555 for a parameter that is not offered."""
+def parse_mail(argument: str, esmtp: bool, requiretls: bool = False) -> Mail:
+    """Raises `CommandError`: 501 for syntax, 553 for UTF-8 unasked, 555 for a parameter that is not offered.
+
+    `requiretls` says that REQUIRETLS is.
+    """
     inner, given = _path(argument, "FROM:")
     if given and not esmtp:
         raise _bad("5.4", "parameters need EHLO", 555)
@@ -150,9 +157,9 @@ def parse_mail(argument: str, esmtp: bool) -> Mail:
             if value.upper() not in (Body.SEVEN_BIT, Body.EIGHT_BIT):
                 raise _bad("5.4", "BODY is not one that is offered", 501 if value else 555)
             body = Body(value.upper())
-        elif name == "SMTPUTF8":
+        elif name in _FLAGS[requiretls]:
             if value:
-                raise _bad("5.4", "SMTPUTF8 takes no value")
+                raise _bad("5.4", f"{name} takes no value")
         elif name == "RET":
             if value.upper() not in (Ret.FULL, Ret.HEADERS):
                 raise _bad("5.4", "RET is malformed")
@@ -168,7 +175,7 @@ def parse_mail(argument: str, esmtp: bool) -> Mail:
         sender: Sender = parse_reverse_path(inner, utf8=smtputf8) if inner else NULL_SENDER
     except AddressError as error:
         raise _bad("1.7", str(error)) from error
-    return Mail(sender, MailParameters(size, body, smtputf8, ret, envid))
+    return Mail(sender, MailParameters(size, body, smtputf8, ret, envid, "REQUIRETLS" in given))
 
 
 def parse_rcpt(argument: str, *, esmtp: bool, smtputf8: bool) -> Recipient:

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from gateway.mail.address import NULL_SENDER, Address, Sender
 from gateway.mail.edit import Edit, edit_envelope, is_header_edit, render_field, replaced_body
-from gateway.mail.envelope import Envelope, Recipient
+from gateway.mail.envelope import Envelope, Origin, Recipient
 from gateway.mail.message import Content, split_header
 from gateway.mail.reply import Reply
 from gateway.pipeline.decision import Decision, Part
@@ -119,7 +119,10 @@ def make(
             head, skip = trace.rewrite(fields, options.authserv_id, header_edits)
             if not skip:
                 head, skip = fields if fields.endswith(b"\r\n") or not fields else fields + b"\r\n", len(fields)
-        envelope = edit_envelope(Envelope(txn.sender, txn.recipients, txn.parameters), copy.edits)
+        client = txn.session
+        origin = Origin(client.client, client.client_port, client.name, client.helo, client.esmtp)
+        came = Envelope(txn.sender, txn.recipients, txn.parameters, origin=origin)
+        envelope = edit_envelope(came, copy.edits)
         if envelope.next_hop:
             parse_own_next_hop(envelope.next_hop)
     except ValueError as error:

@@ -78,6 +78,7 @@ class ListenerOptions:
     tls_mode: TlsMode = TlsMode.STARTTLS
     proxy_trusted: Networks = NOWHERE
     xclient_trusted: Networks = NOWHERE
+    requiretls: bool = False
 
 
 class Split(StrEnum):

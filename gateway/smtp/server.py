@@ -7,7 +7,7 @@ the handling of our own errors. Most of that stands in `gateway.smtp.connection`
 *Promises*: only CRLF.CRLF ends DATA. Nothing read before a TLS handshake is used after it.
 
 *RFCs*: 5321, 2920 (PIPELINING), 1870 (SIZE), 6152 (8BITMIME), 6531 (SMTPUTF8), 2034 (ENHANCEDSTATUSCODES), 3461 (DSN),
-3030 (CHUNKING), 3207 (STARTTLS).
+3030 (CHUNKING), 3207 (STARTTLS), 8689 (REQUIRETLS).
 """
 
 from __future__ import annotations
@@ -78,9 +78,15 @@ class Server(Conversation, SMTP):
         ]
         if self._may_start_tls():
             out.append("STARTTLS")
+        if self._may_require_tls():
+            out.append("REQUIRETLS")
         if self._may_introduce():
             out.append(xclient.OFFER)
         return out
+
+    def _may_require_tls(self) -> bool:
+        """RFC 8689 section 2: never without TLS."""
+        return self.listener.requiretls and self.session.tls is not None
 
     def _may_start_tls(self) -> bool:
         return self.listener.tls is not None and self.listener.tls_mode is TlsMode.STARTTLS and self.session.tls is None
@@ -96,7 +102,7 @@ class Server(Conversation, SMTP):
             return Reply(503, "5.1", "MAIL was said already")
         if self.hall.draining:
             raise self._hang_up("draining", DRAINING)
-        return await self.intake.mail(grammar.parse_mail(argument, self.session.esmtp))
+        return await self.intake.mail(grammar.parse_mail(argument, self.session.esmtp, self._may_require_tls()))
 
     async def smtp_RCPT(self, argument: str) -> Reply:
         if not self.intake.in_transaction or self._chunks is not None:

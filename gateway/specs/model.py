@@ -88,9 +88,10 @@ class ParametersGiven(OptionsModel):
     smtputf8: bool = False
     ret: Ret | None = None
     envid: str = ""
+    requiretls: bool = False
 
     def make(self) -> MailParameters:
-        return MailParameters(self.size, self.body, self.smtputf8, self.ret, self.envid)
+        return MailParameters(self.size, self.body, self.smtputf8, self.ret, self.envid, self.requiretls)
 
 
 class MessageGiven(OptionsModel):

@@ -27,7 +27,7 @@ from gateway.transport.options import SmtpOptions
 from gateway.transport.order import SHARE, order
 from gateway.transport.race import Race
 from gateway.transport.rotation import REST, Rotation
-from gateway.transport.rule import CLEAR, Rule
+from gateway.transport.rule import Rule
 from gateway.transport.transport import Destination, Fault, Result, Server
 
 _log = log.get()
@@ -122,6 +122,8 @@ class Approach:
             if isinstance(ran, Connection):
                 return ran
             trouble, left = ran, race.left
+            if trouble is not None and trouble.everywhere:
+                break
         return trouble or deferred("4.1", "no address to connect to")
 
     def note(self, server: Server, trouble: Unreachable | None = None) -> None:
@@ -194,6 +196,8 @@ class _Attempt:
                         return result
                 assert isinstance(result, Unreachable)
                 trouble = self._fail(place.server, trouble, result)
+                if result.everywhere:
+                    return result
         finally:
             await self._race.close()
         return trouble
@@ -215,9 +219,7 @@ class _Attempt:
         async with self._locks[place.server]:
             rules = self._rules.get(place.server)
             if rules is None:
-                rules = (
-                    (CLEAR,) if place.server.path else await self._find_rules(place.server, place.located, self._found)
-                )
+                rules = await self._find_rules(place.server, place.located, self._found)
                 self._rules[place.server] = rules
         if isinstance(rules, Unreachable):
             return rules

@@ -9,117 +9,55 @@ STARTTLS and the handshake are dropped (response injection). A transaction alway
 
 *Fails by*: `Finished`, `Refused` or `Broken` events; never by an exception for what the peer sent.
 
-*RFCs*: 5321 (section 4.2 replies, 4.2.4.2 and 3.8 for 421), 2033 (LMTP), 2920 (PIPELINING), 3207 (STARTTLS).
+*RFCs*: 5321 (section 4.2 replies, 4.2.4.2 and 3.8 for 421), 2033 (LMTP), 2920 (PIPELINING), 3030
+section 2 (CHUNKING), 3207 (STARTTLS), 4954 (AUTH).
 """
 
 from __future__ import annotations
 
-import re
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from enum import Enum, IntEnum
 from typing import Final
 
 from gateway.mail.reply import Reply
+from gateway.transport.admission import Admission
+from gateway.transport.events import Broken, Event, Finished, Phase, Refused, Signal, Step, Unauthenticated
+from gateway.transport.replying import Garbled, ReplyReader, make_reply, too_many
+from gateway.transport.sasl import Login
 
-LINE_OCTETS: Final = 4096
-"""RFC 5321 section 4.5.3.1.5 says 512; hosts send more."""
-REPLY_LINES: Final = 100
 WINDOW: Final = 100
 """Commands under way at most. Their replies then fit into any socket buffer, so that neither side can block."""
 
-_LINE = re.compile(rb"([2-5]\d\d)(?:([ -])(.*))?\Z", re.DOTALL)
-
-
-class Step(IntEnum):
-    """What a reply is awaited for."""
-
-    GREETING = 0
-    EHLO = 1
-    HELO = 2
-    STARTTLS = 3
-    MAIL = 4
-    RCPT = 5
-    DATA = 6
-    DOT = 7
-    RSET = 8
-
-
-class Phase(Enum):
-    """Where the connection stands. The values read after "while" in problem texts."""
-
-    HELLO = "in the greeting"
-    TLS = "before the TLS handshake"
-    IDLE = "idle"
-    ENVELOPE = "sending the envelope"
-    CONTENT = "sending the content"
-    DOT = "waiting for the reply to the content"
-    CLOSED = "closed"
-
-
-class Signal(Enum):
-    """Events that carry nothing."""
-
-    READY = "ready"
-    """EHLO is done; a transaction may begin."""
-    START_TLS = "start tls"
-    """Do the handshake now, then call `Codec.tls_established`."""
-    SEND_CONTENT = "send content"
-    """Write the content with its final dot, then call `Codec.content_sent`."""
-
-
-@dataclass(frozen=True, slots=True)
-class Refused:
-    """The next hop does not want to talk to us: greeting or EHLO refused, or 421 before the first transaction."""
-
-    reply: Reply
-
-
-@dataclass(frozen=True, slots=True)
-class Broken:
-    """The connection is of no more use outside of a transaction."""
-
-    problem: str
-
-
-@dataclass(frozen=True, slots=True)
-class Finished:
-    """A transaction is over. `replies` by recipient, None for those whose fate the peer never told.
-
-    `mail_refused` says that the replies are the one to MAIL; `mail_answered` that MAIL got any reply (421 apart);
-    `open` that the connection can be used again; `problem` what broke it, if the peer did.
-    """
-
-    replies: tuple[Reply | None, ...]
-    mail_refused: bool = False
-    mail_answered: bool = True
-    open: bool = True
-    problem: str = ""
-
-
-Event = Signal | Refused | Broken | Finished
+_CONTENT: Final = (Step.DATA, Step.CHUNK, Step.LAST)
+_UNKNOWN: Final = (500, 502)
+"""What who does not know a command says to it."""
 
 
 class Codec:
-    """One connection. `wants_tls` asks for STARTTLS where it is offered; `extensions` maps EHLO keywords to values."""
+    """One connection. `wants_tls` asks for STARTTLS where it is offered; `extensions` maps EHLO keywords to values.
 
-    def __init__(self, hostname: str, *, lmtp: bool = False, wants_tls: bool = False) -> None:
+    With `login` there is no `Signal.READY` before the peer has let us in.
+    """
+
+    def __init__(
+        self, hostname: str, *, lmtp: bool = False, wants_tls: bool = False, login: Login | None = None
+    ) -> None:
         self.extensions: dict[str, str] = {}
         self.phase = Phase.HELLO
         self.secure = False
         self.answered = 0
         """Replies so far."""
+        self.forward_refused: Reply | None = None
+        """What was last said against XFORWARD, which changes nothing about the mail."""
         self._hostname = hostname
         self._lmtp = lmtp
         self._wants_tls = wants_tls
+        self._admission = Admission(login) if login else None
         self._expected: deque[Step] = deque([Step.GREETING])
         self._queue: deque[tuple[Step, bytes]] = deque()
         self._out: list[bytes] = []
         self._events: list[Event] = []
-        self._buffer = b""
-        self._code = b""
-        self._lines: list[bytes] = []
+        self._reader = ReplyReader()
         self._window = 1
         self._replies: list[Reply | None] = []
         self._accepted: list[int] = []
@@ -142,10 +80,35 @@ class Codec:
 
     # What the owner says.
 
-    def begin(self, mail: bytes, rcpts: Sequence[bytes], *, data: bool = True) -> None:
+    def introduce(self, xclient: bytes, hostname: str) -> None:
+        """Say for whom we speak from now on (XCLIENT), and greet anew, by the name `hostname`.
+
+        Ends in `Signal.READY` or `Refused`. Only when a transaction could begin.
+        """
+        if self.phase is not Phase.IDLE:
+            raise ValueError(f"nobody can be introduced while {self.phase.value}")
+        self.phase = Phase.HELLO
+        self._hostname = hostname
+        # Who refused it once does not get to begin it in the middle.
+        self._wants_tls = False
+        self._send(Step.XCLIENT, xclient)
+
+    def begin(
+        self,
+        mail: bytes,
+        rcpts: Sequence[bytes],
+        *,
+        data: bool = True,
+        chunking: bool = False,
+        whole: bytes = b"",
+        before: Sequence[bytes] = (),
+    ) -> None:
         """Start a transaction with these commands (CRLF included); without `data`, only ask and reset.
 
-        Only after `Signal.READY` or a `Finished` that left the connection open.
+        `before` are XFORWARD commands.
+
+        With `chunking` the content goes by BDAT, and when `whole` is it, with the envelope. Not so for LMTP, where the
+        number of replies hangs on those to RCPT. Only after `Signal.READY` or a `Finished` that left it open.
         """
         if self.phase is not Phase.IDLE or not rcpts:
             raise ValueError(f"no transaction can begin while {self.phase.value}")
@@ -154,9 +117,15 @@ class Codec:
         self._accepted = []
         self._asked = 0
         self._mail_refused = self._mail_answered = False
+        self.forward_refused = None
+        self._queue.extend([(Step.XFORWARD, command) for command in before])
         self._queue.append((Step.MAIL, mail))
         self._queue.extend([(Step.RCPT, command) for command in rcpts])
-        if data:
+        if chunking and whole and not self._lmtp:
+            self._queue.append((Step.LAST, b"BDAT %d LAST\r\n" % len(whole) + whole))
+        elif chunking:
+            self._queue.append((Step.CHUNK, b""))
+        elif data:
             self._queue.append((Step.DATA, b"DATA\r\n"))
         self._pump()
 
@@ -166,11 +135,22 @@ class Codec:
             self.phase = Phase.DOT
             self._expected.extend([Step.DOT] * (len(self._accepted) if self._lmtp else 1))
 
+    def chunk(self, size: int, *, last: bool) -> bytes:
+        """The command to write before a chunk of so many octets; without it, the chunk is not to be written either.
+
+        LMTP answers the last one once per accepted recipient.
+        """
+        if self.phase is not Phase.CONTENT:
+            return b""
+        if last:
+            self.phase = Phase.DOT
+        self._expected.extend([Step.LAST if last else Step.CHUNK] * (len(self._accepted) if last and self._lmtp else 1))
+        return b"BDAT %d LAST\r\n" % size if last else b"BDAT %d\r\n" % size
+
     def tls_established(self) -> None:
         """The handshake is done: what was said before is forgotten, EHLO comes again (RFC 3207 section 4.2)."""
         self.secure = True
         self.phase = Phase.HELLO
-        self.extensions = {}
         self._hello()
 
     def quit(self) -> None:
@@ -186,46 +166,28 @@ class Codec:
 
     def receive(self, data: bytes) -> list[Event]:
         """What the octets mean, in order."""
-        if self._buffer:
-            data = self._buffer + data
-        start = 0
+        self._reader.feed(data)
         while self.phase is not Phase.CLOSED and self.phase is not Phase.TLS:
-            end = data.find(b"\n", start)
-            if end < 0:
-                self._buffer = data[start:]
-                if len(self._buffer) > LINE_OCTETS:
-                    self._buffer = b""
-                    self._break("the reply line is too long")
+            try:
+                found = self._reader.next()
+            except Garbled as error:
+                self._break(str(error))
                 break
-            self._line(data[start : end - 1] if data[end - 1 : end] == b"\r" else data[start:end])
-            start = end + 1
+            if found is None:
+                break
+            self.answered += 1
+            self._reply(*found)
         else:
-            self._buffer = b""
+            self._reader.drop()
         if self._queue or self.phase is Phase.ENVELOPE:
             self._pump()
         return self._take_events()
 
     # Replies.
 
-    def _line(self, line: bytes) -> None:
-        match = _LINE.match(line)
-        if match is None or len(line) > LINE_OCTETS or (self._lines and match[1] != self._code):
-            self._break("the reply is not SMTP")
-            return
-        code, more, text = match.groups()
-        self._lines.append(text or b"")
-        if more == b"-":
-            self._code = code
-            if len(self._lines) >= REPLY_LINES:
-                self._break("the reply has too many lines")
-            return
-        lines, self._lines = self._lines, []
-        self.answered += 1
-        self._reply(int(code), lines)
-
     def _reply(self, code: int, lines: list[bytes]) -> None:
         if code == 421:
-            self._closing(_make(code, lines))
+            self._closing(make_reply(code, lines))
         elif self._expected:
             step = self._expected.popleft()
             action = _TABLE.get((step, code // 100))
@@ -235,7 +197,7 @@ class Codec:
                 action(self, code, lines)
         elif self.phase is Phase.CONTENT and code >= 400:
             # It has seen enough: this is the answer to the content, and what we still write is lost.
-            self._settle(_make(code, lines))
+            self._settle(make_reply(code, lines))
             self._finish(open=False)
         else:
             self._break(f"the reply {code} answers nothing")
@@ -244,6 +206,7 @@ class Codec:
         self._hello()
 
     def _hello(self) -> None:
+        self.extensions = {}
         verb = "LHLO" if self._lmtp else "EHLO"
         self._send(Step.EHLO, f"{verb} {self._hostname}\r\n".encode())
 
@@ -254,10 +217,10 @@ class Codec:
         if self._wants_tls and not self.secure and "STARTTLS" in self.extensions:
             self._send(Step.STARTTLS, b"STARTTLS\r\n")
         else:
-            self._ready()
+            self._enter()
 
     def _helo_taken(self, code: int, lines: list[bytes]) -> None:
-        self._ready()
+        self._enter()
 
     def _hello_unknown(self, code: int, lines: list[bytes]) -> None:
         if self._lmtp:
@@ -266,7 +229,7 @@ class Codec:
             self._send(Step.HELO, f"HELO {self._hostname}\r\n".encode())
 
     def _refuse(self, code: int, lines: list[bytes]) -> None:
-        self._events.append(Refused(_make(code, lines)))
+        self._events.append(Refused(make_reply(code, lines)))
         self.quit()
 
     def _tls_begins(self, code: int, lines: list[bytes]) -> None:
@@ -274,7 +237,35 @@ class Codec:
         self._events.append(Signal.START_TLS)
 
     def _tls_refused(self, code: int, lines: list[bytes]) -> None:
-        self._ready()
+        self._enter()
+
+    def _enter(self) -> None:
+        """Log in, where we are to."""
+        if self._admission is None:
+            self._ready()
+        else:
+            self._go_on(self._admission.begin(self.extensions.get("AUTH", ""), secure=self.secure))
+
+    def _go_on(self, line: bytes | Unauthenticated | None) -> None:
+        if line is None:
+            self._ready()
+        elif isinstance(line, bytes):
+            self._send(Step.AUTH, line)
+        else:
+            self._events.append(line)
+            self.quit()
+
+    def _challenged(self, code: int, lines: list[bytes]) -> None:
+        assert self._admission is not None
+        self._go_on(self._admission.challenge(lines[0]))
+
+    def _let_in(self, code: int, lines: list[bytes]) -> None:
+        assert self._admission is not None
+        self._go_on(self._admission.succeed())
+
+    def _not_let_in(self, code: int, lines: list[bytes]) -> None:
+        assert self._admission is not None
+        self._go_on(self._admission.refuse(make_reply(code, lines)))
 
     def _ready(self) -> None:
         self.phase = Phase.IDLE
@@ -286,7 +277,7 @@ class Codec:
 
     def _mail_not_taken(self, code: int, lines: list[bytes]) -> None:
         self._mail_answered = self._mail_refused = True
-        self._replies = [_make(code, lines)] * len(self._replies)
+        self._replies = [make_reply(code, lines)] * len(self._replies)
         self._queue.clear()
 
     def _rcpt_taken(self, code: int, lines: list[bytes]) -> None:
@@ -295,7 +286,7 @@ class Codec:
 
     def _rcpt_not_taken(self, code: int, lines: list[bytes]) -> None:
         if not self._mail_refused:
-            self._replies[self._asked] = _too_many(_make(code, lines))
+            self._replies[self._asked] = too_many(make_reply(code, lines))
         self._asked += 1
 
     def _content_wanted(self, code: int, lines: list[bytes]) -> None:
@@ -312,15 +303,41 @@ class Codec:
             self._send(Step.DOT, b".\r\n")
 
     def _data_refused(self, code: int, lines: list[bytes]) -> None:
-        self._settle(_make(code, lines))
+        self._settle(make_reply(code, lines))
 
-    def _content_answered(self, code: int, lines: list[bytes]) -> None:
+    def _content_answered(self, code: int, lines: list[bytes], *, reset: bool = False) -> None:
         if self._lmtp:
-            self._replies[self._accepted.pop(0)] = _make(code, lines)
+            self._replies[self._accepted.pop(0)] = make_reply(code, lines)
         else:
-            self._settle(_make(code, lines))
+            self._settle(make_reply(code, lines))
         if not self._expected:
-            self._finish()
+            self._finish(reset=reset)
+
+    def _chunk_taken(self, code: int, lines: list[bytes]) -> None:
+        if self._window == 1 and self.phase is Phase.CONTENT:
+            self._events.append(Signal.NEXT_CHUNK)
+
+    def _chunk_refused(self, code: int, lines: list[bytes]) -> None:
+        """The content failed; nothing that may still follow on this connection has a meaning (RFC 3030 section 2)."""
+        no_chunks = code in _UNKNOWN
+        if not no_chunks:
+            self._settle(make_reply(code, lines))
+        self._finish(open=False, no_chunks=no_chunks)
+
+    def _last_taken(self, code: int, lines: list[bytes]) -> None:
+        # Sent along with the envelope, it may also answer for nobody.
+        self.phase = Phase.DOT
+        self._content_answered(code, lines)
+
+    def _last_refused(self, code: int, lines: list[bytes]) -> None:
+        taken = any(reply and reply.positive for reply in self._replies)
+        if code in _UNKNOWN and self._accepted and not self._mail_refused and not taken:
+            self._chunk_refused(code, lines)
+        else:
+            self._content_answered(code, lines, reset=True)
+
+    def _not_forwarded(self, code: int, lines: list[bytes]) -> None:
+        self.forward_refused = make_reply(code, lines)
 
     def _done(self, code: int, lines: list[bytes]) -> None:
         """A reply that changes nothing."""
@@ -345,8 +362,16 @@ class Codec:
     def _pump(self) -> None:
         """Send what may be under way; end a transaction that has nothing left to ask."""
         while self._queue and len(self._expected) < self._window:
-            step, command = self._queue.popleft()
-            if step is Step.DATA and not self._expected and not self._accepted:
+            step, command = self._queue[0]
+            if step is Step.CHUNK and self._expected:
+                # Who has been accepted decides whether there is anything to send.
+                break
+            self._queue.popleft()
+            if step in _CONTENT and not self._expected and not self._accepted:
+                break
+            if step is Step.CHUNK:
+                self.phase = Phase.CONTENT
+                self._events.append(Signal.SEND_CONTENT)
                 break
             self._expected.append(step)
             self._out.append(command)
@@ -359,14 +384,14 @@ class Codec:
             for i in self._accepted:
                 self._replies[i] = reply
 
-    def _finish(self, *, open: bool = True, problem: str = "") -> None:
+    def _finish(self, *, open: bool = True, problem: str = "", no_chunks: bool = False, reset: bool = False) -> None:
         replies = tuple(self._replies)
-        self._events.append(Finished(replies, self._mail_refused, self._mail_answered, open, problem))
+        self._events.append(Finished(replies, self._mail_refused, self._mail_answered, open, problem, no_chunks))
         if not open:
             self.phase = Phase.CLOSED
             return
-        if self.phase is Phase.ENVELOPE:
-            # No content was sent, so the peer still holds the envelope. The next MAIL may follow at once.
+        if reset or self.phase is Phase.ENVELOPE:
+            # No content was taken, so the peer may still hold the envelope. The next MAIL may follow at once.
             self._send(Step.RSET, b"RSET\r\n")
         self.phase = Phase.IDLE
 
@@ -384,49 +409,37 @@ class Codec:
 
 _Action = Callable[[Codec, int, list[bytes]], None]
 
+_REFUSALS: Final[dict[Step, _Action]] = {
+    Step.GREETING: Codec._refuse,
+    Step.HELO: Codec._refuse,
+    Step.STARTTLS: Codec._tls_refused,
+    Step.AUTH: Codec._not_let_in,
+    Step.XCLIENT: Codec._refuse,
+    Step.XFORWARD: Codec._not_forwarded,
+    Step.MAIL: Codec._mail_not_taken,
+    Step.RCPT: Codec._rcpt_not_taken,
+    Step.DATA: Codec._data_refused,
+    Step.DOT: Codec._content_answered,
+    Step.CHUNK: Codec._chunk_refused,
+    Step.LAST: Codec._last_refused,
+}
 _TABLE: Final[dict[tuple[Step, int], _Action]] = {
     (Step.GREETING, 2): Codec._greeted,
-    (Step.GREETING, 4): Codec._refuse,
-    (Step.GREETING, 5): Codec._refuse,
     (Step.EHLO, 2): Codec._hello_taken,
     (Step.EHLO, 4): Codec._refuse,
     (Step.EHLO, 5): Codec._hello_unknown,
     (Step.HELO, 2): Codec._helo_taken,
-    (Step.HELO, 4): Codec._refuse,
-    (Step.HELO, 5): Codec._refuse,
     (Step.STARTTLS, 2): Codec._tls_begins,
-    (Step.STARTTLS, 4): Codec._tls_refused,
-    (Step.STARTTLS, 5): Codec._tls_refused,
+    (Step.AUTH, 2): Codec._let_in,
+    (Step.AUTH, 3): Codec._challenged,
+    (Step.XCLIENT, 2): Codec._greeted,
+    (Step.XFORWARD, 2): Codec._done,
     (Step.MAIL, 2): Codec._mail_taken,
-    (Step.MAIL, 4): Codec._mail_not_taken,
-    (Step.MAIL, 5): Codec._mail_not_taken,
     (Step.RCPT, 2): Codec._rcpt_taken,
-    (Step.RCPT, 4): Codec._rcpt_not_taken,
-    (Step.RCPT, 5): Codec._rcpt_not_taken,
     (Step.DATA, 3): Codec._content_wanted,
-    (Step.DATA, 4): Codec._data_refused,
-    (Step.DATA, 5): Codec._data_refused,
     (Step.DOT, 2): Codec._content_answered,
-    (Step.DOT, 4): Codec._content_answered,
-    (Step.DOT, 5): Codec._content_answered,
+    (Step.CHUNK, 2): Codec._chunk_taken,
+    (Step.LAST, 2): Codec._last_taken,
     (Step.RSET, 2): Codec._done,
+    **{(step, kind): action for step, action in _REFUSALS.items() for kind in (4, 5)},
 }
-
-
-def _make(code: int, lines: list[bytes]) -> Reply:
-    """The reply as a value; further lines follow the first without their own enhanced status."""
-    reply = Reply.parse(code, lines[0].decode("utf-8", "replace"))
-    if len(lines) == 1:
-        return reply
-    rest = [Reply.parse(code, line.decode("utf-8", "replace")).text for line in lines[1:]]
-    return Reply(code, reply.detail, " ".join([reply.text, *rest])[:400])
-
-
-def _too_many(reply: Reply) -> Reply:
-    """552 after RCPT as RFC 5321 section 4.5.3.1.10 wants it read: too many recipients, so 452.
-
-    An enhanced status that speaks of the mailbox or the system (5.2.2, 5.3.4) shows that the host meant what it said.
-    """
-    if reply.code != 552 or (reply.detail and not reply.detail.startswith("5.")):
-        return reply
-    return Reply(452, reply.detail or "5.3", reply.text)

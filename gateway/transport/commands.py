@@ -1,6 +1,7 @@
 """MAIL and RCPT commands: an envelope in the words that the next hop offers.
 
-*RFCs*: 5321 section 4.1.1.2 and 4.1.1.3, 1870 (SIZE), 6152 (BODY), 6531 (SMTPUTF8), 3461 (RET, ENVID, NOTIFY, ORCPT).
+*RFCs*: 5321 section 4.1.1.2 and 4.1.1.3, 1870 (SIZE), 6152 (BODY), 6531 (SMTPUTF8), 3461 (RET, ENVID, NOTIFY, ORCPT),
+8689 (REQUIRETLS).
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ def mail(
         command += " BODY=8BITMIME"
     if utf8:
         command += " SMTPUTF8"
+    if parameters.requiretls and "REQUIRETLS" in offered:
+        command += " REQUIRETLS"
     if "DSN" in offered:
         if parameters.ret:
             command += f" RET={parameters.ret}"

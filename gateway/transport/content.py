@@ -47,14 +47,19 @@ def stuff(content: bytes) -> bytes:
     return out + (b".\r\n" if not content or content.endswith(b"\r\n") else b"\r\n.\r\n")
 
 
-async def says_not_required(content: Content) -> bool:
-    """Whether the header says ``TLS-Required: No``, once and for all (RFC 8689 section 5)."""
+async def head_of(content: Content) -> bytes:
+    """The header section, up to its last line end but one; of a longer one its beginning."""
     head = b""
     async for block in content.blocks():
         head += block
         if b"\r\n\r\n" in head or len(head) >= HEAD:
             break
-    found = _TLS_REQUIRED.findall(head[:HEAD].partition(b"\r\n\r\n")[0] + b"\r\n")
+    return head[:HEAD].partition(b"\r\n\r\n")[0]
+
+
+async def says_not_required(content: Content) -> bool:
+    """Whether the header says ``TLS-Required: No``, once and for all (RFC 8689 section 5)."""
+    found = _TLS_REQUIRED.findall(await head_of(content) + b"\r\n")
     return len(found) == 1 and found[0].strip().lower() == b"no"
 
 

@@ -39,6 +39,8 @@ class Unreachable:
     """The TLS rule that applied, where TLS is what failed."""
     failure: Failure | None = None
     """How that policy failed before there was a connection."""
+    everywhere: bool = False
+    """No other host of the destination need be asked: what is wrong is ours."""
 
 
 def deferred(

@@ -8,15 +8,18 @@ from typing import Final
 
 from gateway.transport.order import Families
 from gateway.transport.own import NOWHERE, OwnAddresses
+from gateway.transport.sasl import MechanismName
 
 
 class EightBit(StrEnum):
     """What to do with 8-bit content when the next hop does not offer 8BITMIME (RFC 6152)."""
 
-    SEND = "send"
-    """Send it as it is: nearly every host takes it, and a conversion would break signatures."""
-    FAIL = "fail"
+    CONVERT = "convert"
+    """Write it in 7 bits; what cannot be converted fails with 5.6.3."""
+    BOUNCE = "bounce"
     """Fail with 5.6.3."""
+    SEND = "send"
+    """Send it as it is, against the RFC."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +44,47 @@ class Timeouts:
     """QUIT; nothing depends on its reply."""
 
 
+class Proxy(StrEnum):
+    """The PROXY protocol header that a connection begins with."""
+
+    NONE = "none"
+    V1 = "v1"
+    V2 = "v2"
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """How to log in at a next hop. The password is the first line of a file, or stands in an environment variable.
+
+    It is read for each connection. See `gateway.transport.sasl.Login` for the rest.
+    """
+
+    user: str
+    password_file: str = ""
+    password_env: str = ""
+    mechanisms: tuple[MechanismName, ...] = tuple(MechanismName)
+    without_tls: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class HopOptions:
+    """How this gateway speaks to one next hop by SMTP or LMTP. `chunking` allows BDAT where it is offered.
+
+    `xclient`, `xforward` and `proxy` tell it whom a message came from; the first two where they are offered. With
+    `auth`, nothing is sent before we have logged in.
+    """
+
+    eight_bit: EightBit = EightBit.CONVERT
+    chunking: bool = True
+    xclient: bool = False
+    xforward: bool = False
+    proxy: Proxy = Proxy.NONE
+    auth: Credentials | None = None
+
+
+PLAIN_HOP: Final = HopOptions()
+
+
 @dataclass(frozen=True, slots=True)
 class SmtpOptions:
     """How this gateway speaks to next hops.
@@ -58,7 +102,6 @@ class SmtpOptions:
     messages_per_connection: int = 100
     recipients_per_message: int = 100
     max_addresses: int = 10
-    eight_bit: EightBit = EightBit.SEND
     families: Families = Families.IPV4_FIRST
     next_address: float = 0.25
     connections: int = 20

@@ -2,23 +2,35 @@
 
 *Fails by*: `Unreachable` where the mail must wait.
 
-*RFCs*: 7672 section 2.2 (DANE), 8461 sections 2 (DANE goes first) and 5 (MTA-STS), 7435 (opportunistic security).
+*RFCs*: 7672 section 2.2 (DANE), 8461 sections 2 (DANE goes first) and 5 (MTA-STS), 7435 (opportunistic security),
+8689 section 4.2.1 (REQUIRETLS).
 """
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Final
 
 from gateway.ops import log
 from gateway.sdk.services import Dns, Tlsa
-from gateway.transport.hosts import Exchangers, Located, Unreachable, deferred
+from gateway.transport.hosts import Exchangers, Located, Unreachable, deferred, failed
 from gateway.transport.mtasts import Mode
 from gateway.transport.policies import Policies
-from gateway.transport.rule import CLEAR, FALLBACK, OPPORTUNISTIC, REQUIRE, Applied, Failure, Level, Rule
+from gateway.transport.rule import (
+    CLEAR,
+    FALLBACK,
+    OPPORTUNISTIC,
+    REQUIRE,
+    STRICT_POLICY,
+    Applied,
+    Failure,
+    Level,
+    Rule,
+)
 from gateway.transport.tlsresults import Results, Session
-from gateway.transport.transport import Destination, Security
+from gateway.transport.transport import Destination, Kind, Security
 
 _log = log.get()
 
@@ -69,6 +81,40 @@ class Protection:
                 return await self._mta_sts(host, _AT_BEST)
         found = await self._dane(host, located, exchangers, port)
         return await self._mta_sts(host, _AT_BEST) if found is None else found
+
+    async def strict(
+        self, host: str, located: Located, exchangers: Exchangers, *, port: int = 0
+    ) -> Rules | Unreachable:
+        """The rules for mail with REQUIRETLS: only a host that is known to be the right one (RFC 8689 section 4.2.1).
+
+        A mail store on this machine is no next hop in that sense.
+        """
+        destination = self.destination
+        if destination.kind is Kind.LMTP and all(map(_is_loopback, located.addresses)):
+            return await self.rules(host, located, exchangers, port=port, quiet=True)
+        checked = replace(self, results=None)
+        found = await checked._verified(host, located, exchangers, port or destination.port)
+        if isinstance(found, Unreachable):
+            return found
+        if not found:
+            text = f"REQUIRETLS: neither DNSSEC nor MTA-STS vouches for the mail hosts of {destination.host}"
+            return replace(failed(550, "7.30", text), host=host, policy=STRICT_POLICY)
+        return (replace(found[0], policy=STRICT_POLICY),)
+
+    async def _verified(self, host: str, located: Located, exchangers: Exchangers, port: int) -> Rules | Unreachable:
+        """A rule by which the host must prove itself; none when nobody vouches for its name."""
+        destination = self.destination
+        by_name = Rule(Level.CA, STRICT_POLICY, names=destination.tls_names, ca_file=destination.tls_ca)
+        if destination.security is Security.VERIFY and (destination.tls_names or not destination.mx):
+            return (by_name,)
+        if located.authentic or destination.security is Security.DANE_ONLY:
+            found = await self._dane(host, located, exchangers, port)
+            if isinstance(found, Unreachable) or (found and found[0].level is Level.DANE):
+                return found
+        by_policy = await self._mta_sts(host, ())
+        if by_policy:
+            return by_policy
+        return (by_name,) if not destination.mx or exchangers.authentic else ()
 
     async def _mta_sts(self, host: str, otherwise: Rules) -> Rules | Unreachable:
         """What the policy of the domain wants for this mail host; `otherwise` where it wants nothing."""
@@ -121,6 +167,10 @@ class Protection:
             failure = Failure.TLSA_INVALID if found else Failure.DANE_REQUIRED
             return deferred("7.5", f"DANE: {host} has {what}", host, policy=policy, failure=failure)
         return (replace(_UNUSABLE, applied=_published(found.records)),) if found else None
+
+
+def _is_loopback(address: str) -> bool:
+    return ipaddress.ip_address(address.partition("%")[0]).is_loopback
 
 
 def _published(records: Iterable[Tlsa]) -> Applied:

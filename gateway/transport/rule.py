@@ -1,12 +1,12 @@
 """What is asked of TLS on one connection to one host, and in which ways it can fail. Values only.
 
-*RFCs*: 8460 section 4.3 (result types), 8689 section 5 (TLS-Required).
+*RFCs*: 8460 section 4.3 (result types), 8689 (REQUIRETLS, TLS-Required).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import IntEnum, StrEnum
+from enum import Enum, IntEnum, StrEnum
 
 from gateway.sdk.services import Tlsa
 
@@ -24,6 +24,16 @@ class Level(IntEnum):
     """TLS, and a certificate by a CA for one of the names."""
     DANE = 4
     """TLS, and a certificate that a TLSA record vouches for."""
+
+
+class Demand(Enum):
+    """What a message itself asks for."""
+
+    USUAL = "usual"
+    RELAXED = "relaxed"
+    """TLS-Required: No."""
+    STRICT = "strict"
+    """REQUIRETLS."""
 
 
 class Failure(StrEnum):
@@ -91,3 +101,5 @@ OPPORTUNISTIC = Rule(Level.MAY, "opportunistic")
 REQUIRE = Rule(Level.ANY, "require")
 NOT_REQUIRED = (Rule(Level.MAY, "tls-required-no"), Rule(Level.NONE, "tls-required-no"))
 """For a message that says TLS-Required: No (RFC 8689 section 5), where what the domain publishes was in its way."""
+STRICT_POLICY = "requiretls"
+"""The policy of all rules for mail that came with REQUIRETLS."""

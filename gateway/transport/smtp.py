@@ -5,7 +5,7 @@ MAIL was answered is replaced once by a fresh one; once the final dot may have l
 
 *Fails by*: outcomes. Only the content itself (the spool) can raise out of `deliver`; the dot is not sent then.
 
-*RFCs*: 5321, 2033, 3207, 6531 section 3.3, 8689 section 5 (TLS-Required).
+*RFCs*: 5321, 2033, 3207, 8689 (REQUIRETLS, TLS-Required).
 """
 
 from __future__ import annotations
@@ -13,38 +13,33 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from typing import Final, TypeVar
 
 from gateway.mail.address import NULL_SENDER, Address, Sender
-from gateway.mail.envelope import Recipient
-from gateway.mail.reply import Reply
+from gateway.mail.envelope import Origin, Recipient
 from gateway.sdk.services import Callout, CalloutState, Dns
-from gateway.transport import callout, commands
+from gateway.transport import callout
 from gateway.transport.approach import Approach, Rules
-from gateway.transport.client import Finished
 from gateway.transport.connection import Connection
-from gateway.transport.content import says_not_required, stuff, whole
-from gateway.transport.hosts import Exchangers, Located, Unreachable
+from gateway.transport.content import says_not_required
+from gateway.transport.hosts import Exchangers, Located, Unreachable, deferred
 from gateway.transport.opening import Caller, Opener
-from gateway.transport.options import EightBit, SmtpOptions
+from gateway.transport.options import Proxy, SmtpOptions
+from gateway.transport.parcel import Parcel
 from gateway.transport.policies import Policies
 from gateway.transport.protection import Protection
-from gateway.transport.rule import NOT_REQUIRED
+from gateway.transport.rule import CLEAR, NOT_REQUIRED, STRICT_POLICY, Demand
 from gateway.transport.tls import Contexts
 from gateway.transport.tlsresults import Results
-from gateway.transport.transport import Delivery, Destination, Fault, Outcome, Result, Security, Server
+from gateway.transport.transport import Delivery, Destination, Kind, Outcome, Security, Server
 
 _T = TypeVar("_T")
 
-SMALL: Final = 256 << 10
-"""Content up to this many octets is made ready before MAIL, so that it leaves in one write when 354 comes."""
-
-_NEEDS_UTF8: Final = Reply(553, "6.7", "the address needs SMTPUTF8, which the next hop does not offer")
-_NEEDS_8BIT: Final = Reply(554, "6.3", "the content is 8-bit, and the next hop does not offer 8BITMIME")
-
-
 _RELAXED: Final = (Security.OPPORTUNISTIC, Security.DANE)
 _PUBLISHED: Final = ("dane", "dane-unusable", "mta-sts")
+_FRESH: Final = 2
+"""Fresh connections for one piece of work: one may turn out to know less than its host says."""
 
 
 class SmtpTransport:
@@ -62,6 +57,7 @@ class SmtpTransport:
         results: Results | None = None,
     ) -> None:
         self._destination = destination
+        self._hop = destination.hop
         self._options = options
         self._dns = dns
         # Only for the order of equal MX hosts; nothing secret.
@@ -78,20 +74,27 @@ class SmtpTransport:
     async def deliver(self, delivery: Delivery) -> list[Outcome]:
         """Attempt it once; see `gateway.transport.transport.Transport`."""
         content = delivery.content
-        payload = stuff(await whole(content)) if content.size <= SMALL else None
+        parcel = Parcel(delivery, self._hop, self._options.hostname)
+        await parcel.prepare()
         step = self._options.recipients_per_message
         outcomes: list[Outcome] = []
+        demand = Demand.STRICT if delivery.parameters.requiretls else Demand.USUAL
         # Reports on TLS say it, and would otherwise be what the next one reports.
         quiet = self._results is not None and await says_not_required(content)
         for start in range(0, len(delivery.recipients), step):
             group = delivery.recipients[start : start + step]
 
             async def send(connection: Connection, group: Sequence[Recipient] = group) -> list[Outcome] | None:
-                return await _send(connection, delivery, group, payload, self._options.eight_bit)
+                sent = await parcel.send(connection, group)
+                if not parcel.chunking:
+                    self._hop = replace(self._hop, chunking=False)
+                return sent
 
-            ran = await self._run(send, quiet=quiet)
-            if isinstance(ran, Unreachable) and self._may_relax(ran) and await says_not_required(content):
-                ran = await self._run(send, relaxed=True)
+            origin = delivery.origin
+            ran = await self._run(send, origin, demand, quiet=quiet)
+            relaxes = isinstance(ran, Unreachable) and demand is Demand.USUAL and self._may_relax(ran)
+            if relaxes and await says_not_required(content):
+                ran = await self._run(send, origin, Demand.RELAXED)
             if isinstance(ran, Unreachable):
                 outcome = Outcome(ran.result, ran.reply, ran.host, ran.replied, ran.fault, tls_policy=ran.policy)
                 # What holds for the first group would hold for the rest; do not wait for it again.
@@ -128,28 +131,37 @@ class SmtpTransport:
         return self._destination.security in _RELAXED and ran.policy in _PUBLISHED
 
     async def _run(
-        self, work: Callable[[Connection], Awaitable[_T | None]], *, relaxed: bool = False, quiet: bool = False
+        self,
+        work: Callable[[Connection], Awaitable[_T | None]],
+        origin: Origin | None = None,
+        demand: Demand = Demand.USUAL,
+        *,
+        quiet: bool = False,
     ) -> _T | Unreachable:
-        """Do `work` on a kept connection or a fresh one; on a fresh one too when it gives None (dead already).
+        """Do `work` on a kept connection or a fresh one; again on a fresh one when it gives None: nothing was done.
 
-        With `relaxed`, published policies do not count, and the connection serves nobody else. With `quiet`, sessions
-        are not counted for reports.
+        The connection is one on which we speak, or may begin to speak, for `origin`.
+
+        Where the `demand` is relaxed, published policies do not count. With any but the usual one, the connection
+        serves nobody else, and with `quiet` too, sessions are not counted for reports.
         """
         found = await self._approach.find() if self._several else None
-        kept = None if relaxed else self._take(found)
+        kept = self._take(found, origin) if demand is Demand.USUAL else None
         if kept is not None:
             result = await self._use(kept, work)
             if result is not None:
                 return result
-        found = found or await self._approach.find()
-        if isinstance(found, Unreachable):
-            return found
-        fresh = await self._connect(found, relaxed=relaxed, quiet=quiet or relaxed)
-        if isinstance(fresh, Unreachable):
-            return fresh
-        result = await self._use(fresh, work)
-        assert result is not None
-        return result
+        for _ in range(_FRESH):
+            found = found or await self._approach.find()
+            if isinstance(found, Unreachable):
+                return found
+            fresh = await self._connect(found, origin, demand, quiet=quiet or demand is not Demand.USUAL)
+            if isinstance(fresh, Unreachable):
+                return fresh
+            result = await self._use(fresh, work)
+            if result is not None:
+                return result
+        return deferred("5.0", "it does not take what it offers", self._destination.host)
 
     async def _use(self, connection: Connection, work: Callable[[Connection], Awaitable[_T | None]]) -> _T | None:
         try:
@@ -161,24 +173,35 @@ class SmtpTransport:
         self._give_back(connection)
         return result
 
-    def _take(self, found: Exchangers | Unreachable | None) -> Connection | None:
+    def _take(self, found: Exchangers | Unreachable | None, origin: Origin | None) -> Connection | None:
         """A kept connection: where there are several servers, to the one whose turn it is."""
         turn = found.groups[0][0] if isinstance(found, Exchangers) else None
         now = asyncio.get_running_loop().time()
         for connection in reversed(self._idle):
-            if turn is None or connection.server == turn:
+            if not connection.usable or now >= connection.idle_until:
                 self._idle.remove(connection)
-                if connection.usable and now < connection.idle_until:
-                    return connection
                 self._opener.end(connection)
+            elif (turn is None or connection.server == turn) and self._serves(connection, origin):
+                self._idle.remove(connection)
+                return connection
         return None
+
+    def _serves(self, connection: Connection, origin: Origin | None) -> bool:
+        """Whether mail from `origin` may go over a kept connection, for which something else may have been said."""
+        hop = self._hop
+        if not hop.xclient and hop.proxy is Proxy.NONE:
+            return True
+        if hop.xclient and origin is not None and "XCLIENT" in connection.offered:
+            return True
+        return connection.origin == origin or (connection.origin is None and hop.xclient)
 
     def _give_back(self, connection: Connection) -> None:
         loop = asyncio.get_running_loop()
-        relaxed = connection.rule in NOT_REQUIRED
+        self._opener.remember(connection)
+        once = connection.rule in NOT_REQUIRED or connection.rule.policy == STRICT_POLICY
         if (
             self._closed
-            or relaxed
+            or once
             or not connection.usable
             or connection.messages >= self._options.messages_per_connection
         ):
@@ -200,62 +223,23 @@ class SmtpTransport:
         self._idle = keep
         self._sweeper = loop.call_at(keep[0].idle_until, self._sweep) if keep else None
 
-    async def _connect(self, found: Exchangers, *, relaxed: bool, quiet: bool) -> Connection | Unreachable:
+    async def _connect(
+        self, found: Exchangers, origin: Origin | None, demand: Demand, *, quiet: bool
+    ) -> Connection | Unreachable:
         """A connection that is ready for MAIL: to the first host and address that works."""
         if self._idle and not self._opener.has_room():
-            # Kept connections to other servers of the destination.
+            # Kept connections to other servers of the destination, or in the name of other clients.
             self._opener.end(self._idle.pop(0))
 
         async def rules(server: Server, located: Located, found: Exchangers) -> Rules | Unreachable:
-            if relaxed:
-                return NOT_REQUIRED
+            if server.path:
+                relays = demand is Demand.STRICT and self._destination.kind is Kind.SMTP
+                return (replace(CLEAR, policy=STRICT_POLICY) if relays else CLEAR,)
+            match demand:
+                case Demand.RELAXED:
+                    return NOT_REQUIRED
+                case Demand.STRICT:
+                    return await self._protection.strict(server.host, located, found, port=server.port)
             return await self._protection.rules(server.host, located, found, port=server.port, quiet=quiet)
 
-        return await self._approach.connect(rules, Caller(self._opener, quiet), found)
-
-
-async def _send(
-    connection: Connection,
-    delivery: Delivery,
-    recipients: Sequence[Recipient],
-    payload: bytes | None,
-    eight_bit: EightBit,
-) -> list[Outcome] | None:
-    """One transaction; None when a kept connection was dead before MAIL got an answer."""
-    offered, parameters, content = connection.offered, delivery.parameters, delivery.content
-    dsn = "DSN" in offered
-    if content.eight_bit and eight_bit is EightBit.FAIL and "8BITMIME" not in offered:
-        return [Outcome(Result.FAILED, _NEEDS_8BIT, connection.host, fault=Fault.PEER)] * len(recipients)
-    mail = commands.mail(delivery.sender, parameters, size=content.size, eight_bit=content.eight_bit, offered=offered)
-    cannot = Outcome(Result.FAILED, _NEEDS_UTF8, connection.host, fault=Fault.PEER)
-    if mail is None:
-        return [cannot] * len(recipients)
-    rcpts = [commands.rcpt(r, smtputf8=parameters.smtputf8, offered=offered) for r in recipients]
-    lines = [line for line in rcpts if line is not None]
-    if not lines:
-        return [cannot] * len(recipients)
-    kept = connection.messages > 0
-    finished = await connection.transact(mail, lines, payload=payload, content=content if payload is None else None)
-    if kept and not finished.open and not finished.mail_answered:
-        return None
-    replies = iter(finished.replies)
-    return [_outcome(connection, finished, next(replies), dsn) if line is not None else cannot for line in rcpts]
-
-
-def _outcome(connection: Connection, finished: Finished, reply: Reply | None, dsn: bool) -> Outcome:
-    result, fault, replied = Result.DELIVERED, Fault.NONE, True
-    if reply is None:
-        result, reply, fault, replied = Result.DEFERRED, connection.silence(finished), Fault.PEER, False
-    elif not reply.positive:
-        result, fault = Result.DEFERRED if reply.temporary else Result.FAILED, Fault.PEER
-    return Outcome(
-        result,
-        reply,
-        connection.host,
-        replied,
-        fault,
-        dsn,
-        connection.tls,
-        tls_policy=connection.rule.policy,
-        tls_peer=connection.peer,
-    )
+        return await self._approach.connect(rules, Caller(self._opener, quiet, origin), found)

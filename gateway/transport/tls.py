@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from gateway.transport.rule import Failure, Level, Rule, TlsFailed
 
@@ -39,6 +39,30 @@ def make_context(level: Level, ca_file: str = "", *, check_name: bool = True) ->
         context.verify_mode = ssl.CERT_NONE
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     return context
+
+
+class Resuming(ssl.SSLContext):
+    """`context` for one handshake that takes up an earlier session.
+
+    Event loops make TLS objects from a context and cannot be told of a session, so this stands in for it.
+    """
+
+    def __new__(cls, context: ssl.SSLContext, session: ssl.SSLSession) -> Self:
+        return super().__new__(cls, ssl.PROTOCOL_TLS_CLIENT)
+
+    def __init__(self, context: ssl.SSLContext, session: ssl.SSLSession) -> None:
+        self._context = context
+        self._session = session
+
+    def wrap_bio(
+        self,
+        incoming: ssl.MemoryBIO,
+        outgoing: ssl.MemoryBIO,
+        server_side: bool = False,
+        server_hostname: str | bytes | None = None,
+        session: ssl.SSLSession | None = None,
+    ) -> ssl.SSLObject:
+        return self._context.wrap_bio(incoming, outgoing, server_side, server_hostname, session or self._session)
 
 
 class Contexts:

@@ -11,10 +11,10 @@ from enum import StrEnum
 from typing import Protocol
 
 from gateway.mail.address import Sender
-from gateway.mail.envelope import MailParameters, Recipient
+from gateway.mail.envelope import MailParameters, Origin, Recipient
 from gateway.mail.message import Content
 from gateway.mail.reply import Reply
-from gateway.transport.options import LocalOptions, WebhookOptions
+from gateway.transport.options import PLAIN_HOP, HopOptions, LocalOptions, WebhookOptions
 
 
 class Kind(StrEnum):
@@ -74,8 +74,8 @@ class Destination:
 
     For SMTP and LMTP: `host` and `port`, or `path` of a unix socket, or several servers in `alternatives`; with `mx`,
     `host` is a domain whose MX records are looked up; `literal` says that the recipient's domain is the address in
-    `host`. For maildir and mbox: `path`. `name` is that of the configuration's `transports`, and `options` are what it
-    says there.
+    `host`; `hop` is how servers are spoken to. For maildir and mbox: `path`. `name` is that of the configuration's
+    `transports`, and `options` are what it says there.
     """
 
     kind: Kind
@@ -89,6 +89,7 @@ class Destination:
     """For VERIFY: names that the certificate may be for, instead of the host's."""
     name: str = ""
     options: LocalOptions | None = None
+    hop: HopOptions = PLAIN_HOP
     alternatives: tuple[Server, ...] = ()
     literal: bool = False
 
@@ -116,13 +117,14 @@ class Destination:
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """One message for some recipients that share a destination. `id` is the queue id."""
+    """One message for some recipients that share a destination. `id` is the queue id, `origin` whom it came from."""
 
     id: str
     sender: Sender
     parameters: MailParameters
     recipients: tuple[Recipient, ...]
     content: Content
+    origin: Origin | None = None
 
 
 class Result(StrEnum):

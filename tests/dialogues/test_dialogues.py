@@ -37,7 +37,7 @@ FOLDER = Path(__file__).parent
 FILES = sorted(FOLDER.glob("*.txt"))
 BARE = re.compile(rb"\r(?!\n)|(?<!\r)\n")
 NUMBERS = ("recipients", "errors", "message_size", "transactions", "command_line")
-OPTIONS = (*NUMBERS, "newlines", "tls", "proxy", "xclient", "relay_from", "domain")
+OPTIONS = (*NUMBERS, "newlines", "tls", "proxy", "xclient", "relay_from", "domain", "requiretls")
 
 
 def octets(text: str) -> bytes:
@@ -69,6 +69,8 @@ def setting(options: dict[str, str], context: ssl.SSLContext) -> dict[str, Any]:
         out["newlines"] = Newlines(options["newlines"])
     if "tls" in options:
         out |= {"tls": context, "implicit": options["tls"] == "implicit"}
+    if "requiretls" in options:
+        out["requiretls"] = options["requiretls"] == "on"
     for name in ("proxy", "xclient", "relay_from"):
         if name in options:
             out[name] = networks(options[name])

@@ -7,7 +7,9 @@ from itertools import pairwise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.transport.client import LINE_OCTETS, Codec, Finished, Phase, Refused, Signal
+from gateway.transport.client import Codec
+from gateway.transport.events import Finished, Phase, Refused, Signal
+from gateway.transport.replying import LINE_OCTETS
 
 REPLIES = st.sampled_from(
     [
@@ -28,8 +30,10 @@ OCTETS = st.one_of(REPLIES, st.binary(max_size=40), st.sampled_from([b"2", b"5",
 
 
 @settings(max_examples=400, deadline=None)
-@given(st.lists(OCTETS, max_size=40), st.integers(1, 5), st.booleans(), st.booleans())
-def test_any_octets_are_survived(chunks: list[bytes], rcpts: int, lmtp: bool, wants_tls: bool):
+@given(st.lists(OCTETS, max_size=40), st.integers(1, 5), st.booleans(), st.booleans(), st.booleans(), st.booleans())
+def test_any_octets_are_survived(
+    chunks: list[bytes], rcpts: int, lmtp: bool, wants_tls: bool, chunking: bool, along: bool
+):
     codec = Codec("gate.test", lmtp=lmtp, wants_tls=wants_tls)
     open_transactions = 0
 
@@ -42,19 +46,23 @@ def test_any_octets_are_survived(chunks: list[bytes], rcpts: int, lmtp: bool, wa
                 assert event.open is (codec.phase is not Phase.CLOSED)
             elif isinstance(event, Refused):
                 assert event.reply.code >= 400
+            elif event is Signal.SEND_CONTENT and chunking:
+                codec.chunk(4, last=False)
+                codec.chunk(4, last=True)
             elif event is Signal.SEND_CONTENT:
                 codec.content_sent()
             elif event is Signal.START_TLS:
                 codec.tls_established()
         if codec.phase is Phase.IDLE:
-            codec.begin(b"MAIL FROM:<>\r\n", [b"RCPT TO:<a@a.test>\r\n"] * rcpts)
+            whole = b"content" if along else b""
+            codec.begin(b"MAIL FROM:<>\r\n", [b"RCPT TO:<a@a.test>\r\n"] * rcpts, chunking=chunking, whole=whole)
             open_transactions += 1
 
     for chunk in chunks:
         act(codec.receive(chunk))
         codec.outgoing()
         assert open_transactions in (0, 1)
-        assert len(codec._buffer) <= LINE_OCTETS
+        assert codec._reader.kept <= LINE_OCTETS
     for event in codec.lost("gone"):
         open_transactions -= isinstance(event, Finished)
     assert open_transactions == 0

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 
 from gateway.mail.address import NULL_SENDER, Address, Sender, parse_mailbox
-from gateway.mail.envelope import Envelope, MailParameters, Notify, Recipient
+from gateway.mail.envelope import Envelope, MailParameters, Notify, Origin, Recipient
 from gateway.mail.reply import Reply
 from gateway.mail.session import new_session_id, transaction_id
 from gateway.queue.retry import RetryOptions
@@ -160,6 +160,7 @@ class World:
         owed: bool = True,
         content: bytes = CONTENT,
         parameters: MailParameters = MailParameters(),  # noqa: B008 - frozen
+        origin: Origin | None = None,
     ) -> str:
         """Commit a message, as the intake does, and ring."""
         id = transaction_id(new_session_id(), 0)
@@ -168,9 +169,8 @@ class World:
         draft = self.spool.draft(id)
         await draft.write(content)
         record = {"id": id, "time": self.clock.now()}
-        await self.spool.commit(
-            draft, NewMessage(id, Envelope(who, chosen, parameters), self.clock.now(), b"", owed=owed, record=record)
-        )
+        envelope = Envelope(who, chosen, parameters, origin=origin)
+        await self.spool.commit(draft, NewMessage(id, envelope, self.clock.now(), b"", owed=owed, record=record))
         self.scheduler.ring()
         return id
 

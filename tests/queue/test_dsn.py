@@ -371,3 +371,9 @@ def test_a_long_reply_is_folded_and_reads_back_whole() -> None:
     new = make(replace(FAILED, reply=reply))
     assert max(len(line) for line in new.content.split(b"\r\n")) <= 80
     assert groups(new)[1]["Diagnostic-Code"] == f"smtp; {reply}"
+
+
+@pytest.mark.parametrize("requiretls", [True, False])
+def test_what_is_told_of_a_message_is_protected_as_it_was(requiretls: bool) -> None:
+    new = make(message=stored(parameters=MailParameters(requiretls=requiretls)))
+    assert new.message.envelope.parameters.requiretls is requiretls

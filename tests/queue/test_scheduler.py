@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 import structlog
 
 from gateway.mail.address import NULL_SENDER, Address
-from gateway.mail.envelope import Notify, Recipient
+from gateway.mail.envelope import Notify, Origin, Recipient
 from gateway.queue.retry import RetryOptions
 from gateway.queue.scheduler import SchedulerOptions
 from gateway.spool.spool import RecipientStatus, Settlement, SpoolError, SpoolOptions, State
@@ -67,6 +68,19 @@ def test_a_delivered_message_leaves_the_spool_and_its_attempt_is_recorded(play: 
         assert (attempt["recipient"], attempt["outcome"], attempt["reply"], attempt["host"]) == (
             "anna@example.org", "delivered", "250 2.0.0 taken", "store.example.org",
         )  # fmt: skip
+
+    play(scenario)
+
+
+def test_a_delivery_knows_whom_its_message_came_from_and_a_report_comes_from_nobody(play: Callable[..., None]) -> None:
+    async def scenario(world: World) -> None:
+        origin = Origin(ipaddress.ip_address("192.0.2.7"), 4711, "client.test", "helo.test")
+        world.on("example.org", FAILED)
+        world.start()
+        await world.send("anna@example.org", origin=origin)
+        await world.settled()
+        assert [d.origin for d in world.script("example.org").deliveries] == [origin]
+        assert [d.origin for d in world.script("example.net").deliveries] == [None]
 
     play(scenario)
 

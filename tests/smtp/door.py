@@ -233,6 +233,7 @@ async def door(
     timeouts: Timeouts = Timeouts(),  # noqa: B008 - frozen
     tls: ssl.SSLContext | None = None,
     implicit: bool = False,
+    requiretls: bool = False,
     proxy: Networks | None = None,
     xclient: Networks | None = None,
     domains: Mapping[str, Domain] | None = None,
@@ -256,6 +257,7 @@ async def door(
         TlsMode.IMPLICIT if implicit else TlsMode.STARTTLS,
         proxy or networks(),
         xclient or networks(),
+        requiretls,
     )
     opened: Door
 

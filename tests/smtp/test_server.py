@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import re
 import socket
 import ssl
@@ -60,6 +61,8 @@ def test_the_null_sender_and_dsn_parameters_reach_the_spool_unchanged():
             assert envelope.sender is NULL_SENDER
             assert (envelope.parameters.ret, envelope.parameters.envid) == (Ret.HEADERS, "QqAb+2B")
             (recipient,) = envelope.recipients
+            assert envelope.origin is not None and envelope.origin.client == ipaddress.ip_address("127.0.0.1")
+            assert envelope.origin.port and envelope.origin.helo and envelope.origin.esmtp
             assert recipient.notify == {Notify.FAILURE, Notify.DELAY}
             assert recipient.orcpt == "rfc822;B+40Example.ORG"
 

@@ -101,7 +101,7 @@ class Postfix:
         wait_until(lambda: banner(self.port, address=address), "Postfix greets")
 
     @classmethod
-    def store(cls, domain: str, users: list[str], **more: str) -> Postfix:
+    def store(cls, domain: str, users: list[str], services: str = "", **more: str) -> Postfix:
         """A mail store for `users` at `domain` with one Maildir each; others get 550 5.1.1 at RCPT."""
         home = new_directory("store")
         (home / "mail").mkdir()
@@ -118,6 +118,7 @@ class Postfix:
             }
             | more,
             home=home,
+            services=services,
         )
 
     @classmethod

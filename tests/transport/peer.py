@@ -11,10 +11,10 @@ from typing import Any, TypeVar
 import uvloop
 
 from gateway.mail.address import NULL_SENDER, Address, Sender, parse_mailbox
-from gateway.mail.envelope import MailParameters, Recipient
+from gateway.mail.envelope import MailParameters, Origin, Recipient
 from gateway.mail.message import Content
 from gateway.sdk.testing import BytesContent, FakeDns
-from gateway.transport.options import SmtpOptions, Timeouts
+from gateway.transport.options import PLAIN_HOP, HopOptions, SmtpOptions, Timeouts
 from gateway.transport.smtp import SmtpTransport
 from gateway.transport.transport import Delivery, Destination, Kind, Outcome, Security
 from tests.support.process import free_port
@@ -60,6 +60,13 @@ class Link:
         data = await self.reader.readuntil(b"\r\n.\r\n")
         self.peer.contents.append(data[:-3])
         return data
+
+    async def chunk(self) -> tuple[bytes, bool]:
+        """The next BDAT: its octets, and whether it is the last."""
+        (line,) = await self.hear("BDAT")
+        octets = await self.reader.readexactly(int(line.split()[1]))
+        self.peer.contents.append(octets)
+        return octets, line.endswith(" LAST")
 
     async def greet(self, *extensions: str) -> None:
         """Greeting and EHLO."""
@@ -191,12 +198,13 @@ def delivery(
     content: bytes | Content = b"Subject: x\r\n\r\nHello\r\n",
     sender: str = "ben@example.org",
     parameters: MailParameters = NO_PARAMETERS,
+    origin: Origin | None = None,
 ) -> Delivery:
     """A delivery; strings are addresses."""
     whom = tuple(recipient(r) if isinstance(r, str) else r for r in recipients or ("anna@example.net",))
     from_: Sender | Address = parse_mailbox(sender, utf8=True) if sender else NULL_SENDER
     body = BytesContent(content) if isinstance(content, bytes) else content
-    return Delivery("ID", from_, parameters, whom, body)
+    return Delivery("ID", from_, parameters, whom, body, origin)
 
 
 def transport(
@@ -207,9 +215,10 @@ def transport(
     security: Security = Security.NONE,
     tls_ca: str = "",
     dns: FakeDns | None = None,
+    hop: HopOptions = PLAIN_HOP,
     **options: object,
 ) -> SmtpTransport:
     """A transport to a peer; `options` are those of `SmtpOptions`."""
-    destination = Destination(kind, host, port, security=security, tls_ca=tls_ca)
+    destination = Destination(kind, host, port, security=security, tls_ca=tls_ca, hop=hop)
     defaults: dict[str, object] = {"hostname": "gate.test", "timeouts": Timeouts(quit=1.0), **options}
     return SmtpTransport(destination, SmtpOptions(**defaults), dns or FakeDns())  # type: ignore[arg-type]

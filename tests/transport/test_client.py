@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from gateway.transport.client import Broken, Codec, Event, Finished, Phase, Refused, Signal
+from gateway.transport.client import Codec
+from gateway.transport.events import Broken, Event, Finished, Phase, Refused, Signal
 
 PIPELINING = b"250-peer\r\n250 PIPELINING\r\n"
 MAIL, RCPT = b"MAIL FROM:<a@a.test>\r\n", b"RCPT TO:<b@b.test>\r\n"
@@ -333,3 +334,102 @@ def test_no_transaction_begins_inside_another():
     codec = begun()
     with pytest.raises(ValueError, match="no transaction can begin"):
         codec.begin(MAIL, [RCPT])
+
+
+CHUNKING = b"250-peer\r\n250-PIPELINING\r\n250 CHUNKING\r\n"
+
+
+def chunked(rcpts: int = 1, ehlo: bytes = CHUNKING, whole: bytes = b"", **options: Any) -> Codec:
+    codec = ready(ehlo, **options)
+    codec.begin(MAIL, [RCPT] * rcpts, chunking=True, whole=whole)
+    return codec
+
+
+def test_a_whole_content_goes_along_with_the_envelope_by_bdat():
+    codec = chunked(2, whole=b"x\r\n.\r\n")
+    assert codec.outgoing() == MAIL + RCPT + RCPT + b"BDAT 6 LAST\r\nx\r\n.\r\n"
+    event = finished(talk(codec, b"250 ok\r\n550 no\r\n250 ok\r\n", b"250 taken\r\n"))
+    assert codes(event) == [550, 250] and event.open and codec.outgoing() == b""
+
+
+def test_without_pipelining_the_content_waits_for_a_recipient_who_is_accepted():
+    codec = chunked(2, b"250-peer\r\n250 CHUNKING\r\n", whole=b"x\r\n")
+    talk(codec, b"250 ok\r\n", b"550 no\r\n")
+    assert b"BDAT" not in codec.outgoing()
+    assert codes(finished(talk(codec, b"550 no\r\n"))) == [550, 550]
+    assert codec.outgoing() == b"RSET\r\n"
+
+
+@pytest.mark.parametrize("reply", [b"503 nobody\r\n", b"250 taken, by nobody\r\n"])
+def test_a_content_for_nobody_is_answered_for_nobody(reply: bytes):
+    event = finished(talk(chunked(2, whole=b"x"), b"250 ok\r\n550 no\r\n450 later\r\n", reply))
+    assert codes(event) == [550, 450] and event.open
+
+
+def test_a_refused_sender_is_the_answer_though_the_content_went_along():
+    codec = chunked(whole=b"x")
+    event = finished(talk(codec, b"550 no\r\n503 no\r\n503 no\r\n"))
+    assert codes(event) == [550] and event.mail_refused and event.open
+
+
+def test_a_refused_last_chunk_is_followed_by_rset():
+    codec = chunked(whole=b"x")
+    codec.outgoing()
+    event = finished(talk(codec, b"250 ok\r\n250 ok\r\n", b"452 4.3.1 full\r\n"))
+    assert codes(event) == [452] and event.open and codec.outgoing() == b"RSET\r\n"
+
+
+def test_the_end_after_the_last_chunk_leaves_the_fate_open():
+    codec = chunked(whole=b"x")
+    talk(codec, b"250 ok\r\n250 ok\r\n")
+    event = finished(codec.lost("gone"))
+    assert codes(event) == [None] and event.mail_answered and not event.open
+
+
+def test_chunks_wait_for_the_recipients_and_each_has_a_reply():
+    codec = chunked(2)
+    assert codec.outgoing() == MAIL + RCPT + RCPT
+    assert talk(codec, b"250 ok\r\n250 ok\r\n", b"250 ok\r\n") == [Signal.SEND_CONTENT]
+    assert codec.chunk(5, last=False) == b"BDAT 5\r\n"
+    assert codec.chunk(0, last=True) == b"BDAT 0 LAST\r\n"
+    assert talk(codec, b"250 five\r\n") == []
+    assert codes(finished(talk(codec, b"250 taken\r\n"))) == [250, 250]
+
+
+def test_without_pipelining_each_chunk_is_asked_for():
+    codec = chunked(1, b"250-peer\r\n250 CHUNKING\r\n")
+    assert talk(codec, b"250 ok\r\n", b"250 ok\r\n") == [Signal.SEND_CONTENT]
+    codec.chunk(5, last=False)
+    assert talk(codec, b"250 five\r\n") == [Signal.NEXT_CHUNK]
+
+
+def test_a_refused_chunk_is_the_answer_whatever_follows():
+    codec = chunked(1)
+    talk(codec, b"250 ok\r\n250 ok\r\n")
+    codec.chunk(5, last=False)
+    event = finished(talk(codec, b"552 5.3.4 too big\r\n250 taken\r\n"))
+    assert codes(event) == [552] and not event.open
+    assert codec.chunk(5, last=True) == b""
+
+
+def test_a_reply_that_no_chunk_awaits_is_no_success():
+    codec = chunked(1)
+    event = finished(talk(codec, b"250 ok\r\n250 ok\r\n", b"250 taken\r\n")[1:])
+    assert codes(event) == [None] and not event.open
+
+
+@pytest.mark.parametrize("code", [b"500", b"502"])
+def test_a_peer_that_does_not_know_bdat_has_taken_nothing(code: bytes):
+    event = finished(talk(chunked(whole=b"x"), b"250 ok\r\n250 ok\r\n", code + b" what?\r\n"))
+    assert event.no_chunks and not event.open and codes(event) == [None]
+
+
+def test_lmtp_answers_the_last_chunk_for_each_recipient():
+    codec = ready(CHUNKING, lmtp=True)
+    codec.begin(MAIL, [RCPT] * 3, chunking=True, whole=b"x")
+    assert b"BDAT" not in codec.outgoing()
+    assert talk(codec, b"250 ok\r\n250 ok\r\n550 no\r\n250 ok\r\n") == [Signal.SEND_CONTENT]
+    codec.chunk(1, last=True)
+    assert talk(codec, b"250 taken\r\n") == []
+    event = finished(talk(codec, b"500 5.2.2 full\r\n"))
+    assert codes(event) == [250, 550, 500] and event.open and not event.no_chunks

@@ -83,3 +83,9 @@ def test_a_line_end_never_reaches_the_wire(evil: str):
         commands.rcpt(Recipient(BEN, orcpt=evil), smtputf8=False, offered=ALL)
     with pytest.raises(ValueError, match="line end"):
         mail(parameters=MailParameters(envid=evil))
+
+
+def test_requiretls_is_said_where_it_is_offered():
+    parameters = MailParameters(requiretls=True)
+    assert mail(parameters=parameters, offered={"REQUIRETLS"}) == b"MAIL FROM:<ben@example.org> REQUIRETLS\r\n"
+    assert b"REQUIRETLS" not in mail(parameters=parameters, offered=ALL)

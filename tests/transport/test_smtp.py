@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import binascii
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ import pytest
 import tests.transport.peer
 from gateway.mail.envelope import MailParameters
 from gateway.sdk.testing import BytesContent, FakeDns
-from gateway.transport.options import EightBit, SmtpOptions, Timeouts
-from gateway.transport.smtp import SMALL, SmtpTransport
+from gateway.transport.options import EightBit, HopOptions, SmtpOptions, Timeouts
+from gateway.transport.parcel import SMALL
+from gateway.transport.smtp import SmtpTransport
 from gateway.transport.transport import Destination, Fault, Kind, Result, Security
 from tests.support.process import free_port
 from tests.transport.peer import Link, delivery, peer, run, statuses, transport
@@ -520,24 +522,77 @@ def test_more_recipients_than_fit_are_sent_in_several_transactions():
     run(main())
 
 
-def test_8_bit_content_is_sent_to_a_next_hop_without_8bitmime_unless_told_otherwise():
+@pytest.mark.parametrize(
+    ("eight_bit", "content", "status", "sent"),
+    [
+        (EightBit.CONVERT, "S: x\r\n\r\n\u00e9\r\n", "delivered 2.0.0", b"\r\n\r\n=C3=A9\r\n"),
+        (EightBit.CONVERT, "S: \u00e9\r\n\r\n\u00e9\r\n", "failed 5.6.3", None),
+        (EightBit.BOUNCE, "S: x\r\n\r\n\u00e9\r\n", "failed 5.6.3", None),
+        (EightBit.SEND, "S: x\r\n\r\n\u00e9\r\n", "delivered 2.0.0", b"S: x\r\n\r\n\xc3\xa9\r\n"),
+    ],
+)
+def test_8_bit_content_for_a_next_hop_without_8bitmime_is_converted_bounced_or_sent(eight_bit, content, status, sent):
+    async def main() -> None:
+        async with peer(plain) as it:
+            t = transport(it.port, hop=HopOptions(eight_bit))
+            assert statuses(await t.deliver(delivery(content=content.encode()))) == [status]
+            await t.close()
+        if sent is None:
+            assert it.contents == [] and it.count("MAIL") == 0
+        else:
+            assert it.contents[0].endswith(sent)
+            assert f"MAIL FROM:<ben@example.org> SIZE={len(it.contents[0])}" in it.heard
+
     async def plain(link: Link) -> None:
-        await link.greet("PIPELINING")
+        await link.greet("PIPELINING", "SIZE")
         await link.take()
         await link.end()
 
+    run(main())
+
+
+def test_8_bit_content_goes_as_it_is_where_8bitmime_is_offered():
     async def main() -> None:
-        content = "Subject: x\r\n\r\n\u00e9\r\n".encode()
+        content = "S: x\r\n\r\n\u00e9\r\n".encode()
+        async with peer(takes_one) as it:
+            t = transport(it.port)
+            assert statuses(await t.deliver(delivery(content=content))) == ["delivered 2.0.0"]
+            await t.close()
+        assert it.contents == [content] and "MAIL FROM:<ben@example.org> SIZE=12 BODY=8BITMIME" in it.heard
+
+    run(main())
+
+
+def test_large_8_bit_content_is_converted_too():
+    async def main() -> None:
+        line = "\u00e9" * 30
+        content = f"Subject: x\r\n\r\n{(line + chr(13) + chr(10)) * 9000}".encode()
+        assert len(content) > SMALL
+
+        async def plain(link: Link) -> None:
+            await link.greet("PIPELINING")
+            await link.take()
+            await link.end()
+
         async with peer(plain) as it:
             t = transport(it.port)
             assert statuses(await t.deliver(delivery(content=content))) == ["delivered 2.0.0"]
             await t.close()
-            assert it.contents == [content]
-        async with peer(plain) as it:
-            t = transport(it.port, eight_bit=EightBit.FAIL)
-            assert statuses(await t.deliver(delivery(content=content))) == ["failed 5.6.3"]
+        assert it.contents[0].isascii()
+        assert binascii.a2b_qp(it.contents[0].partition(b"\r\n\r\n")[2]) == content.partition(b"\r\n\r\n")[2]
+
+    run(main())
+
+
+def test_a_header_in_utf8_needs_smtputf8_only_where_the_message_asked_for_it():
+    async def main() -> None:
+        content = "Subject: \u00e9\r\n\r\nx\r\n".encode()
+        async with peer(takes_one) as it:
+            t = transport(it.port)
+            d = delivery(content=content, parameters=MailParameters(smtputf8=True))
+            assert statuses(await t.deliver(d)) == ["failed 5.6.9"]
+            assert statuses(await t.deliver(delivery(content=content))) == ["delivered 2.0.0"]
             await t.close()
-            assert it.count("MAIL") == 0
 
     run(main())
 

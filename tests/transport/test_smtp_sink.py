@@ -51,6 +51,15 @@ def test_mail_is_taken_with_whatever_the_server_offers(flags: tuple[str, ...]):
         assert mail.replace("\r\n", "\n").rstrip("\n").endswith("\n\n.\n..\n.three\nend")
 
 
+def test_8_bit_content_comes_in_7_bits_to_a_server_without_8bitmime():
+    content = "Subject: x\r\n\r\nGr\u00fc\u00dfe\r\n".encode()
+    with sink("-8", dump=True) as it:
+        ((outcome, _),) = deliver(it.port, content=content)
+        assert outcome.result is Result.DELIVERED
+        (mail,) = it.messages()
+    assert mail.isascii() and "Content-Transfer-Encoding: quoted-printable" in mail and "Gr=C3=BC=C3=9Fe" in mail
+
+
 def test_a_megabyte_arrives_whole():
     content = b"Subject: long\r\n\r\n" + b"".join(b".%d\r\n" % i for i in range(150_000))
     with sink(dump=True) as it:
