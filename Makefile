@@ -7,7 +7,7 @@ ARGS :=
 # Test processes at once: most tests with real servers wait more than they work.
 JOBS := 4
 
-.PHONY: help run test test-fast lint bench bench-asked bench-filtered bench-plugins day lock public-names clean setup-run setup-test
+.PHONY: help run test test-fast lint bench bench-asked bench-filtered bench-plugins bench-depth bench-outage day lock public-names clean setup-run setup-test
 
 help:
 	@echo "make run        set up, then start Gatepost on 127.0.0.1:2525 (foreground, Ctrl-C drains and ends it)"
@@ -18,6 +18,8 @@ help:
 	@echo "make bench-filtered   the same with filters: DNS lists, greylist, SPF, DKIM, DMARC"
 	@echo "make bench-asked      what a milter and a policy service cost, beside Postfix asking the same ones"
 	@echo "make bench-plugins    what each plugin costs a message"
+	@echo "make bench-outage     how fast a backlog leaves after an outage, and how long a message takes, beside Postfix"
+	@echo "make bench-depth      what a queue of a million messages costs in memory, and how soon mail is taken with it"
 	@echo "make day        record 20,000 transactions of mixed traffic, replay them, check what is printed (ARGS=\"--seed 2\")"
 	@echo "make lock       write the lock files anew from pyproject.toml"
 	@echo "make public-names     write the file of the SDK's public names anew, after a change of them"
@@ -53,6 +55,12 @@ bench-asked: setup-test
 
 bench-plugins: setup-test
 	$(PY) -m tests.bench.plugins $(ARGS)
+
+bench-outage: setup-test
+	$(PY) -m tests.bench.outage $(ARGS)
+
+bench-depth: setup-test
+	$(PY) -m tests.bench.depth $(ARGS)
 
 bench-filtered: setup-test
 	$(PY) -m tests.bench.filtered $(ARGS)

@@ -22,7 +22,7 @@ from gateway.ops import log
 from gateway.pipeline.folder import FolderError, FolderProblem, read_folder
 from gateway.pipeline.loader import Catalog, Pipeline, load
 from gateway.pipeline.plan import PipelineError, StageDeadlines
-from gateway.queue.lane import SchedulerOptions
+from gateway.queue.options import SchedulerOptions
 from gateway.queue.retry import RetryOptions
 from gateway.queue.returnpath import Rewriting
 from gateway.queue.settler import BounceOptions, Double
@@ -383,7 +383,7 @@ def listener_options(listener: Any, name: str) -> ListenerOptions:
 
 
 def retry_options(config: Config) -> RetryOptions:
-    return RetryOptions(**config.retry.model_dump())
+    return config.retry.options()
 
 
 def bounce_options(config: Config, domains: Domains) -> BounceOptions:
@@ -410,7 +410,9 @@ def return_paths(config: Config, domains: Domains, clock: Clock) -> Rewriting:
 
 
 def scheduler_options(config: Config) -> SchedulerOptions:
-    return SchedulerOptions(active=config.queue.active, destination_concurrency=config.queue.destination_concurrency)
+    """Bounds of the scheduler of one worker."""
+    named = {name: own.options(config.queue, config.retry, config.workers) for name, own in config.destinations.items()}
+    return SchedulerOptions(config.queue.active, pace=config.queue.pace(), named=named)
 
 
 def name_of(sock: socket.socket) -> str:

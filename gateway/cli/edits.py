@@ -49,6 +49,8 @@ def _lines(edit: dict[str, Any]) -> Iterator[Text]:
             yield text(f"+ recipient {edit.get('recipient', '?')}", _ADDED)
         case "Reroute":
             yield text(f"+ next hop {edit.get('next_hop', '?')}", _ADDED)
+        case "Prioritize":
+            yield text(f"+ priority {edit.get('priority', '?')}", _ADDED)
         case _:
             yield text(kind)
 

@@ -18,6 +18,7 @@ from pydantic import (
 
 from gateway.config.bounces import Bounces, SrsOptions, To, VerpOptions, short_bounces
 from gateway.config.cross import ADMIN_ADDRESS, DEFAULT_PIPELINE
+from gateway.config.destinations import Destinations, QueueOptions, Retry
 from gateway.config.document import Document
 from gateway.config.outbound import OutboundTls
 from gateway.config.problems import Path, Problem, dotted
@@ -229,40 +230,6 @@ class Timeouts(Section):
     """Grace for open sessions when the gateway stops."""
 
 
-class Retry(Section):
-    """When a deferred recipient is tried again, and until when."""
-
-    first: Duration = seconds("5m")
-    """After the first failed attempt; doubled each time."""
-    max: Duration = seconds("1h")
-    """The longest pause between attempts."""
-    give_up: Duration = seconds("5d")
-    """After this the recipient has expired (RFC 5321 section 4.5.4.1)."""
-    warn_after: DurationOrNone = seconds("4h")
-    """When the sender is told that it is delayed; 0 for never."""
-
-    @model_validator(mode="after")
-    def _rising(self) -> Self:
-        if self.max < self.first:
-            raise refuse(("max",), "is shorter than retry.first")
-        if self.give_up < self.first:
-            raise refuse(("give_up",), "is shorter than retry.first")
-        return self
-
-
-class QueueOptions(Section):
-    """How deliveries share the machine."""
-
-    active: Count = 1000
-    """Messages in memory at once, per worker."""
-    destination_concurrency: Count = 20
-    """Deliveries to one destination at once, per worker."""
-    connection_messages: Count = 100
-    """Messages over one connection before it is closed."""
-    connection_idle: Duration = seconds("10s")
-    """How long an idle connection is kept."""
-
-
 class Quarantine(Section):
     """Mail that a policy set aside."""
 
@@ -357,6 +324,8 @@ class Config(Section):
     """When a deferred recipient is tried again, and until when."""
     queue: QueueOptions = section()
     """How deliveries share the machine."""
+    destinations: Destinations = {}
+    """What is different for some destinations: a host or domain, `.example.org` for all below it, or a next hop."""
     quarantine: Quarantine = section()
     """Mail that a policy set aside."""
     bounces: Annotated[Bounces, BeforeValidator(short_bounces, json_schema_input_type=To | Bounces)] = section()

@@ -19,6 +19,7 @@ from gateway.mail.edit import (
     ChangeSender,
     DeleteHeader,
     Edit,
+    Prioritize,
     Reroute,
     edit_envelope,
     edit_json,
@@ -100,7 +101,7 @@ def plan(
     gone |= {r.address.key for r in dropped}
     before = {r.address.key for r in envelope.recipients}
     sender = next((e for e in reversed(edits) if isinstance(e, ChangeSender)), None)
-    left_out = tuple(" ".join(map(str, edit_json(e).values())) for e in edits if isinstance(e, Reroute))
+    left_out = tuple(" ".join(map(str, edit_json(e).values())) for e in edits if isinstance(e, Reroute | Prioritize))
     calls, mended = _fields(fields, edits, leads)
     return Changes(
         calls,

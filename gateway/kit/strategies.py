@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 
 from gateway.kit.message_strategies import damaged_messages, deep_messages, hostile_messages, messages
 from gateway.mail.address import NULL_SENDER, Address, AddressError, Sender, parse_mailbox
-from gateway.mail.edit import AddHeader, ChangeHeader, DeleteHeader, ReplaceBody, Reroute
-from gateway.mail.envelope import Body, Envelope, MailParameters, Notify, Recipient, Ret
+from gateway.mail.edit import AddHeader, ChangeHeader, DeleteHeader, Prioritize, ReplaceBody, Reroute
+from gateway.mail.envelope import Body, Envelope, MailParameters, Notify, Priority, Recipient, Ret
 from gateway.mail.message import Content, HeaderField
 from gateway.mail.session import IPAddress, Session, Tls, base32, transaction_id
 from gateway.sdk.fakes import BytesContent
@@ -293,4 +293,5 @@ _KNOWN: Final[dict[Any, collections.abc.Callable[[], st.SearchStrategy[Any]]]] =
     DeleteHeader: lambda: st.builds(DeleteHeader, _header_names(), st.integers(0, 3)),
     ReplaceBody: lambda: st.builds(ReplaceBody, _contents()),
     Reroute: lambda: st.sampled_from(["lmtp:127.0.0.1:24", "smtp:store.example.org:25"]).map(Reroute),
+    Prioritize: lambda: st.sampled_from(Priority).map(Prioritize),
 }

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, TypeGuard
 
 from gateway.mail.address import NULL_SENDER, Address, Sender, parse_mailbox
-from gateway.mail.envelope import Envelope, Recipient, Ret
+from gateway.mail.envelope import Envelope, Priority, Recipient, Ret
 from gateway.mail.message import Content, HeaderField, split_header
 
 END: Final = 1 << 30
@@ -120,12 +120,19 @@ class Reroute:
     next_hop: str
 
 
+@dataclass(frozen=True, slots=True)
+class Prioritize:
+    """Who goes first where mail has to wait: before others to the same destination, or after them."""
+
+    priority: Priority
+
+
 HeaderEdit = AddHeader | ChangeHeader | DeleteHeader
-EnvelopeEdit = ChangeSender | AddRecipient | DeleteRecipient | Redirect | Reroute
+EnvelopeEdit = ChangeSender | AddRecipient | DeleteRecipient | Redirect | Reroute | Prioritize
 Edit = HeaderEdit | ReplaceBody | EnvelopeEdit
 
 HEADER_EDITS: Final = (AddHeader, ChangeHeader, DeleteHeader)
-EDITS: Final = (*HEADER_EDITS, ReplaceBody, ChangeSender, AddRecipient, DeleteRecipient, Redirect, Reroute)
+EDITS: Final = (*HEADER_EDITS, ReplaceBody, ChangeSender, AddRecipient, DeleteRecipient, Redirect, Reroute, Prioritize)
 
 
 def is_header_edit(edit: Edit) -> TypeGuard[HeaderEdit]:
@@ -209,6 +216,8 @@ def edit_json(edit: Edit) -> dict[str, Any]:
             out["recipient"] = str(edit.address)
         case Reroute():
             out["next_hop"] = edit.next_hop
+        case Prioritize():
+            out["priority"] = edit.priority.value
     return out
 
 
@@ -262,6 +271,8 @@ def edit_from_json(data: Mapping[str, Any]) -> Edit:
                 return DeleteRecipient(parse_mailbox(rest["recipient"], utf8=True))
             case "Reroute":
                 return Reroute(str(rest["next_hop"]))
+            case "Prioritize":
+                return Prioritize(Priority(rest["priority"]))
     except (KeyError, TypeError) as error:
         raise ValueError(f"an edit that lacks something, or has too much: {error}") from error
     raise ValueError(f"{kind} cannot be read back from a record")
@@ -365,4 +376,6 @@ def edit_envelope(envelope: Envelope, edits: Sequence[Edit]) -> Envelope:
                 envelope = replace(envelope, recipients=(inherit(recipient, envelope.recipients),))
             case Reroute():
                 envelope = replace(envelope, next_hop=edit.next_hop)
+            case Prioritize():
+                envelope = replace(envelope, priority=edit.priority)
     return envelope

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ipaddress
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, Final
 
 from gateway.mail.address import NULL_SENDER, Address, Sender
 from gateway.mail.session import IPAddress
@@ -36,6 +36,26 @@ class Notify(StrEnum):
     SUCCESS = "SUCCESS"
     FAILURE = "FAILURE"
     DELAY = "DELAY"
+
+
+class Priority(StrEnum):
+    """Who goes first where mail has to wait. Written from the first to the last."""
+
+    HIGH = "high"
+    NORMAL = "normal"
+    LOW = "low"
+
+
+TURNS: Final = (
+    Priority.HIGH,
+    Priority.NORMAL,
+    Priority.HIGH,
+    Priority.LOW,
+    Priority.HIGH,
+    Priority.NORMAL,
+    Priority.HIGH,
+)
+"""Whose turn it is, again and again: of seven, high has four, normal two, low one. Nobody starves."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +138,7 @@ class Envelope:
     parameters: MailParameters = MailParameters()
     next_hop: str = ""
     origin: Origin | None = None
+    priority: Priority = Priority.NORMAL
 
     def to_json(self) -> dict[str, Any]:
         """All but the recipients, which the spool keeps one by one with their state."""
@@ -139,6 +160,8 @@ class Envelope:
             out["next_hop"] = self.next_hop
         if self.origin:
             out["origin"] = self.origin.to_json()
+        if self.priority is not Priority.NORMAL:
+            out["priority"] = self.priority.value
         return out
 
     @classmethod
@@ -153,4 +176,5 @@ class Envelope:
             requiretls=bool(data.get("requiretls", False)),
         )
         origin = Origin.from_json(data["origin"]) if "origin" in data else None
-        return cls(sender, recipients, parameters, str(data.get("next_hop", "")), origin)
+        priority = Priority(data.get("priority", "normal"))
+        return cls(sender, recipients, parameters, str(data.get("next_hop", "")), origin, priority)

@@ -85,6 +85,27 @@ RECORDS_DROPPED = Counter("gatepost_records_dropped", "Decision records dropped,
 QUEUE_MESSAGES = Gauge(
     "gatepost_queue_messages", "Messages in the spool by state.", ["state"], multiprocess_mode="livesum"
 )
+DESTINATIONS = Gauge(
+    "gatepost_destinations",
+    "Destinations in memory, by whether they are reached.",
+    ["state"],
+    multiprocess_mode="livesum",
+)
+DESTINATION_ATTEMPTS = Gauge(
+    "gatepost_destination_attempts", "Attempts under way, by destination.", ["destination"], multiprocess_mode="livesum"
+)
+DESTINATION_WAITING = Gauge(
+    "gatepost_destination_waiting",
+    "Messages that wait in memory, by destination.",
+    ["destination"],
+    multiprocess_mode="livesum",
+)
+DESTINATION_DEAD = Gauge(
+    "gatepost_destination_dead",
+    "Destinations that are left alone or probed, all workers together.",
+    ["destination"],
+    multiprocess_mode="livesum",
+)
 QUEUE_OPERATIONS = Counter(
     "gatepost_queue_operations",
     "What postmasters did to messages over the admin API, by what came of it.",

@@ -106,7 +106,7 @@ def _words(text: str) -> frozenset[str]:
 
 
 _EDIT: Final = _Shape(
-    _words("edit name nth index lead size old_size next_hop"), _words("sender recipient"), _words("value was")
+    _words("edit name nth index lead size old_size next_hop priority"), _words("sender recipient"), _words("value was")
 )
 _FINDING: Final = _Shape(_words("stage plugin finding ms fault pending missing given truncated"), _words("recipient"))
 _VERDICT: Final = _Shape(

@@ -1,21 +1,20 @@
-"""A lane: what waits for one destination, how many attempts it may have at once, and whether it is reachable.
-
-A destination that cannot be reached several times in a row is left alone for a while: what waits for it is put off
-without an attempt. Then a single attempt probes it before the lane opens again.
-"""
+"""A lane: what waits in memory for one destination, its pace, and how much more of its mail may come from the disk."""
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from gateway.mail.envelope import Priority
 from gateway.mail.reply import Reply
 from gateway.ops import metrics
 from gateway.queue.lifecycle import Attempted
-from gateway.spool.spool import AttemptRecord, Claimed
-from gateway.transport.transport import Delivery, Destination, Fault, Kind, Outcome, Result
+from gateway.queue.options import OwnOptions
+from gateway.queue.pace import Pace
+from gateway.queue.waiting import Waiting
+from gateway.spool.spool import AttemptRecord, Claimed, Slot
+from gateway.transport.transport import Delivery, Destination, Kind, Result
 
 UNREACHABLE: Final = Reply(451, "4.1", "destination could not be reached lately and is left alone for a while")
 SUSPENDED: Final = Reply(451, "3.2", "destination is suspended by the postmaster")
@@ -24,34 +23,33 @@ OUR_TROUBLE: Final = Reply(451, "3.0", "local error in delivery")
 BAD_DOMAIN: Final = Reply(550, "1.2", "not a mail domain")
 UNREADABLE: Final = Reply(451, "3.0", "local error: content cannot be read")
 
-
-@dataclass(frozen=True, slots=True)
-class SchedulerOptions:
-    """Bounds of the scheduler; times in seconds.
-
-    `active` messages are worked on at once, `destination_concurrency` attempts run at once for one destination. After
-    `dead_after` failures to reach a destination in a row it is left alone for `dead_for`, doubling up to `dead_max`.
-    `poll` is the longest time between two looks into the spool. When the active set is full, a destination that
-    would need more than `patience` for what waits for it gives the rest back.
-    """
-
-    active: int = 1000
-    destination_concurrency: int = 20
-    dead_after: int = 5
-    dead_for: float = 60.0
-    dead_max: float = 900.0
-    poll: float = 1.0
-    patience: float = 10.0
+NEW_MOST: Final = 1000
+"""Messages that came in a moment ago and wait for one destination in memory; what is more waits on the disk."""
+_IDLE_SECONDS: Final = 600.0
+CLOSED: Final = (0,) * len(Priority)
+"""No room for mail from the disk."""
+_PROBE: Final = (1,) * len(Priority)
 
 
 @dataclass(slots=True)
 class Work:
-    """A claimed message: `pending` groups of recipients are still to have outcomes."""
+    """A claimed message: `pending` groups of recipients are still to have outcomes. `lanes` are those of its slots."""
 
     claimed: Claimed
     pending: int
     attempted: list[Attempted] = field(default_factory=list)
     records: list[AttemptRecord] = field(default_factory=list)
+    lanes: dict[int, Lane] = field(default_factory=dict)
+
+    @property
+    def fresh(self) -> bool:
+        """Whether it came in a moment ago, and takes no place of what comes from the disk."""
+        return self.claimed.lane is None
+
+    def lane(self, slots: Sequence[Slot]) -> Lane | None:
+        """The one lane of all slots that are open; None when there are several, or one is not known."""
+        found = {self.lanes.get(number) for number, slot in enumerate(slots) if slot.status.open}
+        return found.pop() if len(found) == 1 else None
 
 
 @dataclass(slots=True)
@@ -67,85 +65,74 @@ class Lane:
     """One destination's queue in memory. `workers` tasks are serving it."""
 
     __slots__ = (
-        "_watched_done",
-        "_watched_since",
         "counts",
-        "dead_until",
         "destination",
-        "done",
-        "failures",
         "final",
-        "jobs",
         "label",
-        "options",
+        "more",
+        "pace",
+        "retry",
         "seconds",
+        "settling",
+        "timed",
         "touched",
+        "waiting",
         "workers",
     )
 
-    def __init__(self, destination: Destination, options: SchedulerOptions, now: float) -> None:
+    def __init__(self, destination: Destination, options: OwnOptions, now: float) -> None:
         self.destination = destination
         self.label = str(destination)
-        self.options = options
         self.final = destination.kind is not Kind.SMTP
-        self.jobs: deque[Job] = deque()
+        self.pace = Pace(options.pace)
+        self.retry = options.retry
+        self.waiting: Waiting[Job] = Waiting()
         self.workers = 0
-        self.failures = 0
-        self.dead_until = 0.0
-        self.done = 0
+        self.settling = 0
+        """Messages whose outcome is being written down while the next ones are tried."""
+        self.more = False
+        """There may be more of it on the disk than there was room for."""
+        self.timed = False
+        """Somebody will look after it when its rate allows the next attempt."""
         self.touched = now
         self.counts = {result: metrics.ATTEMPTS.labels(result.value, destination.kind.value) for result in Result}
         self.seconds = metrics.ATTEMPT_SECONDS.labels(destination.kind.value)
-        self._watched_since = -1.0
-        self._watched_done = 0
 
-    def limit(self, monotonic: Callable[[], float]) -> int:
-        """How many workers it may have: one while an unreachable destination is probed again."""
-        if self.failures >= self.options.dead_after and monotonic() >= self.dead_until:
-            return 1
-        return self.options.destination_concurrency
+    def renew(self, options: OwnOptions) -> None:
+        """Go on with other options. What is dead is probed at once: the way there may have changed."""
+        self.pace.renew(options.pace)
+        self.retry = options.retry
+        self.pace.reopen()
 
-    def dead(self, monotonic: Callable[[], float]) -> bool:
-        """Whether the destination is to be left alone now."""
-        return self.dead_until > 0.0 and self.dead_until > monotonic()
+    def depth(self, spare: int) -> int:
+        """How much mail of one kind may wait here in memory where `spare` more would be no harm."""
+        depth = self.pace.depth()
+        return depth if self.pace.options.gap else max(depth, spare)
 
-    def learn(self, outcomes: Sequence[Outcome], now: float) -> bool:
-        """Take note of an attempt's outcomes; True when the destination is left alone from now on."""
-        self.done += 1
-        self.touched = now
-        fault = outcomes[0].fault
-        if fault is Fault.OURS:
-            return False
-        if fault is not Fault.CONNECT:
-            self.failures = 0
-            self.dead_until = 0.0
-            return False
-        self.failures += 1
-        excess = self.failures - self.options.dead_after
-        # Attempts that were under way when it was declared dead tell nothing new.
-        if excess < 0 or now < self.dead_until:
-            return False
-        self.dead_until = now + min(self.options.dead_for * 2.0 ** min(excess, 16), self.options.dead_max)
-        return True
+    def room(self, now: float, spare: int) -> tuple[int, ...]:
+        """How much more of each priority may come from the disk."""
+        limit = self.pace.limit(now)
+        if not limit:
+            return CLOSED
+        if self.pace.dead:
+            return CLOSED if self.waiting or self.workers else _PROBE
+        depth = self.depth(spare)
+        return tuple([max(0, depth - self.waiting.old_of(priority)) for priority in Priority])
 
-    def crowd(self, now: float, *, full: bool) -> list[Job]:
-        """The jobs to give back, the newest first; asked now and then. `full` says that the active set is full.
+    def crowded(self, fresh: bool, spare: int) -> bool:
+        """Whether one more message had better wait on the disk."""
+        if fresh:
+            return self.waiting.new >= self.depth(NEW_MOST)
+        return self.waiting.old >= self.depth(spare)
 
-        A lane gives back after it was watched for `patience` while the active set was full all the time. It keeps as
-        many as it got done meanwhile, and twice its concurrency at least.
-        """
-        if not full or len(self.jobs) <= 2 * self.options.destination_concurrency:
-            self._watched_since = -1.0
-            return []
-        if self._watched_since < 0:
-            self._watched_since, self._watched_done = now, self.done
-            return []
-        if now - self._watched_since < self.options.patience:
-            return []
-        keep = max(self.done - self._watched_done, 2 * self.options.destination_concurrency)
-        self._watched_since = -1.0
-        return [self.jobs.pop() for _ in range(len(self.jobs) - keep)]
+    def overfull(self, spare: int) -> bool:
+        """Whether more came from the disk than there was room for."""
+        return self.waiting.old >= len(Priority) * self.depth(spare)
+
+    def low(self) -> bool:
+        """Whether it is time to have more from the disk."""
+        return self.waiting.old <= self.pace.depth() // 2
 
     def idle(self, now: float) -> bool:
         """Whether there is nothing to remember of it."""
-        return not self.jobs and not self.workers and now > max(self.touched, self.dead_until) + 600.0
+        return not self.waiting and not self.workers and now > max(self.touched, self.pace.dead_until) + _IDLE_SECONDS

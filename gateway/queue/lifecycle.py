@@ -54,13 +54,16 @@ class Attempted:
     """The outcome for the recipient in slot number `slot`.
 
     `final` says that the destination is the mail store itself and no further relay. `made` is False when the
-    recipient was put off without being tried, which does not count as an attempt.
+    recipient was put off without being tried, which does not count as an attempt; then `due` says until when. `retry`
+    are the destination's own options, None for those that hold for all.
     """
 
     slot: int
     outcome: Outcome
     final: bool = False
     made: bool = True
+    due: float = 0.0
+    retry: RetryOptions | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +125,9 @@ def judge(
     reports = _endings(slots, attempted) if tells else []
     waiting = any(slot.status.open for slot in slots)
     warned = False
-    if tells and waiting and not message.warned and retry.warning_due(now, message.received, options):
+    patience = [item.retry or options for item in attempted] or [options]
+    late = any(retry.warning_due(now, message.received, each) for each in patience)
+    if tells and waiting and not message.warned and late:
         delays = _delays(slots, attempted)
         warned = bool(delays)
         reports += delays
@@ -131,8 +136,18 @@ def judge(
     return Judgement(tuple(slots), tuple(reports), hold, warned, lost)
 
 
+def deadline(message: Stored, warned: bool, now: float, options: RetryOptions) -> float:
+    """When a message that waits must be looked at even if its destination is dead: its sender is to hear of it."""
+    times = [message.received + options.give_up]
+    if message.owed and not (message.warned or warned) and options.warn_after:
+        times.append(message.received + options.warn_after)
+    # What is past was looked at just now. Where that told nobody, it is a while until the next look.
+    return min((time for time in times if time > now), default=now + options.first)
+
+
 def _after(slot: Slot, item: Attempted, received: float, now: float, options: RetryOptions, random: float) -> Slot:
     outcome = item.outcome
+    options = item.retry or options
     attempts = slot.attempts + item.made
     last = clean(str(outcome.reply))
     due = 0.0
@@ -144,7 +159,7 @@ def _after(slot: Slot, item: Attempted, received: float, now: float, options: Re
         status = RecipientStatus.EXPIRED
     else:
         status = RecipientStatus.DEFERRED
-        due = retry.next_due(now, attempts, received, options, random, outcome.retry_after)
+        due = item.due or retry.next_due(now, attempts, received, options, random, outcome.retry_after)
     return Slot(slot.recipient, status, due, attempts, last)
 
 

@@ -1,8 +1,11 @@
 """The scheduler: takes due messages from the spool, has them delivered, and stores what came of it.
 
+Which mail leaves the disk next is decided by `gateway.spool.rounds`, whose turn it is within a destination by
+`gateway.queue.waiting`, and how many attempts may run by `gateway.queue.pace`; here is what drives them.
+
 *Promises*: a message's outcomes are stored in one settlement, together with the DSN that they owe. An outcome is
 never forgotten quietly: while the spool cannot store it, storing is tried again. A slow or dead destination does not
-hold up the others.
+hold up the others, nor deferred mail new mail. What is in memory is bounded, whatever waits on the disk.
 
 *Fails by*: delivering twice what was delivered and could not be settled before the process ended.
 """
@@ -16,38 +19,35 @@ from typing import Final, Protocol
 
 from gateway.mail.address import Address, AddressError, Sender
 from gateway.mail.reply import Reply, clean
-from gateway.ops import log, metrics
+from gateway.ops import log
+from gateway.queue.attempts import Attempts, Transports
+from gateway.queue.gauges import Gauges
 from gateway.queue.lane import (
     BAD_DOMAIN,
     CROWDED,
     OUR_TROUBLE,
     SUSPENDED,
     UNREACHABLE,
-    UNREADABLE,
     Job,
     Lane,
-    SchedulerOptions,
     Work,
 )
-from gateway.queue.lifecycle import Attempted
+from gateway.queue.options import SchedulerOptions
+from gateway.queue.places import Places
 from gateway.queue.retry import RetryOptions
 from gateway.queue.returnpath import AS_THEY_CAME, ReturnPaths
 from gateway.queue.settler import UNSIGNED, BounceOptions, Settler, Signer
 from gateway.sdk.services import Clock
 from gateway.services.tasks import Tasks
-from gateway.spool.spool import AttemptRecord, Claimed, Spool, SpoolError, State, Stored
-from gateway.transport.transport import Delivery, Destination, Fault, Outcome, Result, Transport
+from gateway.spool.spool import Claimed, Spool, SpoolError, Stored
+from gateway.transport.transport import Delivery, Destination, Fault, Outcome, Result
 
 _log = log.get()
 _BATCH: Final = 200
-_GAUGE_SECONDS: Final = 10.0
+_SOON: Final = 5.0
+_LANES: Final = 10_000
+"""Destinations remembered; the least used ones without mail go first."""
 _ONLY: Final = (0,)
-_EVENTS: Final = {
-    Result.DELIVERED: "delivery.delivered",
-    Result.DEFERRED: "delivery.deferred",
-    Result.FAILED: "delivery.failed",
-}
-
 __all__ = ["Router", "Scheduler", "SchedulerOptions", "Transports"]
 
 
@@ -59,13 +59,6 @@ class Router(Protocol):
 
         Raises `AddressError` for a domain that can't be a mail domain.
         """
-
-
-class Transports(Protocol):
-    """Has a transport for every destination."""
-
-    def for_destination(self, destination: Destination) -> Transport:
-        """Asked before each attempt, so that it knows which are in use."""
 
 
 class Scheduler:
@@ -89,13 +82,15 @@ class Scheduler:
     ) -> None:
         self._spool = spool
         self._router = router
-        self._transports = transports
+        self._attempts = Attempts(transports, clock)
         self._clock = clock
         self._options = options or SchedulerOptions()
         self._lanes: dict[Destination, Lane] = {}
         self._tasks = Tasks()
-        self._active = 0
+        self._places = Places(self._options, suspended)
         self._full = False
+        self._again = True
+        self._hungry: dict[str, None] = {}
         self._rung = False
         self._bell: asyncio.Future[None] | None = None
         self._draining = asyncio.Event()
@@ -107,7 +102,7 @@ class Scheduler:
     @property
     def active(self) -> int:
         """Messages that are being worked on now."""
-        return self._active
+        return self._places.all
 
     def ring(self) -> None:
         """Have a look into the spool soon. Carries no data; ringing once too often is harmless."""
@@ -116,10 +111,15 @@ class Scheduler:
 
     def renew(self, retry: RetryOptions, hostname: str, options: SchedulerOptions) -> None:
         """Go on with other options; for attempts under way too, when they are settled."""
-        self._options = options
-        for lane in self._lanes.values():
-            lane.options = options
+        self._options = self._places.options = options
+        for destination, lane in list(self._lanes.items()):
+            if lane.waiting or lane.workers or lane.settling:
+                lane.renew(options.own(destination))
+            else:
+                # The way there may be another one now, and what lies on the disk under its name may go elsewhere.
+                del self._lanes[destination]
         self._settler.renew(retry, hostname)
+        self._again = True
         self._wake()
 
     def _wake(self) -> None:
@@ -130,7 +130,7 @@ class Scheduler:
 
     async def run(self) -> None:
         """Claim and deliver until `drain` is called."""
-        gauge = self._tasks.start(self._count(), name="queue-gauge")
+        gauge = self._tasks.start(Gauges(self._spool, self._lanes, self._clock).run(), name="queue-gauge")
         try:
             while not self._draining.is_set():
                 self._rung = False
@@ -142,24 +142,37 @@ class Scheduler:
 
     async def _claim(self) -> bool:
         """Begin what is due, as far as there is room; True when there may be more at once."""
-        limit = min(self._options.active - self._active, _BATCH)
-        self._full = limit <= 0
-        if self._full:
-            return False
+        now = self._clock.monotonic()
+        room = self._places.make_room(self._lanes.values(), tuple(self._hungry), now, _BATCH, again=self._again)
+        self._full = min(room.unfiled, room.filed) <= 0
+        self._again = False
+        if room.filed > 0:
+            self._hungry.clear()
         try:
-            claimed = await self._spool.claim(self._clock.now(), limit)
+            claimed = await self._spool.claim(self._clock.now(), room.total + _BATCH, room)
         except SpoolError as error:
             _log.error("queue.claim_failed", error=str(error))
+            self._again = True
             return False
         if self._draining.is_set():
             return False
+        if self._spool.changed():
+            self._reopen()
+        stored = 0
         for item in claimed:
+            stored += item.lane is not None
             self._begin(item)
-        return len(claimed) >= limit
+        return len(claimed) - stored >= _BATCH or 0 < room.total <= stored
+
+    def _reopen(self) -> None:
+        """An operator changed something: what was given up for a while is probed at once."""
+        for lane in self._lanes.values():
+            if lane.pace.reopen():
+                self._again = self._rung = True
 
     async def _wait(self) -> float:
         """How long there is nothing to claim, at most `poll` seconds."""
-        if self._full:
+        if self._places.free()[0] <= 0:
             return self._options.poll
         now = self._clock.now()
         try:
@@ -184,36 +197,23 @@ class Scheduler:
             self._bell = None
 
     def _tick(self) -> None:
-        """About once per `poll`: forget idle lanes; have crowded ones give back when they fill the active set."""
+        """About once per `poll`: forget idle lanes, and look again at those that there was no room for."""
         now = self._clock.monotonic()
         if now - self._ticked < self._options.poll:
             return
         self._ticked = now
+        self._again = True
+        excess = len(self._lanes) - _LANES
         for destination, lane in list(self._lanes.items()):
-            if lane.idle(now):
+            if lane.idle(now) or (excess > 0 and not lane.waiting and not lane.workers):
                 del self._lanes[destination]
-            else:
-                for job in lane.crowd(now, full=self._full):
-                    self._put_off(lane, job, Outcome(Result.DEFERRED, CROWDED, fault=Fault.PEER))
-                    self._end(job.work)
-
-    async def _count(self) -> None:
-        gauges = {state: metrics.QUEUE_MESSAGES.labels(state.value) for state in State}
-        while True:
-            try:
-                counts = await self._spool.counts()
-            except SpoolError as error:
-                _log.warning("queue.count_failed", error=str(error))
-            else:
-                for state, gauge in gauges.items():
-                    gauge.set(counts.get(state, 0))
-            await asyncio.sleep(_GAUGE_SECONDS)
+                excess -= 1
 
     # One message.
 
     def _begin(self, claimed: Claimed) -> None:
         """Give a message's due recipients to the lanes of their destinations."""
-        self._active += 1
+        self._places.take(claimed)
         message = claimed.message
         work = Work(claimed, 1)
         if len(message.slots) == 1 and message.slots[0].status.open:
@@ -252,98 +252,109 @@ class Scheduler:
         delivery = Delivery(message.id, sender, envelope.parameters, recipients, content, envelope.origin)
         job = Job(work, slots, delivery)
         if isinstance(destination, Outcome):
-            self._put_off(None, job, destination)
+            self._attempts.put_off(None, job, destination)
             self._end(work)
             return
         lane = self._lanes.get(destination)
         if lane is None:
-            lane = self._lanes[destination] = Lane(destination, self._options, self._clock.monotonic())
-        lane.jobs.append(job)
-        self._staff(lane)
+            options = self._options.own(destination)
+            lane = self._lanes[destination] = Lane(destination, options, self._clock.monotonic())
+        for slot in slots:
+            work.lanes[slot] = lane
+        self._admit(lane, job)
+
+    def _admit(self, lane: Lane, job: Job) -> None:
+        """Have a job wait in its lane, or on the disk where the lane is closed or has enough."""
+        work = job.work
+        # Filed under another one when the routes were others, it counts as not filed.
+        filed = work.claimed.lane == lane.label
+        if work.claimed.lane:
+            lane.more = True
+        closed = lane.pace.dead and not filed and bool(lane.waiting or lane.workers)
+        if closed or not lane.pace.limit(self._clock.monotonic()):
+            self._leave_alone(lane, job)
+            self._end(work)
+        elif not filed and lane.crowded(work.fresh, self._places.spare()) and self._alone(work, lane):
+            lane.more = True
+            self._tasks.start(self._put_back(work), name=work.claimed.message.id)
+        elif filed and lane.overfull(self._places.spare()):
+            # Its lane had no room for it: it comes since its sender is to hear of it.
+            self._attempts.put_off(lane, job, Outcome(Result.DEFERRED, CROWDED, fault=Fault.PEER), self._clock.now())
+            self._end(work)
+        else:
+            lane.waiting.put(job, work.claimed.message.envelope.priority, old=not work.fresh)
+            self._staff(lane)
+
+    def _alone(self, work: Work, lane: Lane) -> bool:
+        """Whether a message is this lane's alone, and nothing has been done about it yet."""
+        return work.pending == 1 and not work.attempted and work.lane(work.claimed.message.slots) is lane
+
+    def _leave_alone(self, lane: Lane, job: Job) -> None:
+        """The destination is dead: its mail waits, without an attempt, until that may have changed."""
+        now = self._clock.now()
+        # While it is probed, that will be known soon.
+        due = now + max(_SOON, lane.pace.dead_until - self._clock.monotonic())
+        lane.more = True
+        self._attempts.put_off(lane, job, Outcome(Result.DEFERRED, UNREACHABLE, fault=Fault.CONNECT), due)
 
     def _staff(self, lane: Lane) -> None:
-        """Start a worker for what waits, unless the lane has as many as it may have."""
-        if lane.jobs and lane.workers < lane.limit(self._clock.monotonic):
+        """Start a worker for what waits, unless the lane has as many as it may have, or must wait itself."""
+        now = self._clock.monotonic()
+        if not lane.waiting or lane.workers >= max(1, lane.pace.limit(now)):
+            return
+        wait = lane.pace.wait(now)
+        if not wait:
             lane.workers += 1
             self._tasks.start(self._serve(lane), name=lane.label)
+        elif not lane.timed:
+            lane.timed = True
+            asyncio.get_running_loop().call_later(min(wait, self._options.poll), self._staff_again, lane)
+
+    def _staff_again(self, lane: Lane) -> None:
+        lane.timed = False
+        if not self._draining.is_set():
+            self._staff(lane)
 
     async def _serve(self, lane: Lane) -> None:
         """One worker of a lane: attempt by attempt until nothing waits or the lane has too many workers."""
         try:
-            while lane.jobs and lane.workers <= lane.limit(self._clock.monotonic):
-                job = lane.jobs.popleft()
+            while lane.waiting:
+                now = self._clock.monotonic()
+                limit = lane.pace.limit(now)
+                if limit and (lane.workers > limit or lane.pace.wait(now)):
+                    break
+                job = lane.waiting.take()
                 if self._suspended(lane.label):
-                    self._put_off(lane, job, Outcome(Result.DEFERRED, SUSPENDED, fault=Fault.OURS))
-                elif lane.dead(self._clock.monotonic):
-                    self._put_off(lane, job, Outcome(Result.DEFERRED, UNREACHABLE, fault=Fault.CONNECT))
-                else:
-                    await self._attempt(lane, job)
+                    self._attempts.put_off(lane, job, Outcome(Result.DEFERRED, SUSPENDED, fault=Fault.OURS))
+                elif limit:
+                    await self._attempts.make(lane, job)
                     self._staff(lane)
+                else:
+                    self._leave_alone(lane, job)
+                self._refill(lane)
                 work = job.work
                 work.pending -= 1
-                if not work.pending:
+                if work.pending:
+                    continue
+                # The next attempt need not wait until this one is written down. But the more there is of that, the
+                # more is delivered twice after a crash.
+                if lane.settling <= lane.pace.window:
+                    lane.settling += 1
+                    self._tasks.start(self._settle(work, lane), name=work.claimed.message.id)
+                else:
                     await self._settle(work)
         finally:
             lane.workers -= 1
             if not self._draining.is_set():
                 self._staff(lane)
 
-    async def _attempt(self, lane: Lane, job: Job) -> None:
-        started = self._clock.monotonic()
-        try:
-            outcomes = await self._transports.for_destination(lane.destination).deliver(job.delivery)
-        except (SpoolError, OSError) as error:
-            _log.error("delivery.unreadable", id=job.delivery.id, error=str(error), fault="ours")
-            outcomes = [Outcome(Result.DEFERRED, UNREADABLE, fault=Fault.OURS)] * len(job.slots)
-        except Exception:  # noqa: BLE001 - a bug there must not stop the lane
-            _log.exception("delivery.bug", id=job.delivery.id, destination=lane.label, fault="ours")
-            outcomes = [Outcome(Result.DEFERRED, OUR_TROUBLE, fault=Fault.OURS)] * len(job.slots)
-        if len(outcomes) != len(job.slots):
-            _log.error("delivery.bug", id=job.delivery.id, destination=lane.label, outcomes=len(outcomes))
-            outcomes = [Outcome(Result.DEFERRED, OUR_TROUBLE, fault=Fault.OURS)] * len(job.slots)
-        ended = self._clock.monotonic()
-        lane.seconds.observe(ended - started)
-        for number, outcome in zip(job.slots, outcomes, strict=True):
-            lane.counts[outcome.result].inc()
-            self._note(lane, job, number, outcome, ended - started)
-        if lane.learn(outcomes, ended):
-            _log.warning(
-                "destination.unreachable", destination=lane.label, failures=lane.failures, until=lane.dead_until - ended
-            )
-
-    def _put_off(self, lane: Lane | None, job: Job, outcome: Outcome) -> None:
-        """Give all recipients of a job the same outcome without an attempt."""
-        for number in job.slots:
-            self._note(lane, job, number, outcome, 0.0, made=False)
-
-    def _note(
-        self, lane: Lane | None, job: Job, number: int, outcome: Outcome, seconds: float, *, made: bool = True
-    ) -> None:
-        """Log one recipient's outcome and keep it for the settlement."""
-        work = job.work
-        message = work.claimed.message
-        now = self._clock.now()
-        slot = message.slots[number]
-        recipient = str(slot.recipient.address)
-        reply = clean(str(outcome.reply))
-        delay = now - message.received
-        if outcome.result is Result.DELIVERED:
-            metrics.DELIVERY_DELAY.observe(delay)
-        _log.info(
-            _EVENTS[outcome.result],
-            id=message.id,
-            recipient=recipient,
-            destination=lane.label if lane else "",
-            host=outcome.host,
-            reply=reply,
-            attempts=slot.attempts + made,
-            seconds=round(seconds, 4),
-            delay=round(delay, 3),
-            **_tls_fields(outcome),
-        )
-        work.attempted.append(Attempted(number, outcome, lane is not None and lane.final, made))
-        tls = (outcome.tls, outcome.tls_policy, outcome.tls_peer)
-        work.records.append(AttemptRecord(now, recipient, outcome.result.value, reply, outcome.host, seconds, *tls))
+    def _refill(self, lane: Lane) -> None:
+        """Have a look for more of a lane's mail when there is little left of it in memory."""
+        if lane.more and lane.low():
+            lane.more = False
+            self._hungry[lane.label] = None
+            self._again = True
+            self.ring()
 
     def _end(self, work: Work) -> None:
         """One group of a message has come to its end outside of a lane's worker."""
@@ -351,16 +362,32 @@ class Scheduler:
         if not work.pending:
             self._tasks.start(self._settle(work), name=work.claimed.message.id)
 
-    async def _settle(self, work: Work) -> None:
+    async def _settle(self, work: Work, lane: Lane | None = None) -> None:
         try:
             if await self._settler.settle(work, self._clock.now()):
                 self.ring()
         except Exception:  # noqa: BLE001 - a bug; the lane goes on, and a restart finds the message as it was
             _log.exception("message.stuck", id=work.claimed.message.id, fault="ours")
         finally:
-            self._active -= 1
-            if self._full and self._active <= self._options.active - max(1, self._options.active // 4):
-                self.ring()
+            if lane is not None:
+                lane.settling -= 1
+            self._done(work)
+
+    async def _put_back(self, work: Work) -> None:
+        try:
+            await self._settler.put_back(work, self._clock.now())
+        except Exception:  # noqa: BLE001 - as above
+            _log.exception("message.stuck", id=work.claimed.message.id, fault="ours")
+        finally:
+            self._done(work)
+
+    def _done(self, work: Work) -> None:
+        """The message is worked on no more; where its place was wanted, somebody has it soon."""
+        self._places.take(work.claimed, -1)
+        if self._full and min(self._places.free()) >= max(1, self._options.active // 8):
+            self._full = False
+            self._again = True
+            self.ring()
 
     # Stopping.
 
@@ -372,13 +399,13 @@ class Scheduler:
         self._draining.set()
         self.ring()
         for lane in self._lanes.values():
-            while lane.jobs:
-                self._leave(lane.jobs.popleft().work)
+            while lane.waiting:
+                self._leave(lane.waiting.take().work)
         try:
             async with asyncio.timeout(seconds):
                 await self._tasks.wait()
         except TimeoutError:
-            _log.warning("queue.drain_cut", active=self._active)
+            _log.warning("queue.drain_cut", active=self._places.all)
             await self._tasks.cancel()
             return False
         return True
@@ -391,14 +418,7 @@ class Scheduler:
         if work.attempted:
             self._tasks.start(self._settle(work), name=work.claimed.message.id)
         else:
-            self._active -= 1
-
-
-def _tls_fields(outcome: Outcome) -> dict[str, str]:
-    """What a log event says of TLS: nothing where the transport has none."""
-    if not outcome.tls_policy:
-        return {}
-    return {"tls": outcome.tls, "tls_policy": outcome.tls_policy, "tls_peer": outcome.tls_peer}
+            self._places.take(work.claimed, -1)
 
 
 def _due(message: Stored, now: float) -> list[int]:

@@ -18,10 +18,11 @@ from gateway.mail.session import new_session_id, transaction_id
 from gateway.ops import log, metrics
 from gateway.queue import dsn
 from gateway.queue.lane import Work
-from gateway.queue.lifecycle import Judgement, Notice, Report, judge, wants_failure
+from gateway.queue.lifecycle import Judgement, Notice, Report, deadline, judge, wants_failure
 from gateway.queue.retry import RetryOptions
 from gateway.queue.returnpath import AS_THEY_CAME, ReturnPaths
-from gateway.spool.spool import Claimed, NewDsn, RecipientStatus, Settlement, Spool, SpoolError, Stored
+from gateway.spool.schema import NEVER
+from gateway.spool.spool import Claimed, NewDsn, RecipientStatus, Settlement, Slot, Spool, SpoolError, Stored
 
 _log = log.get()
 _PAUSE: Final = 0.1
@@ -106,21 +107,38 @@ class Settler:
         hold = judgement.hold
         options = self._bounces()
         double = _double(message, options) if judgement.lost else None
+        own = next((item.retry for item in work.attempted if item.retry), self._retry)
         if judgement.reports:
-            dsns = await self._write(work.claimed, self._by_reader(message, judgement.reports), now, options)
+            dsns = await self._write(work.claimed, self._by_reader(message, judgement.reports), now, options, own)
             if not dsns and judgement.notice is Notice.FAILURE:
                 hold = "the DSN could not be written"
         elif double is Double.POSTMASTER and options.postmaster is not None:
             # All of it: nobody else will ever see it again.
             everything = replace(options, without_ret=Ret.FULL)
-            dsns = await self._write(work.claimed, {options.postmaster: judgement.lost}, now, everything)
+            dsns = await self._write(work.claimed, {options.postmaster: judgement.lost}, now, everything, own)
             hold = "" if dsns else hold
         elif double is Double.DROP:
             hold = ""
         warned = judgement.warned and bool(dsns)
-        await self._store(Settlement(message.id, judgement.slots, tuple(work.records), dsns, hold, warned))
+        lane, until = self._file(work, judgement.slots, warned, now)
+        records = tuple(work.records)
+        await self._store(Settlement(message.id, judgement.slots, records, dsns, hold, warned, lane, until))
         self._tell(work, judgement, dsns, hold, now)
         return bool(dsns)
+
+    async def put_back(self, work: Work, now: float) -> None:
+        """Have a message wait on the disk, filed under its destination; nothing else about it changes."""
+        message = work.claimed.message
+        lane, until = self._file(work, message.slots, False, now)
+        await self._store(Settlement(message.id, message.slots, lane=lane, deadline=until))
+
+    def _file(self, work: Work, slots: Sequence[Slot], warned: bool, now: float) -> tuple[str, float]:
+        """Under which destination a message waits, empty for none; and until when that is all there is to it."""
+        if not any(slot.status.open for slot in slots):
+            return "", NEVER
+        lane = work.lane(slots)
+        options = (lane.retry if lane else None) or self._retry
+        return lane.label if lane else "", deadline(work.claimed.message, warned, now, options)
 
     def _by_reader(self, message: Stored, reports: Sequence[Report]) -> dict[Address, list[Report]]:
         """The reports by whom they go to: VERP makes an address for each recipient."""
@@ -137,10 +155,11 @@ class Settler:
         readers: Mapping[Address, Sequence[Report]],
         now: float,
         options: BounceOptions,
+        own: RetryOptions,
     ) -> tuple[NewDsn, ...]:
         """The DSNs, signed; none when they cannot be written."""
         message = claimed.message
-        writer = dsn.Writer(self._hostname, self._retry.give_up, options.address, options.postmaster)
+        writer = dsn.Writer(self._hostname, own.give_up, options.address, options.postmaster)
         original = None
         try:
             original = await dsn.read_original(message, claimed.content, without_ret=options.without_ret)

@@ -26,12 +26,13 @@ from gateway.mail.edit import (
     DeleteRecipient,
     Edit,
     EditedContent,
+    Prioritize,
     Redirect,
     ReplaceBody,
     Reroute,
     apply_edits,
 )
-from gateway.mail.envelope import Body, MailParameters, Notify, Recipient, Ret
+from gateway.mail.envelope import Body, MailParameters, Notify, Priority, Recipient, Ret
 from gateway.mail.message import Content, HeaderField
 from gateway.mail.reply import Reply
 from gateway.mail.session import Session, Tls
@@ -209,6 +210,8 @@ __all__ = [
     "Policy",
     "PolicyOptions",
     "Pool",
+    "Prioritize",
+    "Priority",
     "Proof",
     "Rate",
     "Recipient",

@@ -23,10 +23,11 @@ from gateway.mail.edit import (
     DeleteHeader,
     DeleteRecipient,
     Edit,
+    Prioritize,
     Reroute,
     inherit,
 )
-from gateway.mail.envelope import Notify, Recipient
+from gateway.mail.envelope import Notify, Priority, Recipient
 from gateway.mail.message import HeaderField
 from gateway.sdk.deprecation import old_names
 from gateway.sdk.stage import Message, Transaction
@@ -43,6 +44,7 @@ __all__ = [
     "header_value",
     "is_tagged",
     "mailbox",
+    "prioritize",
     "redirect",
     "route",
     "set_header",
@@ -217,3 +219,8 @@ def _all_named(message: Message, addresses: list[Address]) -> bool:
 def route(next_hop: str) -> tuple[Edit, ...]:
     """This message's own next hop (``smtp:host:port``), whatever the routes say."""
     return (Reroute(next_hop),)
+
+
+def prioritize(priority: Priority) -> tuple[Edit, ...]:
+    """This message goes before others that wait for the same destination, or after them. Low priority never starves."""
+    return (Prioritize(priority),)

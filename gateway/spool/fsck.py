@@ -26,8 +26,8 @@ from gateway.spool.draft import sync_directory
 from gateway.spool.postmaster import unowned
 from gateway.spool.recovery import lock_shard
 from gateway.spool.salvage import REBUILD, finish, salvage
+from gateway.spool.shard import is_shard
 from gateway.spool.spool import SpoolError, State, Stored
-from gateway.spool.sqlite import is_shard
 from gateway.spool.writer import connect
 
 _ASIDE: Final = "set-aside"

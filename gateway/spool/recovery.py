@@ -122,7 +122,9 @@ def _recover(directory: Path, database: sqlite3.Connection, on_step: Callable[[S
     if made and next(content.iterdir(), None) is not None:
         raise Damaged(f"{directory} holds content, but its database is empty")
     made_known = f"PRAGMA user_version = {schema.VERSION}"
-    database.executescript(f"BEGIN IMMEDIATE; {schema.SCHEMA} {schema.COUNT} {made_known}; COMMIT")
+    known = [row[1] for row in database.execute("PRAGMA table_info(message)")]
+    added = schema.additions(known) if known else ""
+    database.executescript(f"BEGIN IMMEDIATE; {added} {schema.SCHEMA} {schema.COUNT} {made_known}; COMMIT")
     database.execute("BEGIN IMMEDIATE")
     released = database.execute("UPDATE message SET claimed = 0 WHERE claimed = 1").rowcount
     on_step(Step.RECOVERY_BEGUN)

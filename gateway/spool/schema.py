@@ -8,12 +8,13 @@ row. Content up to 256 KiB lies in `content`, more in a file beside the database
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from typing import Any, Final
 
 import orjson
 
 from gateway.mail.address import NULL_SENDER, Address
-from gateway.mail.envelope import Envelope, Recipient
+from gateway.mail.envelope import Envelope, Priority, Recipient
 from gateway.spool.spool import AttemptRecord, NewMessage, RecipientStatus, Slot, State, Stored
 
 VERSION: Final = 1
@@ -39,14 +40,37 @@ CREATE TABLE IF NOT EXISTS message (
     id TEXT PRIMARY KEY, state TEXT NOT NULL, claimed INTEGER NOT NULL, due REAL NOT NULL, received REAL NOT NULL,
     size INTEGER NOT NULL, envelope TEXT NOT NULL, slots TEXT NOT NULL, owed INTEGER NOT NULL,
     trusted INTEGER NOT NULL, warned INTEGER NOT NULL, reason TEXT NOT NULL,
-    content INTEGER, skip INTEGER NOT NULL, eight_bit INTEGER NOT NULL, file INTEGER NOT NULL
+    content INTEGER, skip INTEGER NOT NULL, eight_bit INTEGER NOT NULL, file INTEGER NOT NULL,
+    lane TEXT NOT NULL DEFAULT '', priority INTEGER NOT NULL DEFAULT 1, deadline REAL NOT NULL DEFAULT 1e18
 ) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS message_due ON message (due) WHERE state = 'queued' AND claimed = 0;
+DROP INDEX IF EXISTS message_due;
+CREATE INDEX IF NOT EXISTS message_lane ON message (lane, priority, due) WHERE state = 'queued' AND claimed = 0;
+CREATE INDEX IF NOT EXISTS message_deadline ON message (deadline, claimed, state)
+    WHERE state = 'queued' AND claimed = 0;
+CREATE INDEX IF NOT EXISTS message_aside ON message (state, received, claimed) WHERE state <> 'queued';
+CREATE TRIGGER IF NOT EXISTS message_amended AFTER UPDATE OF reason, envelope ON message
+    WHEN new.lane <> '' AND (new.reason <> old.reason OR new.envelope <> old.envelope)
+    BEGIN UPDATE message SET lane = '' WHERE id = new.id; END;
 CREATE TABLE IF NOT EXISTS content (n INTEGER PRIMARY KEY, head BLOB NOT NULL, body BLOB);
 CREATE TABLE IF NOT EXISTS record (id TEXT PRIMARY KEY, body TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS attempt (id TEXT, n INTEGER, body TEXT NOT NULL, PRIMARY KEY (id, n)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS kept (n INTEGER PRIMARY KEY, records INTEGER NOT NULL, octets INTEGER NOT NULL);
 """ + "".join(_counting("record", 1) + _counting("attempt", 0))
+
+_ADDED: Final = {
+    "lane": "TEXT NOT NULL DEFAULT ''",
+    "priority": "INTEGER NOT NULL DEFAULT 1",
+    "deadline": "REAL NOT NULL DEFAULT 1e18",
+}
+"""Columns that came later. What writes without knowing them writes what they stand at by default."""
+
+
+def additions(known: Collection[str]) -> str:
+    """The statements that give a `message` table with these columns the others."""
+    return "".join(
+        f"ALTER TABLE message ADD COLUMN {name} {kind};\n" for name, kind in _ADDED.items() if name not in known
+    )
+
 
 COUNT: Final = """
 INSERT INTO kept SELECT 1, (SELECT count(*) FROM record), (SELECT total(length(CAST(body AS BLOB))) FROM record)
@@ -60,13 +84,29 @@ COLUMNS: Final = (
 
 INSERT: Final = (
     "INSERT INTO message (content, id, state, claimed, due, received, size, envelope, slots, owed, trusted, warned,"
-    " reason, skip, eight_bit, file) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0, ?, ?, ?, ?)"
+    " reason, skip, eight_bit, file, priority) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0, ?, ?, ?, ?, ?)"
 )
+
+COUNT_KNOWN: Final = (
+    "SELECT 'queued', count(*), 0 FROM message WHERE state = 'queued' AND claimed = 0"
+    " UNION ALL SELECT state, count(*), total(claimed) FROM message WHERE state <> 'queued' GROUP BY state"
+)
+"""Messages per state, without those that are queued and claimed; and how many of the others are claimed.
+
+The indexes hold all that this asks for.
+"""
+
+ASIDE: Final = (
+    f"SELECT {COLUMNS} FROM message WHERE state <> 'queued' AND state = ? AND received < ? ORDER BY received LIMIT ?"
+)
+"""The oldest that were set aside in one state; the first condition is that of the index."""
 
 # What a decision record holds that JSON has no word for is written as text: a record never costs a message.
 _dumps = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), default=str).encode
 _NEAT: Final = orjson.OPT_NON_STR_KEYS
 NEVER: Final = 1e18
+RANKS: Final = {priority: rank for rank, priority in enumerate(Priority)}
+"""How the column `priority` counts them."""
 
 
 class Unreadable(Exception):
@@ -103,7 +143,7 @@ def attempts_json(attempts: tuple[AttemptRecord, ...]) -> str:
 def read_slots(text: str) -> tuple[Slot, ...]:
     """The way back from `slots_json`. Raises `Unreadable`, also for no slots at all: every message has recipients."""
     try:
-        slots = tuple([_slot(data) for data in json.loads(text)])
+        slots = tuple([_slot(data) for data in _loads(text)])
     except MISFITS as error:
         raise Unreadable(f"recipients: {error!r}") from error
     if not slots:
@@ -146,6 +186,7 @@ def new_row(message: NewMessage, slots: tuple[Slot, ...], size: int, eight_bit: 
         flags.get("skip", 0),
         eight_bit,
         flags.get("file", 0),
+        RANKS[message.envelope.priority],
     )
 
 
@@ -179,7 +220,7 @@ def read_row(row: tuple[Any, ...]) -> Stored:
     id, state, received, size, envelope, slots_text, owed, trusted, warned, reason = row[:10]
     slots = read_slots(slots_text)
     try:
-        read = Envelope.from_json(json.loads(envelope), tuple([s.recipient for s in slots]))
+        read = Envelope.from_json(_loads(envelope), tuple([s.recipient for s in slots]))
         if isinstance(read.sender, Address):
             _check(read.sender)
         return Stored(

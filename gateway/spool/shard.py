@@ -8,21 +8,24 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import sqlite3
 import time
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Executor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 from gateway.ops import log
 from gateway.spool import operator, schema
-from gateway.spool.draft import StoredContent
+from gateway.spool.draft import MemoryContent, StoredContent
 from gateway.spool.notes import RECORD, Notes
 from gateway.spool.recovery import Damaged, lock_shard, open_database, set_aside
 from gateway.spool.retention import Retention
-from gateway.spool.spool import Claimed, NewDsn, Settlement, SpoolError, SpoolOptions, State, Step
+from gateway.spool.rounds import Rounds, Taken
+from gateway.spool.spool import Claimed, NewDsn, Room, Settlement, SpoolError, SpoolOptions, State, Step
 from gateway.spool.writer import Writer, connect
 
 _log = log.get()
@@ -33,8 +36,10 @@ _NEVER: Final = float("inf")
 _READABLE: Final = tuple(state for state in State if state is not State.CORRUPT)
 """A corrupt message stays: only the postmaster may remove it."""
 
+_SHARD_NAME: Final = re.compile(r"shard-(\d{2,4})\Z")
+GUEST_NAME: Final = re.compile(r"guest-\d{2}\Z")
+
 OnStep = Callable[[Step], None]
-_Due = tuple[list[tuple[Any, ...]], float]
 
 
 def no_step(step: Step) -> None:
@@ -67,7 +72,12 @@ class Shard:
         self.stale = False
         """An operator changed something, so what memory says of unclaimed messages may not hold any more."""
         self.next_due = 0.0
-        """No unclaimed message is due before this; a lower bound, corrected by every look into the database."""
+        """No unclaimed message is due before this; a lower bound, corrected by every look into the database.
+
+        But for what there was no room for then, which makes the shard `short`.
+        """
+        self.short = False
+        self._rounds = Rounds()
         self.writer = Writer(
             partial(connect, str(directory / "spool.db"), create=False),
             database,
@@ -108,6 +118,9 @@ class Shard:
         """A row of `schema.COLUMNS` with its content. Raises `schema.Unreadable`."""
         stored = schema.read_row(row)
         n, skip, eight_bit, file = row[10:14]
+        lane, head, body = row[14:17] if len(row) > 14 else (None, None, None)
+        if head is not None and body is not None and len(head) + len(body) == stored.size:
+            return Claimed(stored, MemoryContent(head + body if head else body, bool(eight_bit)), lane)
 
         def content(db: sqlite3.Connection) -> tuple[bytes, bytes | None] | None:
             found = db.execute("SELECT head, body FROM content WHERE n = ?", (n,)).fetchone()
@@ -128,31 +141,26 @@ class Shard:
                 bool(eight_bit),
                 self._executor,
             ),
+            lane,
         )
 
-    async def claim(self, now: float, limit: int) -> list[Claimed]:
+    async def claim(self, now: float, room: Room) -> list[Claimed]:
         """Take due messages from the database. Rows that cannot be read are set aside as corrupt."""
 
-        def step(db: sqlite3.Connection) -> _Due:
-            rows = db.execute(
-                f"SELECT {schema.COLUMNS} FROM message WHERE state = 'queued' AND claimed = 0 AND due <= ?"
-                " ORDER BY due LIMIT ?",
-                (now, limit),
-            ).fetchall()
-            db.executemany("UPDATE message SET claimed = 1 WHERE id = ?", [(row[0],) for row in rows])
-            (due,) = db.execute("SELECT min(due) FROM message WHERE state = 'queued' AND claimed = 0").fetchone()
-            return rows, _NEVER if due is None else float(due)
+        def step(db: sqlite3.Connection) -> Taken:
+            return self._rounds.take(db, now, room)
 
         # Lowered by whoever defers a message meanwhile, so it is set before the look and only lowered after it.
         self.next_due = _NEVER
         try:
-            rows, due = await self.writer.submit(step, after=partial(self.on_step, Step.CLAIM_DONE))
+            taken = await self.writer.submit(step, after=partial(self.on_step, Step.CLAIM_DONE))
         except SpoolError:
             self.next_due = now + _FAILED_PAUSE
             raise
-        self.next_due = min(self.next_due, due)
+        self.next_due = min(self.next_due, taken.due)
+        self.short = taken.short
         out: list[Claimed] = []
-        for row in rows:
+        for row in taken.rows:
             try:
                 out.append(self.claimed(row))
             except schema.Unreadable as error:
@@ -194,7 +202,7 @@ class Shard:
 
         # Nobody waits for it but us, and what it costs to be late is a second delivery if we crash just now.
         file = await self.writer.submit(step, after=partial(self.on_step, Step.SETTLE_DONE), patient=True)
-        self.next_due = min(self.next_due, due, *(dsn.message.received for dsn in dsns))
+        self.next_due = min(self.next_due, due, settlement.deadline, *(dsn.message.received for dsn in dsns))
         if file:
             await self._loop.run_in_executor(self._executor, self.remove_file, id)
 
@@ -257,6 +265,32 @@ class Shard:
             os.close(self._lock)
 
 
+async def claim_from(shards: Sequence[Shard], now: float, room: Room, *, hurried: bool) -> list[tuple[Shard, Claimed]]:
+    """What the shards have, as far as there is room. `hurried`: what there was no room for is due all the same.
+
+    Raises `SpoolError` when the last of them cannot be asked, and the others had nothing.
+    """
+    out: list[tuple[Shard, Claimed]] = []
+    for shard in shards:
+        wanted = shard.next_due <= now or (shard.short and room.again)
+        if not wanted or room.total <= 0 or (room.unfiled <= 0 and room.filed <= 0):
+            continue
+        try:
+            found = await shard.claim(now, room)
+        except SpoolError as error:
+            if not out and shard is shards[-1]:
+                raise
+            _log.error("queue.claim_failed", shard=shard.directory.name, error=str(error))
+            continue
+        if hurried and shard.short:
+            shard.next_due = min(shard.next_due, now)
+        filed = sum(bool(claimed.lane) for claimed in found)
+        left = (room.total - len(found), room.unfiled - len(found) + filed, room.filed - filed)
+        room = replace(room, total=left[0], unfiled=left[1], filed=left[2])
+        out += [(shard, claimed) for claimed in found]
+    return out
+
+
 def _delete(db: sqlite3.Connection, id: str, states: Collection[State]) -> tuple[int | None, int] | None:
     """Delete a message in one of `states` with its content.
 
@@ -273,11 +307,12 @@ def _keep(db: sqlite3.Connection, settlement: Settlement, due: float) -> bool:
     """Store where the recipients stand, and let go of the message. False when it is not here any more."""
     hold = settlement.hold
     query = (
-        "UPDATE message SET claimed = 0, due = ?, slots = ?, warned = warned OR ?,"
+        "UPDATE message SET claimed = 0, due = ?, slots = ?, lane = ?, deadline = ?, warned = warned OR ?,"
         " state = CASE WHEN ? AND state = 'queued' THEN 'hold' ELSE state END,"
         " reason = CASE WHEN ? AND state = 'queued' THEN ? ELSE reason END WHERE id = ?"
     )
-    values = (due, schema.slots_json(settlement.slots), settlement.warned, bool(hold), bool(hold), hold, settlement.id)
+    filed = (due, schema.slots_json(settlement.slots), settlement.lane, settlement.deadline, settlement.warned)
+    values = (*filed, bool(hold), bool(hold), hold, settlement.id)
     return db.execute(query, values).rowcount > 0
 
 
@@ -326,3 +361,13 @@ def view_shard(directory: Path, options: SpoolOptions, notes: Notes, executor: E
         raise SpoolError(f"cannot read {path}: {error.strerror}") from error
     except sqlite3.Error as error:
         raise SpoolError(f"cannot open {path}: {error}") from error
+
+
+def shard_numbers(root: Path) -> list[int]:
+    """Numbers of the shards that exist under the spool's directory. Raises OSError."""
+    return sorted(int(match[1]) for name in os.listdir(root) if (match := _SHARD_NAME.match(name)))
+
+
+def is_shard(name: str) -> bool:
+    """Whether a directory of this name is a shard, a gateway's or a guest's."""
+    return bool(_SHARD_NAME.match(name) or GUEST_NAME.match(name))

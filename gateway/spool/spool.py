@@ -10,8 +10,8 @@ After either, nothing of the failed step is stored.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final, Protocol
 
@@ -123,10 +123,40 @@ class Stored:
 
 @dataclass(frozen=True, slots=True)
 class Claimed:
-    """A message handed to the scheduler, which alone works on it until it settles it."""
+    """A message handed to the scheduler, which alone works on it until it settles it.
+
+    `lane` is what it was filed under, empty for nothing; None for mail that came in a moment ago, from memory.
+    """
 
     message: Stored
     content: Content
+    lane: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """How much mail a claim may take from the disk: `total`, of that `unfiled` from no lane and `filed` from lanes.
+
+    Of each priority of a lane at most `share`, or what `lanes` says of it (high, normal, low). Lanes that are not
+    `proven`, since nothing got through there lately, may have `suspect` together, so that many of those that hang do
+    not take all places. The `hungry` ones, which work faster than rounds come by, may have half of `filed` before the
+    round. `again` says that there may be room now where there was none before.
+    """
+
+    total: int
+    unfiled: int
+    filed: int
+    share: int
+    suspect: int = 1_000_000
+    lanes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    proven: frozenset[str] = frozenset()
+    hungry: Sequence[str] = ()
+    again: bool = True
+
+    def of(self, lane: str, rank: int) -> int:
+        """How much of a lane's priority number `rank`."""
+        known = self.lanes.get(lane)
+        return self.share if known is None else known[rank]
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +206,9 @@ class Settlement:
 
     `slots` replaces the message's slots. With no open slot left the message is removed, unless `hold` gives a reason to
     keep it on hold instead. `dsns` are committed first, in the same step.
+
+    `lane` is the destination that all open recipients go to, empty where there are several or none is known: claims are
+    shared out by it. At `deadline`, epoch seconds, the message is claimed whatever its lane's room is.
     """
 
     id: str
@@ -184,6 +217,8 @@ class Settlement:
     dsns: tuple[NewDsn, ...] = ()
     hold: str = ""
     warned: bool = False
+    lane: str = ""
+    deadline: float = 1e18
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,11 +278,20 @@ class Inlet(Protocol):
 class Spool(Inlet, Protocol):
     """Where accepted mail lives. One instance per worker."""
 
-    async def claim(self, now: float, limit: int) -> Sequence[Claimed]:
-        """At most `limit` queued messages with a recipient due by `now`, each handed out once until settled."""
+    async def claim(self, now: float, limit: int, room: Room | None = None) -> Sequence[Claimed]:
+        """At most `limit` queued messages with a recipient due by `now`, each handed out once until settled.
+
+        `room` says how much of that may come from the disk, and whose; without it, what is due first.
+        """
+
+    def changed(self) -> bool:
+        """Whether an operator changed something since this was asked last."""
 
     async def next_due(self, now: float) -> float | None:
-        """When the earliest unclaimed message is due, epoch seconds; None when there is none."""
+        """When the earliest unclaimed message is due, epoch seconds; None when there is none.
+
+        What the last claim had no room for does not count.
+        """
 
     async def settle(self, settlement: Settlement) -> None:
         """Store the result of work on a claimed message and let go of it."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import re
 import shutil
 import sqlite3
 import time
@@ -27,13 +26,14 @@ from gateway.spool.draft import FileDraft, MemoryContent
 from gateway.spool.notes import RECORD, Notes, open_notes
 from gateway.spool.postmaster import Postmaster
 from gateway.spool.recovery import InUse, make_root
-from gateway.spool.shard import OnStep, Shard, no_step, open_shard, view_shard
+from gateway.spool.shard import GUEST_NAME, OnStep, Shard, claim_from, no_step, open_shard, shard_numbers, view_shard
 from gateway.spool.spool import (
     SET_ASIDE,
     Claimed,
     Draft,
     Explained,
     NewMessage,
+    Room,
     Settlement,
     SpoolError,
     SpoolFull,
@@ -59,8 +59,6 @@ def _ours(draft: Draft) -> FileDraft:
     return draft
 
 
-_SHARD_NAME = re.compile(r"shard-(\d{2,4})\Z")
-_GUEST_NAME = re.compile(r"guest-\d{2}\Z")
 _GUESTS: Final = 64
 
 
@@ -82,7 +80,10 @@ class SqliteSpool:
         self._on_step = on_step
         self._fresh: deque[Claimed] = deque()
         self._claimed: dict[str, tuple[Shard, int]] = {}
+        # By id: whose it is, and for what is kept in memory its octets, -1 for the rest.
         self._fresh_octets = 0
+        self._fresh_messages = 0
+        self._changed = False
         self._room_checked = -_ROOM_SECONDS
         self._room = 0
 
@@ -203,7 +204,7 @@ class SqliteSpool:
         fresh = (
             body is not None
             and message.state is State.QUEUED
-            and len(self._fresh) < _FRESH_MESSAGES
+            and self._fresh_messages < _FRESH_MESSAGES
             and self._fresh_octets + size <= _FRESH_OCTETS
         )
         skip = 0 if body is not None else message.skip
@@ -214,7 +215,7 @@ class SqliteSpool:
 
         def landed(error: SpoolError | None) -> None:
             if error is not None:
-                self._fresh_octets -= size if fresh else 0
+                self._keep_fresh(-1, -size) if fresh else None
             elif fresh and body is not None:
                 self._claimed[message.id] = (shard, size)
                 stored = schema.new_stored(message, size, slots)
@@ -223,8 +224,13 @@ class SqliteSpool:
                 shard.next_due = min(shard.next_due, message.received)
 
         if fresh:
-            self._fresh_octets += size
+            self._keep_fresh(1, size)
         return insert, landed
+
+    def _keep_fresh(self, messages: int, octets: int) -> None:
+        """Count what is kept in memory until it is settled."""
+        self._fresh_messages += messages
+        self._fresh_octets += octets
 
     def note(self, record: dict[str, Any]) -> None:
         if not self._notes.kept:
@@ -232,30 +238,31 @@ class SqliteSpool:
         id, text = record["id"], self._notes.record(record)
         self._shards[0].writer.post(lambda db: db.execute(RECORD, (id, text)))
 
-    async def claim(self, now: float, limit: int) -> Sequence[Claimed]:
+    async def claim(self, now: float, limit: int, room: Room | None = None) -> Sequence[Claimed]:
         if any(shard.stale for shard in self._shards):
             await self._forget_fresh()
-        out: list[Claimed] = []
         # Where there is both, older mail gets a part of the limit, so that a stream of new mail never starves it.
         share = max(1, limit // 4) if self._fresh else limit
-        for shard in self._shards:
-            if shard.next_due <= now and len(out) < share:
-                try:
-                    found = await shard.claim(now, share - len(out))
-                except SpoolError as error:
-                    if not self._fresh and not out and shard is self._shards[-1]:
-                        raise
-                    _log.error("queue.claim_failed", shard=shard.directory.name, error=str(error))
-                    continue
-                for claimed in found:
-                    self._claimed[claimed.message.id] = (shard, 0)
-                out += found
+        room, hurried = room or Room(share, share, share, share), room is None
+        try:
+            found = await claim_from(self._shards, now, room, hurried=hurried)
+        except SpoolError:
+            if not self._fresh:
+                raise
+            found = []
+        out = [claimed for _, claimed in found]
+        self._claimed.update((claimed.message.id, (shard, -1)) for shard, claimed in found)
         while self._fresh and len(out) < limit:
             out.append(self._fresh.popleft())
         return out
 
+    def changed(self) -> bool:
+        changed, self._changed = self._changed, False
+        return changed
+
     async def _forget_fresh(self) -> None:
         """Have the messages that wait in memory come from the database, which knows of holds and drops."""
+        self._changed = True
         for shard in self._shards:
             shard.stale = False
         fresh = [claimed.message.id for claimed in self._fresh]
@@ -268,7 +275,7 @@ class SqliteSpool:
             return
         for id in fresh:
             self._fresh.popleft()
-            self._fresh_octets -= self._claimed.pop(id)[1]
+            self._keep_fresh(-1, -self._claimed.pop(id)[1])
 
     async def next_due(self, now: float) -> float | None:
         if self._fresh:
@@ -277,10 +284,10 @@ class SqliteSpool:
         return None if due >= schema.NEVER else due
 
     async def settle(self, settlement: Settlement) -> None:
-        shard, octets = self._claimed.get(settlement.id, (self._shards[0], 0))
+        shard, octets = self._claimed.get(settlement.id, (self._shards[0], -1))
         await shard.settle(settlement)
-        self._fresh_octets -= octets
-        self._claimed.pop(settlement.id, None)
+        if self._claimed.pop(settlement.id, None) and octets >= 0:
+            self._keep_fresh(-1, -octets)
 
     # For the operator.
 
@@ -313,9 +320,14 @@ class SqliteSpool:
 
     async def counts(self) -> dict[State, int]:
         out = dict.fromkeys(State, 0)
-        query = "SELECT state, count(*) FROM message GROUP BY state"
-        for state, count in await self._read(lambda db: db.execute(query).fetchall()):
+        query = "SELECT state, count(*), 0 FROM message GROUP BY state"
+        if all(shard.owned for shard in self._shards):
+            # Asked again and again, so it counts in small indexes, and knows itself what is claimed.
+            query = schema.COUNT_KNOWN
+            out[State.QUEUED] = len(self._claimed)
+        for state, count, claimed in await self._read(lambda db: db.execute(query).fetchall()):
             out[State(state) if state in out else State.CORRUPT] += count
+            out[State.QUEUED] -= int(claimed)
         return out
 
     async def flush(self, ids: Sequence[str] | None = None) -> int:
@@ -347,10 +359,9 @@ class SqliteSpool:
         return sum([len(await shard.drop(list(ids), "dropped", by, states)) for shard in self._shards])
 
     async def expire(self, state: State, before: float, limit: int, *, by: str = "") -> Sequence[Stored]:
-        query = f"SELECT {schema.COLUMNS} FROM message WHERE state = ? AND received < ? ORDER BY received LIMIT ?"
         gone: list[Stored] = []
         for shard in self._shards:
-            rows = await shard.writer.read(lambda db: db.execute(query, (state.value, before, limit)).fetchall())
+            rows = await shard.writer.read(lambda db: db.execute(schema.ASIDE, (state.value, before, limit)).fetchall())
             if not (old := {row[0]: schema.lenient(row) for row in rows}):
                 continue
             # Somebody may release one of them meanwhile: what counts is the state when they are removed.
@@ -410,22 +421,12 @@ class SqliteSpool:
         self._executor.shutdown(wait=True)
 
 
-def shard_numbers(root: Path) -> list[int]:
-    """Numbers of the shards that exist under the spool's directory. Raises OSError."""
-    return sorted(int(match[1]) for name in os.listdir(root) if (match := _SHARD_NAME.match(name)))
-
-
-def is_shard(name: str) -> bool:
-    """Whether a directory of this name is a shard, a gateway's or a guest's."""
-    return bool(_SHARD_NAME.match(name) or _GUEST_NAME.match(name))
-
-
 async def open_all(options: SpoolOptions) -> SqliteSpool:
     """All shards, owned or not by a running gateway, for the operator's commands. Raises `SpoolError`."""
     root = Path(options.path)
     try:
         names = [f"shard-{n:02}" for n in shard_numbers(root)]
-        names += sorted(filter(_GUEST_NAME.match, os.listdir(root)))
+        names += sorted(filter(GUEST_NAME.match, os.listdir(root)))
     except OSError as error:
         raise SpoolError(f"cannot read spool directory {root}: {error.strerror}") from error
     if not names:

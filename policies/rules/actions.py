@@ -17,6 +17,7 @@ from gateway.sdk import (
     Action,
     Edit,
     Message,
+    Priority,
     Reply,
     Reroute,
     Stage,
@@ -30,6 +31,7 @@ from gateway.sdk.actions import (
     check_tag,
     delete_header,
     mailbox,
+    prioritize,
     redirect,
     set_header,
     tag_subject,
@@ -247,6 +249,12 @@ def _reroute(name: str, value: Any) -> tuple[Effect, ...]:
     return (_fixed(name, (Reroute(hop),)),)
 
 
+def _priority(name: str, value: Any) -> tuple[Effect, ...]:
+    if value not in tuple(Priority):
+        raise ValueError(f"expected {', '.join(Priority)}")
+    return (_fixed(name, prioritize(Priority(value))),)
+
+
 def _names(value: Any, what: str) -> list[str]:
     values = value if isinstance(value, list) else [value]
     if not values:
@@ -276,6 +284,7 @@ _READERS: Final[dict[str, _Reader]] = {
     "redirect": _redirect,
     "bcc": _bcc,
     "reroute": _reroute,
+    "priority": _priority,
 }
 """By the name of the action."""
 

@@ -26,9 +26,9 @@ from pathlib import Path
 from typing import Any
 
 from tests.bench.meter import Meter
-from tests.support.gatepost import ROOT, GatepostProcess
+from tests.support.gatepost import PROGRAM, ROOT, GatepostProcess
 from tests.support.postfix import Postfix, SmtpSink, smtp_source
-from tests.support.process import free_port, wait_until
+from tests.support.process import binary, free_port, wait_until
 
 _TO = "user@example.test"
 
@@ -42,6 +42,8 @@ class Gateway:
     sink: SmtpSink
     meter: Meter
     queued: Callable[[], int]
+    flush: Sequence[str] = ()
+    """The command by which an operator has it try all its mail again."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,8 @@ def gatepost(directory: Path, workers: int, name: str = "gatepost", *, record: b
     )
     meter.watch(process.process.pid)
     try:
-        yield Gateway(name, process.port, sink, meter, lambda: len(process.queue()))
+        flush = (str(PROGRAM), "queue", "flush", "-c", str(process.config))
+        yield Gateway(name, process.port, sink, meter, lambda: len(process.queue()), flush)
     finally:
         process.stop()
         shutil.rmtree(process.directory)
@@ -82,7 +85,7 @@ def gatepost(directory: Path, workers: int, name: str = "gatepost", *, record: b
 
 
 @contextlib.contextmanager
-def postfix(directory: Path) -> Iterator[Gateway]:
+def postfix(directory: Path, **settings: str) -> Iterator[Gateway]:
     meter = Meter("postfix")
     port = free_port()
     sink = SmtpSink(port=port, dump=True)
@@ -94,13 +97,15 @@ def postfix(directory: Path) -> Iterator[Gateway]:
             "relay_domains": "example.test",
             "smtpd_relay_restrictions": "permit_mynetworks,reject",
             "smtp_tls_security_level": "none",
+            **settings,
         },
         home=home,
         prefix=meter.shell,
     )
     meter.watch(server.pid)
     try:
-        yield Gateway("postfix", server.port, sink, meter, server.queue_length)
+        flush = (binary("postqueue"), "-c", str(server.etc), "-f")
+        yield Gateway("postfix", server.port, sink, meter, server.queue_length, flush)
     finally:
         server.stop()
         meter.close()

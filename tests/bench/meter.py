@@ -81,14 +81,18 @@ class Meter:
                 # Keyed by start time as well: process ids come back.
                 self._sampled[pid, fields[19]] = (int(fields[11]) + int(fields[12])) / _TICK
 
+    def pss(self) -> int:
+        """Memory now, in octets."""
+        total = 0
+        with contextlib.suppress(OSError):
+            for pid in self._pids():
+                with contextlib.suppress(OSError):
+                    total += _pss(pid)
+        return total
+
     def _sample(self) -> None:
         while not self._stop.wait(0.5):
-            total = 0
-            with contextlib.suppress(OSError):
-                for pid in self._pids():
-                    with contextlib.suppress(OSError):
-                        total += _pss(pid)
-            self.peak_pss = max(self.peak_pss, total)
+            self.peak_pss = max(self.peak_pss, self.pss())
             if self._group is None:
                 with self._lock:
                     self._sample_cpu()

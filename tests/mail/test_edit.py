@@ -16,6 +16,7 @@ from gateway.mail.edit import (
     DeleteHeader,
     DeleteRecipient,
     EditedContent,
+    Prioritize,
     Redirect,
     ReplaceBody,
     Reroute,
@@ -25,7 +26,7 @@ from gateway.mail.edit import (
     edits_json,
     replaced_body,
 )
-from gateway.mail.envelope import Envelope, Notify, Recipient, Ret
+from gateway.mail.envelope import Envelope, Notify, Priority, Recipient, Ret
 
 ANNA, BEN = Address("anna", "sender.example"), Address("ben", "example.org")
 ENVELOPE = Envelope(ANNA, (Recipient(BEN),))
@@ -75,12 +76,13 @@ def test_edits_change_sender_recipients_and_next_hop() -> None:
         AddRecipient(copy),
         DeleteRecipient(Address("BEN", "Example.ORG")),
         Reroute("smtp:filter.example:10025"),
+        Prioritize(Priority.LOW),
     ]
     edited = edit_envelope(ENVELOPE, edits)
     assert edited.sender == Address("srs", "example.org")
     assert edited.recipients == (copy,)
     assert (edited.parameters.ret, edited.parameters.envid) == (Ret.HEADERS, "x")
-    assert edited.next_hop == "smtp:filter.example:10025"
+    assert (edited.next_hop, edited.priority) == ("smtp:filter.example:10025", Priority.LOW)
     assert Envelope.from_json(edited.to_json(), edited.recipients) == edited
     assert edit_envelope(ENVELOPE, [ChangeSender(NULL_SENDER)]).sender is NULL_SENDER
 
@@ -107,6 +109,7 @@ def test_the_record_has_every_edit_and_no_body() -> None:
             DeleteRecipient(BEN),
             Redirect(Recipient(BEN)),
             Reroute("discard"),
+            Prioritize(Priority.HIGH),
         )
     ] == [
         {"edit": "ReplaceBody", "size": 6},
@@ -115,6 +118,7 @@ def test_the_record_has_every_edit_and_no_body() -> None:
         {"edit": "DeleteRecipient", "recipient": "ben@example.org"},
         {"edit": "Redirect", "recipient": "ben@example.org"},
         {"edit": "Reroute", "next_hop": "discard"},
+        {"edit": "Prioritize", "priority": "high"},
     ]
 
 

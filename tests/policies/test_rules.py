@@ -26,6 +26,8 @@ from gateway.sdk import (
     Given,
     HeloName,
     ListHit,
+    Prioritize,
+    Priority,
     RecipientState,
     RecipientStatus,
     Reroute,
@@ -215,6 +217,9 @@ class TestActions:
         assert added == ["eve@example.net", "log@example.org"]
         assert DeleteRecipient(txn.recipients[0].address) in verdict.edits
         assert verdict.edits[-1] == Reroute("smtp:[2001:db8::1]:25")
+
+    def test_a_rule_gives_a_message_its_priority(self):
+        assert judge("true", {"priority": "low"}).edits == (Prioritize(Priority.LOW),)
 
     def test_rules_without_a_decision_add_up_until_one_decides(self):
         rules = [

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 
 from gateway.mail.address import NULL_SENDER, Address, Sender, parse_mailbox
-from gateway.mail.envelope import Envelope, MailParameters, Notify, Origin, Recipient
+from gateway.mail.envelope import Envelope, MailParameters, Notify, Origin, Priority, Recipient
 from gateway.mail.reply import Reply
 from gateway.mail.session import new_session_id, transaction_id
 from gateway.queue.retry import RetryOptions
@@ -161,6 +161,7 @@ class World:
         content: bytes = CONTENT,
         parameters: MailParameters = MailParameters(),  # noqa: B008 - frozen
         origin: Origin | None = None,
+        priority: Priority = Priority.NORMAL,
     ) -> str:
         """Commit a message, as the intake does, and ring."""
         id = transaction_id(new_session_id(), 0)
@@ -169,10 +170,14 @@ class World:
         draft = self.spool.draft(id)
         await draft.write(content)
         record = {"id": id, "time": self.clock.now()}
-        envelope = Envelope(who, chosen, parameters, origin=origin)
+        envelope = Envelope(who, chosen, parameters, origin=origin, priority=priority)
         await self.spool.commit(draft, NewMessage(id, envelope, self.clock.now(), b"", owed=owed, record=record))
         self.scheduler.ring()
         return id
+
+    def to_disk(self) -> None:
+        """Have what was sent and not claimed come from the disk, as after an operator's change."""
+        self.spool._shards[0].stale = True
 
     def start(self) -> None:
         self.task = asyncio.get_running_loop().create_task(self.scheduler.run())

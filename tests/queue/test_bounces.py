@@ -14,7 +14,7 @@ from gateway.mail.envelope import MailParameters, Notify, Ret
 from gateway.mail.srs import Srs
 from gateway.mail.verp import Verp
 from gateway.ops import metrics
-from gateway.queue.lane import SchedulerOptions
+from gateway.queue.options import SchedulerOptions
 from gateway.queue.retry import RetryOptions
 from gateway.queue.returnpath import Rewriting
 from gateway.queue.scheduler import Scheduler

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 from collections.abc import Awaitable, Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,17 @@ import pytest
 import structlog
 
 from gateway.mail.address import NULL_SENDER, Address
-from gateway.mail.envelope import Notify, Origin, Recipient
+from gateway.mail.envelope import Notify, Origin, Priority, Recipient
+from gateway.queue.options import OwnOptions, PaceOptions
 from gateway.queue.retry import RetryOptions
 from gateway.queue.scheduler import SchedulerOptions
 from gateway.spool.spool import RecipientStatus, Settlement, SpoolError, SpoolOptions, State
 from gateway.spool.sqlite import SqliteSpool
-from tests.queue.rig import CONTENT, DEFERRED, DELIVERED, FAILED, UNREACHED, World, recipient
+from gateway.transport.transport import Delivery, Outcome
+from tests.queue.rig import CONTENT, DEFERRED, DELIVERED, FAILED, UNREACHED, World, address, recipient
 
 DAY = 86400.0
+PACE = {field.name for field in fields(PaceOptions)}
 Scenario = Callable[[World], Awaitable[None]]
 
 
@@ -30,7 +34,8 @@ def play(tmp_path: Path) -> Callable[..., None]:
     def run(scenario: Scenario, **options: Any) -> None:
         async def main() -> None:
             spool = await SqliteSpool.open(SpoolOptions(str(tmp_path / "spool"), min_free=0))
-            world = World(spool, options=SchedulerOptions(**options), retry=RetryOptions())
+            pace = PaceOptions(**{"dead_after": 3, **{name: options.pop(name) for name in PACE & options.keys()}})
+            world = World(spool, options=SchedulerOptions(pace=pace, **options), retry=RetryOptions())
             try:
                 await scenario(world)
             finally:
@@ -270,7 +275,7 @@ def test_the_concurrency_of_a_destination_is_never_exceeded(play: Callable[..., 
         await world.settled()
         assert len(script.deliveries) == 30 and script.most == 4
 
-    play(scenario, destination_concurrency=4)
+    play(scenario, start=4, most=4)
 
 
 def test_other_options_hold_from_then_on_for_what_is_waiting_too(play: Callable[..., None]) -> None:
@@ -281,7 +286,7 @@ def test_other_options_hold_from_then_on_for_what_is_waiting_too(play: Callable[
         for n in range(10):
             await world.send(f"u{n}@example.org")
         await world.until(lambda: script.now == 4)
-        world.scheduler.renew(RetryOptions(first=60.0), "mx2.test", SchedulerOptions(destination_concurrency=2))
+        world.scheduler.renew(RetryOptions(first=60.0), "mx2.test", SchedulerOptions(pace=PaceOptions(start=2, most=2)))
         script.gate.set()
         await world.settled()
         assert {slot.due for m in await world.spool.list() for slot in m.slots} == {world.clock.now() + 60}
@@ -295,7 +300,7 @@ def test_other_options_hold_from_then_on_for_what_is_waiting_too(play: Callable[
         script.gate.set()
         await world.settled()
 
-    play(scenario, destination_concurrency=4)
+    play(scenario, start=4, most=4)
 
 
 def test_a_slow_destination_does_not_hold_up_another(play: Callable[..., None]) -> None:
@@ -312,21 +317,23 @@ def test_a_slow_destination_does_not_hold_up_another(play: Callable[..., None]) 
         slow.gate.set()
         await world.settled()
 
-    play(scenario, destination_concurrency=2)
+    play(scenario, start=2, most=2)
 
 
-def test_the_active_set_is_bounded(play: Callable[..., None]) -> None:
+def test_what_comes_from_the_disk_is_bounded(play: Callable[..., None]) -> None:
     async def scenario(world: World) -> None:
         script = world.on("example.org", DELIVERED)
         script.gate = asyncio.Event()
-        world.start()
         for n in range(12):
             await world.send(f"u{n}@example.org")
-        await world.until(lambda: world.scheduler.active == 5)
+        world.to_disk()
+        world.start()
+        # A quarter of the five places is kept for mail that was tried already.
+        await world.until(lambda: world.scheduler.active == 4)
         for _ in range(20):
             world.scheduler.ring()
             await asyncio.sleep(0)
-        assert world.scheduler.active == 5
+        assert world.scheduler.active == 4
         script.gate.set()
         await world.settled()
         assert len(script.deliveries) == 12
@@ -334,77 +341,315 @@ def test_the_active_set_is_bounded(play: Callable[..., None]) -> None:
     play(scenario, active=5)
 
 
-def test_a_slow_destination_that_fills_the_active_set_gives_back(play: Callable[..., None]) -> None:
+def test_a_slow_destination_does_not_keep_others_on_the_disk(play: Callable[..., None]) -> None:
     async def scenario(world: World) -> None:
         slow = world.on("slow.example", DELIVERED)
         slow.gate = asyncio.Event()
-        world.start()
-        ids = [await world.send(f"u{n}@slow.example") for n in range(20)]
-        await world.until(lambda: world.scheduler.active == 20)
+        ids = [await world.send(f"u{n}@slow.example") for n in range(40)]
         await world.send("anna@example.org")
-        for _ in range(4):
-            world.clock.advance(6)
-            world.scheduler.ring()
-            await asyncio.sleep(0.01)
+        world.to_disk()
+        world.start()
         await world.until(lambda: bool(world.script("example.org").deliveries))
-        # Two are being attempted, four more are kept; the rest was put off without an attempt.
-        await world.until(lambda: world.scheduler.active == 6)
+        await world.until(lambda: world.scheduler.active < 15)
         kept = [m for m in [await world.find(id) for id in ids] if m is not None]
-        put_off = [m for m in kept if m.slots[0].status is RecipientStatus.DEFERRED]
-        assert len(put_off) == 14
-        assert all(m.slots[0].attempts == 0 and m.slots[0].last.startswith("451 4.4.5") for m in put_off)
+        # What it has no room for waits on the disk as it came: it was not tried, and nobody says so.
+        assert len(kept) == 40
+        assert all(m.slots[0].status is RecipientStatus.PENDING and not m.slots[0].last for m in kept)
         slow.gate.set()
         await world.settled()
+        assert len(slow.deliveries) == 40
 
-    play(scenario, active=20, destination_concurrency=2)
+    play(scenario, active=20, start=2, most=2)
+
+
+def test_new_mail_overtakes_a_flood_of_deferred_mail(play: Callable[..., None]) -> None:
+    async def scenario(world: World) -> None:
+        slow = world.on("slow.example", DEFERRED)
+        for n in range(60):
+            await world.send(f"u{n}@slow.example")
+        world.start()
+        await world.settled()
+        slow.gate = asyncio.Event()
+        world.clock.advance(600)
+        world.scheduler.ring()
+        await world.until(lambda: slow.now == 2)
+        await world.send("anna@example.org")
+        await world.until(lambda: bool(world.script("example.org").deliveries))
+        # To the same destination, it is next but one at most.
+        late = await world.send("late@slow.example")
+        before = len(slow.deliveries)
+        slow.gate.set()
+        await world.until(lambda: late in [d.id for d in slow.deliveries])
+        assert [d.id for d in slow.deliveries].index(late) - before <= 3
+        await world.settled()
+
+    play(scenario, active=20, start=2, most=2)
+
+
+def test_deferred_mail_goes_on_while_new_mail_pours_in(play: Callable[..., None]) -> None:
+    async def scenario(world: World) -> None:
+        script = world.on("example.org", DEFERRED, DELIVERED)
+        world.start()
+        old = await world.send("old@example.org")
+        await world.settled()
+        script.gate = asyncio.Event()
+        for n in range(50):
+            await world.send(f"new{n}@example.org")
+        await world.until(lambda: script.now == 1)
+        world.clock.advance(600)
+        world.scheduler.ring()
+        await world.until(lambda: world.scheduler.active == 51)
+        script.gate.set()
+        await world.settled()
+        assert [d.id for d in script.deliveries[1:]].index(old) <= 2
+
+    play(scenario, start=1, most=1)
+
+
+def test_mail_of_high_priority_goes_first_and_low_is_not_forgotten(play: Callable[..., None]) -> None:
+    async def scenario(world: World) -> None:
+        script = world.on("example.org", DELIVERED)
+        ids = {}
+        for n in range(10):
+            for priority in reversed(Priority):
+                ids[await world.send(f"{priority}{n}@example.org", priority=priority)] = priority
+        world.to_disk()
+        world.start()
+        await world.settled()
+        order = [ids[d.id] for d in script.deliveries]
+        assert len(order) == 30
+        assert [order[:14].count(p) for p in Priority] == [8, 4, 2]
+
+    play(scenario, start=1, most=1)
 
 
 def test_a_dead_destination_is_left_alone_then_probed_once_then_used_again(play: Callable[..., None]) -> None:
     async def scenario(world: World) -> None:
         script = world.on("dead.example", UNREACHED)
         world.start()
-        for n in range(5):
-            await world.send(f"u{n}@dead.example")
+        with structlog.testing.capture_logs() as events:
+            for n in range(3):
+                await world.send(f"u{n}@dead.example")
+                await world.settled()
+            assert len(script.deliveries) == 3
+            id = await world.send("late@dead.example")
             await world.settled()
-        assert len(script.deliveries) == 5
-        id = await world.send("late@dead.example")
-        await world.settled()
-        assert len(script.deliveries) == 5
-        late = await world.find(id)
-        assert late is not None and late.slots[0].attempts == 0
-        assert late.slots[0].status is RecipientStatus.DEFERRED and late.slots[0].due == world.clock.now() + 300
-        (explained,) = await world.spool.explain(id)
-        assert explained.attempts[0]["reply"].startswith("451 4.4.1 destination could not be reached lately")
+            assert len(script.deliveries) == 3
+            late = await world.find(id)
+            assert late is not None and late.slots[0].attempts == 0
+            assert late.slots[0].status is RecipientStatus.DEFERRED and late.slots[0].due == world.clock.now() + 60
+            (explained,) = await world.spool.explain(id)
+            assert explained.attempts[0]["reply"].startswith("451 4.4.1 destination could not be reached lately")
 
-        world.clock.advance(301)
-        script.gate = asyncio.Event()
-        world.scheduler.ring()
-        await world.until(lambda: script.now == 1)
-        for _ in range(20):
-            await asyncio.sleep(0)
-        assert script.now == 1
+            world.clock.advance(301)
+            script.gate = asyncio.Event()
+            world.scheduler.ring()
+            await world.until(lambda: script.now == 1)
+            for _ in range(20):
+                world.scheduler.ring()
+                await asyncio.sleep(0.001)
+            assert script.now == 1
+            script.outcomes = [DELIVERED]
+            # The probe was answered from the script as it was: it fails, and the rest is not even looked at.
+            script.gate.set()
+            await world.until(lambda: not world.scheduler.active)
+            assert len(script.deliveries) == 4
+            assert [m.slots[0].attempts for m in await world.spool.list()].count(1) >= 2
+
+            world.clock.advance(3600)
+            await world.settled()
+            assert len(script.deliveries) == 8
+            assert await world.spool.list() == []
+        told = [(e["event"], e.get("failures")) for e in events if e["event"].startswith("destination.")]
+        assert told == [
+            ("destination.unreachable", 3), ("destination.unreachable", 4), ("destination.reachable", None),
+        ]  # fmt: skip
+
+    play(scenario)
+
+
+def test_a_backlog_does_not_leave_all_at_once_when_its_destination_is_back(play: Callable[..., None]) -> None:
+    async def scenario(world: World) -> None:
+        script = world.on("dead.example", UNREACHED)
+        world.start()
+        for n in range(100):
+            await world.send(f"u{n}@dead.example")
+        await world.until(lambda: not world.scheduler.active)
+        tried = len(script.deliveries)
+        assert tried <= 10
         script.outcomes = [DELIVERED]
-        # The probe was answered from the script as it was: it fails, and the rest is put off again.
-        script.gate.set()
-        await world.settled()
-        assert len(script.deliveries) == 6
+        script.most = 0
+        most = []
+        deliver = script.deliver
 
-        world.clock.advance(3600)
+        async def watched(delivery: Delivery) -> list[Outcome]:
+            most.append(script.now + 1)
+            return await deliver(delivery)
+
+        script.deliver = watched  # type: ignore[method-assign]
+        world.clock.advance(400)
         await world.settled()
-        assert len(script.deliveries) == 12
+        assert len(script.deliveries) == tried + 100 and await world.spool.list() == []
+        # One, then two at once, then three: after n rounds of successes n more.
+        assert most[0] == 1 and all(now * (now - 1) / 2 <= number for number, now in enumerate(most))
+
+    play(scenario)
+
+
+def test_mail_for_a_dead_destination_costs_nothing_until_it_is_probed(play: Callable[..., None]) -> None:
+    async def scenario(world: World) -> None:
+        script = world.on("dead.example", UNREACHED)
+        world.start()
+        for n in range(20):
+            await world.send(f"u{n}@dead.example")
+        await world.until(lambda: not world.scheduler.active)
+        seen, tried = settlements(world), len(script.deliveries)
+        for _ in range(12):
+            world.clock.advance(300)
+            world.scheduler.ring()
+            await asyncio.sleep(0.005)
+            await world.until(lambda: not world.scheduler.active)
+        # An hour: probes, and nothing else.
+        assert 4 <= len(script.deliveries) - tried == len(seen) <= 8
+
+    play(scenario)
+
+
+def test_mail_for_a_dead_destination_is_warned_of_and_expires_in_time(play: Callable[..., None]) -> None:
+    async def scenario(world: World) -> None:
+        world.on("dead.example", UNREACHED)
+        world.start()
+        for n in range(30):
+            await world.send(f"u{n}@dead.example")
+        reports = world.script("example.net").deliveries
+        await world.until(lambda: not world.scheduler.active)
+
+        async def pass_by(seconds: float) -> None:
+            world.clock.advance(seconds)
+            for _ in range(40):
+                world.scheduler.ring()
+                await asyncio.sleep(0.002)
+            await world.until(lambda: not world.scheduler.active)
+
+        await pass_by(4 * 3600 + 60)
+        await world.until(lambda: len(reports) == 30)
+        await pass_by(3600)
+        assert len(reports) == 30
+        await pass_by(5 * DAY)
+        await world.until(lambda: len(reports) == 60)
+        await world.settled()
         assert await world.spool.list() == []
 
     play(scenario)
 
 
+def test_an_operators_change_has_a_dead_destination_probed_at_once(play: Callable[..., None], tmp_path: Path) -> None:
+    async def scenario(world: World) -> None:
+        script = world.on("dead.example", UNREACHED)
+        world.start()
+        for n in range(4):
+            await world.send(f"u{n}@dead.example")
+            await world.settled()
+        tried = len(script.deliveries)
+        script.outcomes = [DELIVERED]
+        await world.spool.flush()
+        await world.until(lambda: len(script.deliveries) == tried + 4)
+
+    play(scenario)
+
+
+def test_what_lies_on_the_disk_for_one_destination_goes_where_the_routes_lead_now(play: Callable[..., None]) -> None:
+    async def scenario(world: World) -> None:
+        world.on("dead.example", UNREACHED)
+        world.start()
+        for n in range(8):
+            await world.send(f"u{n}@dead.example")
+        await world.until(lambda: not world.scheduler.active)
+        resolve = world.resolve
+        world.scheduler._router = type(
+            "Moved", (), {"resolve": lambda _, a, next_hop="", sender=None: resolve(address("x@new.example"))}
+        )()
+        world.scheduler.renew(RetryOptions(), "mx.test", SchedulerOptions())
+        world.clock.advance(300)
+        await world.settled()
+        assert len(world.script("new.example").deliveries) == 8
+
+    play(scenario)
+
+
+def test_a_message_with_one_dead_destination_reaches_the_other_and_is_not_tried_again_and_again(
+    play: Callable[..., None],
+) -> None:
+    async def scenario(world: World) -> None:
+        for name in ("dead.example", "gone.example"):
+            world.on(name, UNREACHED)
+        world.start()
+        for n in range(3):
+            await world.send(f"u{n}@dead.example", f"u{n}@gone.example")
+            await world.settled()
+        seen = settlements(world)
+        id = await world.send("a@dead.example", "b@gone.example", "c@example.org")
+        await world.until(lambda: bool(world.script("example.org").deliveries))
+        await world.until(lambda: not world.scheduler.active)
+        assert [d.id for d in world.script("example.org").deliveries] == [id]
+        world.clock.advance(61)
+        for _ in range(40):
+            world.scheduler.ring()
+            await asyncio.sleep(0.001)
+        await world.until(lambda: not world.scheduler.active)
+        assert len(seen) <= 9
+
+    play(scenario)
+
+
+def test_a_rate_spaces_attempts_out(play: Callable[..., None]) -> None:
+    async def scenario(world: World) -> None:
+        script = world.script("example.org")
+        world.start()
+        for n in range(3):
+            await world.send(f"u{n}@example.org")
+        await world.until(lambda: len(script.deliveries) == 1)
+        for number in (2, 3):
+            await asyncio.sleep(0.02)
+            assert len(script.deliveries) == number - 1
+            world.clock.advance(10)
+            await world.until(lambda number=number: len(script.deliveries) == number)
+
+    play(scenario, gap=10.0, poll=0.01)
+
+
+def test_a_destinations_own_schedule_holds_for_its_recipients(tmp_path: Path) -> None:
+    async def main() -> None:
+        own = OwnOptions(PaceOptions(), RetryOptions(first=7.0, jitter=0.0, give_up=100.0, warn_after=0))
+        spool = await SqliteSpool.open(SpoolOptions(str(tmp_path / "spool"), min_free=0))
+        options = SchedulerOptions(named={".example": own})
+        world = World(spool, options=options, retry=RetryOptions(jitter=0.0))
+        try:
+            for name in ("quick.example", "example.org"):
+                world.on(name, DEFERRED)
+            world.start()
+            id = await world.send("a@quick.example", "b@example.org")
+            await world.settled()
+            kept = await world.find(id)
+            assert kept is not None and [slot.due - world.clock.now() for slot in kept.slots] == [7.0, 300.0]
+            world.clock.advance(101)
+            await world.settled()
+            kept = await world.find(id)
+            assert kept is not None and [s.status.value for s in kept.slots] == ["expired", "deferred"]
+        finally:
+            await world.stop()
+
+    asyncio.run(main())
+
+
 def test_a_reply_of_the_destination_shows_that_it_lives(play: Callable[..., None]) -> None:
     async def scenario(world: World) -> None:
-        script = world.on("example.org", *[UNREACHED] * 4, DEFERRED, *[UNREACHED] * 4, DELIVERED)
+        script = world.on("example.org", *[UNREACHED] * 2, DEFERRED, *[UNREACHED] * 2, DELIVERED)
         world.start()
-        for n in range(10):
+        for n in range(6):
             await world.send(f"u{n}@example.org")
             await world.settled()
-        assert len(script.deliveries) == 10
+        assert len(script.deliveries) == 6
 
     play(scenario)
 
@@ -501,10 +746,10 @@ def test_a_spool_that_cannot_claim_is_asked_again(play: Callable[..., None]) -> 
     async def scenario(world: World) -> None:
         claim, failures = world.spool.claim, [SpoolError("busy")]
 
-        async def failing(now: float, limit: int) -> Any:
+        async def failing(now: float, limit: int, room: Any = None) -> Any:
             if failures:
                 raise failures.pop()
-            return await claim(now, limit)
+            return await claim(now, limit, room)
 
         world.spool.claim = failing  # type: ignore[method-assign]
         world.start()
@@ -533,7 +778,7 @@ def test_draining_settles_what_is_in_flight_and_leaves_the_rest(play: Callable[.
         left = {m.id for m in await world.spool.list()}
         assert left == set(ids) - {s.id for s in seen}
 
-    play(scenario, destination_concurrency=2)
+    play(scenario, start=2, most=2)
 
     async def after_a_restart(world: World) -> None:
         world.start()
@@ -560,7 +805,7 @@ def test_draining_stores_the_half_of_a_message_that_was_attempted(play: Callable
         kept = await world.find(id)
         assert kept is not None and [s.status.value for s in kept.slots] == ["delivered", "pending"]
 
-    play(scenario, destination_concurrency=1)
+    play(scenario, start=1, most=1)
 
 
 def test_draining_cuts_off_what_takes_too_long(play: Callable[..., None]) -> None:
@@ -641,3 +886,56 @@ def test_a_released_message_is_tried_again(play: Callable[..., None]) -> None:
         assert await world.spool.list() == []
 
     play(scenario)
+
+
+def test_destinations_that_hang_leave_places_for_one_that_works(play: Callable[..., None]) -> None:
+    async def scenario(world: World) -> None:
+        for number in range(30):
+            world.on(f"hangs{number}.example", DEFERRED)
+        world.on("works.example", DEFERRED)
+        for number in range(30):
+            for n in range(3):
+                await world.send(f"u{n}@hangs{number}.example")
+        for n in range(60):
+            await world.send(f"u{n}@works.example")
+        world.start()
+        await world.settled()
+        for number in range(30):
+            world.script(f"hangs{number}.example").gate = asyncio.Event()
+        works = world.on("works.example", DELIVERED)
+        for lane in world.scheduler._lanes.values():
+            lane.pace.proven = lane.destination.host == "works.example"
+        world.clock.advance(600)
+        # Nothing that hangs ever ends, and all of the others' mail leaves all the same.
+        await world.until(lambda: len(works.deliveries) == 60)
+        for number in range(30):
+            gate = world.script(f"hangs{number}.example").gate
+            assert gate is not None
+            gate.set()
+        await world.until(lambda: not world.scheduler.active)
+
+    play(scenario, active=40, start=2, most=4)
+
+
+def test_old_mail_for_a_slow_destination_is_warned_of_and_still_leaves_places(play: Callable[..., None]) -> None:
+    async def scenario(world: World) -> None:
+        slow = world.on("slow.example", DEFERRED)
+        world.on("example.org", DEFERRED)
+        for n in range(80):
+            await world.send(f"u{n}@slow.example")
+        await world.send("anna@example.org")
+        world.start()
+        await world.settled()
+        slow.gate = asyncio.Event()
+        world.on("example.org", DELIVERED)
+        world.clock.advance(5 * 3600)
+        world.scheduler.ring()
+        await world.until(lambda: len(world.script("example.org").deliveries) == 1)
+        # Those whom nobody has tried meanwhile have told their senders all the same.
+        await world.until(lambda: len(world.script("example.net").deliveries) > 40)
+        slow.gate.set()
+        await world.until(lambda: len(world.script("example.net").deliveries) == 80)
+        await world.settled()
+        assert len(await world.spool.list()) == 80
+
+    play(scenario, active=40, start=1, most=2)

@@ -353,7 +353,8 @@ def strike(chance: random.Random, directory: Path, untouched: dict[str, bytes]) 
             id = chance.choice(sorted(ALL))
             untouched.pop(id, None)
             column, value = chance.choice(COLUMNS), chance.choice(VALUES)
-            with contextlib.suppress(sqlite3.Error):
+            # Python cannot read the error where that quotes a damaged octet.
+            with contextlib.suppress(sqlite3.Error, UnicodeDecodeError):
                 query(options(directory), f"UPDATE message SET {column} = {value} WHERE id = ?", id)
 
 

@@ -237,7 +237,7 @@ def bulk(path: Path, count: int) -> sqlite3.Connection:
 
     def row(n: int) -> tuple[Any, ...]:
         slot = Slot(Recipient(Address(f"user{n}", f"d{n % 997}.test")), RecipientStatus.DEFERRED, NOW + n, 3, "451 no")
-        return n, f"{n:014d}", "queued", 0, NOW + n, NOW, 4000, sent, schema.slots_json((slot,)), 0, 0, "", 0, 0, 0
+        return n, f"{n:014d}", "queued", 0, NOW + n, NOW, 4000, sent, schema.slots_json((slot,)), 0, 0, "", 0, 0, 0, 1
 
     db.execute("BEGIN")
     db.executemany(schema.INSERT, map(row, range(count)))

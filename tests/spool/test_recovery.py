@@ -11,7 +11,7 @@ import pytest
 
 from gateway.spool.recovery import make_root
 from gateway.spool.spool import SpoolError, State, Step
-from gateway.spool.sqlite import SqliteSpool
+from gateway.spool.sqlite import SqliteSpool, open_all
 from tests.spool.rig import (
     HEAD,
     LARGE,
@@ -320,3 +320,46 @@ def test_the_database_is_inspectable_while_it_is_in_use(tmp_path):
         await spool.close()
 
     asyncio.run(check())
+
+
+def test_a_shard_from_before_there_were_lanes_gets_them_and_loses_nothing(tmp_path: Path) -> None:
+    (id,) = asyncio.run(filled(tmp_path, SMALL))
+    for statement in (
+        "DROP TRIGGER message_amended",
+        "DROP INDEX message_lane",
+        "DROP INDEX message_deadline",
+        "DROP INDEX message_aside",
+        "ALTER TABLE message DROP COLUMN lane",
+        "ALTER TABLE message DROP COLUMN priority",
+        "ALTER TABLE message DROP COLUMN deadline",
+        "CREATE INDEX message_due ON message (due) WHERE state = 'queued' AND claimed = 0",
+    ):
+        query(options(tmp_path), statement)
+
+    async def again() -> None:
+        # An operator's look comes first, and changes nothing about the tables.
+        view = await open_all(options(tmp_path))
+        assert [message.id for message in await view.list()] == [id]
+        assert await view.flush() == 1 and (await view.counts())[State.QUEUED] == 1
+        await view.close()
+        spool = await SqliteSpool.open(options(tmp_path))
+        try:
+            taken = await take(spool)
+            assert list(taken) == [id]
+            await defer(spool, taken[id].message, NOW + 60)
+        finally:
+            await spool.close()
+
+    asyncio.run(again())
+    assert query(options(tmp_path), "SELECT lane, priority, deadline FROM message") == [("", 1, 1e18)]
+
+
+def test_what_is_amended_is_no_longer_filed_under_its_old_destination(tmp_path: Path) -> None:
+    asyncio.run(filled(tmp_path, SMALL, SMALL, SMALL))
+    opts = options(tmp_path)
+    query(opts, "UPDATE message SET lane = 'smtp:dead.test:25'")
+    ids = [id for (id,) in query(opts, "SELECT id FROM message ORDER BY id")]
+    query(opts, "UPDATE message SET reason = 'returned: by hand' WHERE id = ?", ids[0])
+    query(opts, "UPDATE message SET envelope = '{}' WHERE id = ?", ids[1])
+    query(opts, "UPDATE message SET due = 0, reason = reason, envelope = envelope WHERE id = ?", ids[2])
+    assert query(opts, "SELECT lane FROM message ORDER BY id") == [("",), ("",), ("smtp:dead.test:25",)]

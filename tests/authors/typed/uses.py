@@ -97,6 +97,8 @@ from gateway.sdk import (
     Policy,
     PolicyOptions,
     Pool,
+    Prioritize,
+    Priority,
     Proof,
     Rate,
     Recipient,
@@ -302,6 +304,7 @@ class WidePolicy(Policy):
             DeleteHeader("X-Old"),
             ReplaceBody(BodyContent(b"")),
             Reroute("smtp:a.example"),
+            Prioritize(Priority.LOW),
             ChangeSender(NULL_SENDER),
         ]
         if (dmarc and dmarc.policy is DmarcPolicy.REJECT) or (spf and spf.result is SpfResult.FAIL):
