@@ -7,13 +7,20 @@ ARGS :=
 # Test processes at once: most tests with real servers wait more than they work.
 JOBS := 4
 
-.PHONY: help run test test-fast lint bench bench-asked bench-filtered bench-plugins bench-depth bench-outage day lock public-names clean setup-run setup-test
+JOBS_CHART := 2
+
+.PHONY: help run test test-fast lint chart chart-full chart-files image e2e bench bench-asked bench-filtered bench-plugins bench-depth bench-outage day lock public-names clean setup-run setup-test setup-image
 
 help:
 	@echo "make run        set up, then start Gatepost on 127.0.0.1:2525 (foreground, Ctrl-C drains and ends it)"
 	@echo "make test       set up, install the servers the tests talk to, run all tests"
 	@echo "make test-fast  unit tests only"
 	@echo "make lint       ruff, mypy, import layers"
+	@echo "make chart      the Helm chart: schema, both Helms, Kubernetes' schemas, rules that objects keep, alerts"
+	@echo "make chart-full dead values, custom resources, a release's life, the container image, and the chart's pod run by podman (needs root)"
+	@echo "make image      build the container image localhost/gatepost:test (BASE=... for another base)"
+	@echo "make e2e        install, test, change, restart and remove the chart in the cluster that kubectl knows (IMAGE=...)"
+	@echo "make chart-files      write the chart's schema and README anew, after a change of options or values"
 	@echo "make bench      Gatepost and Postfix side by side (ARGS=\"--messages 2000 --rounds 3\")"
 	@echo "make bench-filtered   the same with filters: DNS lists, greylist, SPF, DKIM, DMARC"
 	@echo "make bench-asked      what a milter and a policy service cost, beside Postfix asking the same ones"
@@ -31,6 +38,9 @@ setup-run:
 setup-test:
 	@tools/setup.sh test
 
+setup-image:
+	@tools/setup.sh image
+
 run: setup-run
 	@tools/first-message.sh
 	@exec .venv/bin/gatepost run -c $(DEMO)
@@ -46,6 +56,18 @@ lint: setup-test
 	.venv/bin/ruff format --check .
 	$(PY) -m mypy
 	.venv/bin/lint-imports
+
+chart: setup-test
+	$(PY) -m pytest -n $(JOBS_CHART) --dist loadfile tests/chart $(ARGS)
+
+chart-full: setup-image
+	$(PY) -m pytest $(addprefix tests/chart/full_,values.py custom.py release.py image.py pod.py) $(ARGS)
+
+image: setup-image
+	tools/image.sh
+
+e2e:
+	IMAGE="$(IMAGE)" tools/e2e.sh
 
 bench: setup-test
 	$(PY) -m tests.bench.bench $(ARGS)
@@ -76,6 +98,9 @@ lock:
 	@test -x "$(UV)" || { echo "make lock needs uv: https://docs.astral.sh/uv/"; exit 1; }
 	$(COMPILE) -o requirements.lock
 	$(COMPILE) --extra dev -o requirements-dev.lock
+
+chart-files: setup-test
+	$(PY) -m tests.chart.files
 
 public-names: setup-test
 	$(PY) -m tests.support.public_names

@@ -3,6 +3,7 @@
 #
 #   tools/setup.sh run     what Gatepost needs to run
 #   tools/setup.sh test    that, the development tools, and the real servers that the tests talk to
+#   tools/setup.sh image   that, and what builds and runs the container image
 #
 # A second run finds the stamp and does nothing. System packages are installed with apt-get as root or through
 # `sudo -n`; elsewhere the command to run by hand is printed and the exit status is 1. No service is started.
@@ -34,7 +35,7 @@ install_packages() {
     fi
     fresh=""
     for service in postfix dovecot-core unbound knot haproxy opendkim opendmarc postgrey slapd rbldnsd rspamd clamav-daemon \
-        clamav-milter spamd spamass-milter policyd-rate-limit policyd-weight postsrsd; do
+        clamav-milter spamd spamass-milter policyd-rate-limit policyd-weight postsrsd prometheus podman; do
         case " $* " in *" $service "*) fresh="$fresh ${service%-core}" ;; esac
     done
     # Package scripts ask policy-rc.d before they start a service; 101 means "not allowed".
@@ -70,8 +71,8 @@ fi
 MODE=${1:-}
 case "$MODE" in
 run) LOCK=requirements.lock ;;
-test) LOCK=requirements-dev.lock ;;
-*) echo "usage: $SELF run|test" >&2; exit 2 ;;
+test | image) LOCK=requirements-dev.lock ;;
+*) echo "usage: $SELF run|test|image" >&2; exit 2 ;;
 esac
 
 recent_enough() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; }
@@ -99,7 +100,7 @@ missing_servers() {
         policyd-spf:postfix-policyd-spf-python policyd-rate-limit:policyd-rate-limit policyd-weight:policyd-weight \
         rspamd:rspamd clamd:clamav-daemon clamav-milter:clamav-milter clamdscan:clamdscan spamd:spamd spamc:spamc \
         spamassassin:spamassassin spamass-milter:spamass-milter miltertest:miltertest slapd:slapd ldapsearch:ldap-utils xmllint:libxml2-utils \
-        procmail:procmail maildrop:maildrop s-nail:s-nail srs:srs postsrsd:postsrsd; do
+        procmail:procmail maildrop:maildrop s-nail:s-nail srs:srs postsrsd:postsrsd promtool:prometheus; do
         command -v "${pair%%:*}" >/dev/null || echo "${pair#*:}"
     done
     # swaks speaks TLS through it.
@@ -107,6 +108,12 @@ missing_servers() {
     [ -e /usr/lib/postfix/postfix-pcre.so ] || echo postfix-pcre
     [ -x /usr/lib/dovecot/lmtp ] || echo dovecot-lmtpd
     [ -x /usr/lib/dovecot/imap ] || echo dovecot-imapd
+}
+
+missing_for_images() {
+    for pair in podman:podman buildah:buildah runc:runc catatonit:catatonit conmon:conmon mmdebstrap:mmdebstrap; do
+        command -v "${pair%%:*}" >/dev/null || [ -x "/usr/libexec/podman/${pair%%:*}" ] || echo "${pair#*:}"
+    done
 }
 
 missing_for_python() { # $1: the interpreter
@@ -143,13 +150,23 @@ fingerprint() { # $1: mode. The clone's own path counts, since scripts in a virt
     {
         echo "$1 $PWD"
         .venv/bin/python -c 'import sys; print(sys.version)' 2>/dev/null || echo none
-        cat requirements.lock requirements-dev.lock pyproject.toml "$SELF"
+        cat requirements.lock requirements-dev.lock tools/helm.lock pyproject.toml "$SELF"
     } | sha256sum
 }
 
 done_for() { [ -e "$STAMP" ] && [ "$(cat "$STAMP")" = "$(fingerprint "$1")" ]; }
 
-if [ "$MODE" = test ]; then need "$(missing_servers)"; fi
+case "$MODE" in test | image) need "$(missing_servers)" ;; esac
+if [ "$MODE" = image ]; then
+    need "$(missing_for_images)"
+    sh "$SELF" test
+    [ "$(cat .venv/tools/models.lock 2>/dev/null)" = "$(cat tools/models.lock)" ] && exit 0
+    say "installing models of custom resources in .venv/tools"
+    .venv/bin/python -m pip -qq --disable-pip-version-check --no-input install --no-deps --upgrade --target .venv/tools/models \
+        --require-hashes -r tools/models.lock </dev/null
+    cp tools/models.lock .venv/tools/models.lock
+    exit 0
+fi
 if done_for test || { [ "$MODE" = run ] && done_for run; }; then exit 0; fi
 
 # --- the virtual environment ------------------------------------------------------------------------------------------
@@ -171,5 +188,9 @@ say "installing pinned dependencies from $LOCK"
 pip() { .venv/bin/python -m pip -qq --disable-pip-version-check --no-input install "$@" </dev/null; }
 pip --require-hashes -r "$LOCK"
 pip --no-deps --no-build-isolation -e .
+if [ "$MODE" = test ]; then
+    say "installing Helm 3 and Helm 4 in .venv/tools"
+    .venv/bin/python tools/helm.py .venv/tools
+fi
 fingerprint "$MODE" >"$STAMP"
 say "ready"

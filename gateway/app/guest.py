@@ -55,8 +55,8 @@ class GuestSupervisor(Supervisor):
         self._children.append(Child("worker 0", 0, partial(self._work, 0)))
         admin = ""
         if "admin" in config.model_fields_set:
-            (listener,) = bind(str(config.admin.address.ip), config.admin.address.port, 1)
-            self._children.append(Child("admin", -1, partial(self._admin, listener)))
+            listener, health = self._bind_admin()
+            self._children.append(Child("admin", -1, partial(self._admin, listener, health)))
             admin = wiring.name_of(listener)
         _log.info("guest.listening", through=lending.through, address=str(lending.listen), admin=admin)
 

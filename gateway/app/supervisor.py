@@ -23,10 +23,11 @@ from typing import ClassVar, Final
 
 from prometheus_client import multiprocess
 
-from gateway.app import wiring
+from gateway.app import certificates, wiring
 from gateway.app.destinations import FromFile
 from gateway.app.keeping import FIXED
 from gateway.app.reload import Outcome, Reload, Result
+from gateway.app.watch import Watch
 from gateway.app.worker import CANNOT_START, work
 from gateway.config import Config, ConfigError
 from gateway.ops import log, metrics
@@ -134,6 +135,7 @@ class Supervisor:
         self._sockets: list[list[socket.socket]] = []
         self._on_step = on_step
         self._status = 0
+        self._watch = Watch(config, time.monotonic())
 
     def run(self) -> int:
         """Until told to stop. Gives the exit status. Raises `StartError`."""
@@ -142,6 +144,8 @@ class Supervisor:
         self._orders.prepare(self._generation, b"")
         self._orders.take()
         metrics.RELOADED.set(SystemClock().now())
+        metrics.RELOAD_OK.set(1)
+        certificates.note(self._config.listeners)
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         for child in self._children:
             self._start(child)
@@ -150,7 +154,7 @@ class Supervisor:
             number = info.si_signo if info else 0
             if number in (signal.SIGTERM, signal.SIGINT):
                 return self._stop()
-            if number == signal.SIGHUP:
+            if number == signal.SIGHUP or self._watch.changed(self._config, time.monotonic()):
                 self._reload()
             self._keep_running()
             if self._fatal:
@@ -164,18 +168,25 @@ class Supervisor:
             usable(path)
         for listener in config.listeners:
             self._sockets.append(bind(str(listener.address.ip), listener.address.port, config.workers))
-        (admin,) = bind(str(config.admin.address.ip), config.admin.address.port, 1)
+        admin, health = self._bind_admin()
         for i in range(config.workers):
             self._children.append(Child(f"worker {i}", i, partial(self._work, i)))
-        self._children.append(Child("admin", -1, partial(self._admin, admin)))
+        self._children.append(Child("admin", -1, partial(self._admin, admin, health)))
         names = [wiring.name_of(group[0]) for group in self._sockets]
         _log.info("gatepost.listening", smtp=names, admin=wiring.name_of(admin), workers=config.workers)
+
+    def _bind_admin(self) -> tuple[socket.socket, socket.socket | None]:
+        """The sockets of the admin server: its own, and the one for probes and metrics where there is one."""
+        options = self._config.admin
+        (admin,) = bind(str(options.address.ip), options.address.port, 1)
+        health = bind(str(options.health.ip), options.health.port, 1)[0] if options.health else None
+        return admin, health
 
     def _work(self, index: int) -> int:
         sockets = [group[index] for group in self._sockets]
         return work(self._config, self._generation, index, self._board, self._orders, sockets, self._on_step)
 
-    def _admin(self, sock: socket.socket) -> int:
+    def _admin(self, sock: socket.socket, health_sock: socket.socket | None = None) -> int:
         log.setup(self._config.log.format, self._config.log.level, worker="admin")
         parent = os.getppid()
         options = self._config.spool.options()
@@ -192,6 +203,7 @@ class Supervisor:
                 self._requests,
                 lambda: os.kill(parent, signal.SIGHUP),
             ),
+            health_sock,
         )
         return 0
 
@@ -277,14 +289,18 @@ class Supervisor:
 
     def _reload(self) -> None:
         asked, began = self._requests.asked(), time.monotonic()
+        self._watch.look(self._config)
         reload = Reload(self, self._board, self._orders, self.check, self.fixed)
         outcome = reload.run(self._config, self._generation)
         seconds = round(time.monotonic() - began, 3)
         metrics.RELOADS.labels(outcome.result.value).inc()
+        metrics.RELOAD_OK.set(outcome.result is Result.DONE)
         self._tell(outcome, seconds)
         now = SystemClock().now()
         if outcome.result is not Result.REFUSED:
             metrics.RELOADED.set(now)
+            certificates.note(outcome.config.listeners)
+        self._watch.adopt(self._config)
         self._requests.answer(asked, {**outcome.to_json(self._board), "time": round(now, 3), "seconds": seconds})
 
     def _tell(self, outcome: Outcome, seconds: float) -> None:
@@ -333,7 +349,8 @@ class Supervisor:
             for sock in group:
                 sock.close()
         self._signal(signal.SIGTERM, workers_only=True)
-        deadline = time.monotonic() + self._config.timeouts.drain + _DRAIN_MARGIN
+        timeouts = self._config.timeouts
+        deadline = time.monotonic() + timeouts.drain_delay + timeouts.drain + _DRAIN_MARGIN
         while any(c.pid for c in self._children if c.index >= 0) and time.monotonic() < deadline:
             signal.sigtimedwait({signal.SIGCHLD}, 0.2)
             self._collect()

@@ -353,7 +353,7 @@ def smtp_options(config: Config) -> SmtpOptions:
         config.hostname,
         config.authserv_id,
         Limits(**config.limits.model_dump()),
-        Timeouts(**config.timeouts.model_dump()),
+        Timeouts(**config.timeouts.model_dump(exclude={"drain_delay"})),
         Newlines(config.bare_newline),
         Networks(config.relay_from),
         bounces=config.bounces.to == "proven",

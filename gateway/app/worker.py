@@ -1,8 +1,8 @@
 """A worker process: front door, pipelines, spool shards and scheduler on one event loop.
 
-*Promises*: SIGTERM drains: no new sessions, open ones finish, attempts in flight are settled, the spool is closed, exit
-status 0. A reload that the supervisor orders swaps all that a configuration determines, but for what is bound to the
-start; sessions that have begun finish under the old one.
+*Promises*: SIGTERM drains: no new sessions once `timeouts.drain_delay` is over, open ones finish, attempts in flight
+are settled, the spool is closed, exit status 0. A reload that the supervisor orders swaps all that a configuration
+determines, but for what is bound to the start; sessions that have begun finish under the old one.
 """
 
 from __future__ import annotations
@@ -213,6 +213,8 @@ class Worker:
     async def _drain(self, queue: asyncio.Task[None]) -> None:
         self._slot.set_state(WorkerState.DRAINING)
         _log.info("worker.draining")
+        # Readiness is gone. Until load balancers have seen it they send sessions here, and those are served.
+        await asyncio.sleep(self._renewal.current.config.timeouts.drain_delay)
         self._reloads.cancel()
         await self._front.drain(self._renewal.current.config.timeouts.drain)
         if not await self._scheduler.drain(_SETTLE_SECONDS):

@@ -17,6 +17,7 @@ from gateway.cli.records import records
 from gateway.cli.reload import reload
 from gateway.cli.replay import replay
 from gateway.cli.route import route
+from gateway.cli.selftest import selftest
 from gateway.cli.shadow import shadow
 from gateway.cli.simulate import simulate
 from gateway.cli.specs import test
@@ -36,5 +37,5 @@ for _command in (
     main.add_command(_command)
 main.add_command(test)
 main.add_command(fsck)
-for _command in (whatif, records, route):
+for _command in (whatif, records, route, selftest):
     main.add_command(_command)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -27,6 +28,10 @@ METRICS_DIRECTORY: Final = "PROMETHEUS_MULTIPROC_DIR"
 @config_option
 def run(config_file: str | None) -> None:
     """Run the gateway until SIGTERM. SIGHUP reads the configuration again."""
+    if os.getpid() == 1:
+        # The kernel drops signals that the first process of a container has no handler for, unless they are blocked.
+        # Blocked, they wait for the supervisor.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
     config = read_config(config_file)
     with metrics_directory():
         from gateway import app

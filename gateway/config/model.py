@@ -17,9 +17,10 @@ from pydantic import (
 )
 
 from gateway.config.bounces import Bounces, SrsOptions, To, VerpOptions, short_bounces
-from gateway.config.cross import ADMIN_ADDRESS, DEFAULT_PIPELINE
+from gateway.config.cross import DEFAULT_PIPELINE
 from gateway.config.destinations import Destinations, QueueOptions, Retry
 from gateway.config.document import Document
+from gateway.config.operations import Admin, Log, ReloadOptions
 from gateway.config.outbound import OutboundTls
 from gateway.config.problems import Path, Problem, dotted
 from gateway.config.routes import Domain, Routes
@@ -37,13 +38,11 @@ from gateway.config.values import (
     IpAddress,
     Nameserver,
     ReadableFile,
-    Secret,
     Section,
     Size,
     SizeOrNone,
     between,
     key_pair_problem,
-    parse_host_port,
     refuse,
     section,
 )
@@ -117,21 +116,6 @@ class Listener(Section):
     """XCLIENT: which networks may use it."""
     pipeline: str = "default"
     """`default` is the top-level pipeline; others by their name under `pipelines`."""
-
-
-class Admin(Section):
-    """The HTTP side: health, metrics, API."""
-
-    address: Endpoint = parse_host_port(ADMIN_ADDRESS)
-    """Where it listens."""
-    token: Secret | None = None
-    """Bearer token of at least 16 characters; required when the address is not a loopback one."""
-
-    @model_validator(mode="after")
-    def _guarded(self) -> Self:
-        if self.token is None and not self.address.ip.is_loopback:
-            raise refuse(("address",), "an address that is not a loopback one needs admin.token")
-        return self
 
 
 class Spool(Section):
@@ -228,6 +212,9 @@ class Timeouts(Section):
     """For a session as a whole."""
     drain: Duration = seconds("30s")
     """Grace for open sessions when the gateway stops."""
+    drain_delay: DurationOrNone = 0.0
+    """How long new sessions are still taken when the gateway stops, while `/readyz` already says no: for load balancers
+    to look elsewhere."""
 
 
 class Quarantine(Section):
@@ -252,15 +239,6 @@ class Deadlines(Section):
     """At DATA, before 354."""
     message: Duration = seconds("60s")
     """After the final dot; clients wait 10 minutes (RFC 5321 section 4.5.3.2.6)."""
-
-
-class Log(Section):
-    """Log events on standard error."""
-
-    format: Literal["auto", "json", "console"] = "auto"
-    """`json` for machines, `console` for people; `auto` is console on a terminal and JSON everywhere else."""
-    level: Literal["debug", "info", "warning", "error"] = "info"
-    """The least important level that is written."""
 
 
 Entries = Annotated[tuple[Any, ...], WithJsonSchema({"type": "array", "items": {"type": ["object", "string"]}})]
@@ -336,6 +314,8 @@ class Config(Section):
     """The Sender Rewriting Scheme, for mail of others that is sent on to others. Default: senders stay as they are."""
     log: Log = section()
     """Log events on standard error."""
+    reload: ReloadOptions = section()
+    """Reloading without being asked."""
 
     _document: Document = PrivateAttr(default_factory=lambda: Document("configuration"))
 

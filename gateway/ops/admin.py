@@ -1,8 +1,8 @@
 """The admin server: health, metrics, drain, and the queue as JSON, in a process of its own.
 
 *Promises*: it reads the board and the spool and never stands in the way of mail. With a token configured, everything
-but the three probes asks for it. Without one it answers only requests that name a loopback host, so that a web page
-open on the same machine can't reach it by a name of its own.
+but the three probes (and metrics, at an address of their own) asks for it. Without one it answers only requests that
+name a loopback host, so that a web page open on the same machine can't reach it by a name of its own.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway.ops import health, log, quarantine_api
 from gateway.ops.board import Board
@@ -73,10 +74,14 @@ class Deps:
     ring: Callable[[], None] = lambda: None
 
 
-def run_admin(sock: socket.socket, deps: Deps) -> None:
-    """Serve on a socket that is bound already, until SIGTERM or SIGINT. Blocks; for a process of its own."""
+def run_admin(sock: socket.socket, deps: Deps, health_sock: socket.socket | None = None) -> None:
+    """Serve on sockets that are bound already, until SIGTERM or SIGINT. Blocks; for a process of its own.
+
+    What comes in on `health_sock` gets the probes and the metrics, and nothing else.
+    """
+    sockets = [sock] if health_sock is None else [sock, health_sock]
     config = uvicorn.Config(
-        app(deps),
+        app(deps) if health_sock is None else by_port(health_sock.getsockname()[1], open_app(deps), app(deps)),
         log_config=None,
         access_log=False,
         server_header=False,
@@ -89,17 +94,28 @@ def run_admin(sock: socket.socket, deps: Deps) -> None:
     # uvicorn raises the signal that ended it once more when it is done; that must not end us with an error.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
-    uvicorn.Server(config).run(sockets=[sock])
+    uvicorn.Server(config).run(sockets=sockets)
+
+
+def by_port(port: int, there: ASGIApp, elsewhere: ASGIApp) -> ASGIApp:
+    """The application of the port that a request came in at."""
+
+    async def choose(scope: Scope, receive: Receive, send: Send) -> None:
+        await (there if (scope.get("server") or ("", 0))[1] == port else elsewhere)(scope, receive, send)
+
+    return choose
+
+
+def open_app(deps: Deps) -> Starlette:
+    """What anybody may ask who reaches it: the probes and the metrics."""
+    server = _Server(deps)
+    routes = [*server.probes(), Route("/metrics", metrics)]
+    return Starlette(routes=routes, exception_handlers={HTTPException: _refusal, Exception: _failure})
 
 
 def app(deps: Deps) -> Starlette:
     """The ASGI application."""
     server = _Server(deps)
-    probes = [
-        Route("/livez", server.probe(health.live)),
-        Route("/readyz", server.probe(health.ready)),
-        Route("/startupz", server.probe(health.started)),
-    ]
     guarded: list[tuple[str, str, Handler]] = [
         ("/metrics", "GET", metrics),
         ("/drain", "POST", server.drain),
@@ -121,7 +137,8 @@ def app(deps: Deps) -> Starlette:
         ("/api/v1/quarantine/{id}/release", "POST", server.quarantine.release),
         ("/api/v1/explain/{id}", "GET", server.explain),
     ]
-    routes = probes + [Route(path, server.guard(handler), methods=[method]) for path, method, handler in guarded]
+    routes = server.probes()
+    routes += [Route(path, server.guard(handler), methods=[method]) for path, method, handler in guarded]
     return Starlette(routes=routes, exception_handlers={HTTPException: _refusal, Exception: _failure})
 
 
@@ -146,6 +163,13 @@ class _Server:
         except self._deps.spool_error as error:
             _log.warning("admin.spool_unavailable", reason=str(error))
             raise HTTPException(503, "the spool does not answer; see the log") from error
+
+    def probes(self) -> list[Route]:
+        return [
+            Route("/livez", self.probe(health.live)),
+            Route("/readyz", self.probe(health.ready)),
+            Route("/startupz", self.probe(health.started)),
+        ]
 
     def probe(self, check: Callable[[Board, float], health.Health]) -> Handler:
         async def answer(_: Request) -> Response:

@@ -36,7 +36,7 @@ class WorkerState(IntEnum):
     """Reading the spool."""
     READY = 2
     DRAINING = 3
-    """Takes no new sessions."""
+    """Ends: takes no new sessions, or none for long (`timeouts.drain_delay`)."""
     STOPPED = 4
     """Ended as it was told to."""
 

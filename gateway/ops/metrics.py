@@ -155,6 +155,17 @@ RELOADED = Gauge(
     "When the configuration in force was taken, epoch seconds.",
     multiprocess_mode="livemax",
 )
+RELOAD_OK = Gauge(
+    "gatepost_config_last_reload_successful",
+    "1 when the last reload was done, or there was none; 0 when it was refused or failed.",
+    multiprocess_mode="livemax",
+)
+CERTIFICATE_EXPIRY = Gauge(
+    "gatepost_certificate_expiry_timestamp_seconds",
+    "When a listener's certificate ends, epoch seconds.",
+    ["listener"],
+    multiprocess_mode="livemax",
+)
 WORKER_RESTARTS = Counter("gatepost_worker_restarts", "Workers that died and were started again.")
 GUEST_ANSWERS = Counter(
     "gatepost_guest_answers", "Answers to another MTA, by protocol, stage and answer.", ["through", "stage", "answer"]

@@ -90,7 +90,7 @@ def session(codes: dict[str, Any], deeds: list[tuple[str, list[Any]]], content: 
         shared = guest.plugin._host
         host = Host("wild", Made, Milter.error, None, True, Limits(20, 100), {}, shared.crew)
         guest.plugin._host = host
-        guest.wanted = {stage for finder in type(guest.plugin).finders for stage in [finder.stage]}
+        guest.plugin.finders = type(guest.plugin).finders
         out: list[Any] = []
         message = make_message(content)
         for step in (guest.connect(), guest.helo(), guest.mail(), guest.rcpt(), guest.data(), guest.message(message)):

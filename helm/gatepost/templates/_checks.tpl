@@ -1,0 +1,174 @@
+{{/* Values that contradict each other end the rendering, with a message that names both. */}}
+
+{{- define "gatepost.checks" -}}
+{{- $v := .Values -}}
+{{- include "gatepost.checkServices" . -}}
+{{- include "gatepost.checkConfig" . -}}
+{{- include "gatepost.checkTls" . -}}
+{{- include "gatepost.checkQueue" . -}}
+{{- include "gatepost.checkScaling" . -}}
+{{- if eq $v.image.tag "latest" }}
+{{- fail "image.tag is latest, which says nothing about what runs; give a version, or image.digest" }}
+{{- end }}
+{{- if and $v.monitoring.podMonitor.enabled $v.monitoring.serviceMonitor.enabled }}
+{{- fail "monitoring.podMonitor.enabled and monitoring.serviceMonitor.enabled are both true, and every pod would be counted twice; choose one" }}
+{{- end }}
+{{- if and $v.test.send (not $v.test.recipient) }}
+{{- fail "test.send is true and test.recipient is empty; say who gets the message of helm test" }}
+{{- end }}
+{{- if and $v.plugins.wheels.requirements (not $v.plugins.wheels.source) }}
+{{- fail "plugins.wheels.requirements is given and plugins.wheels.source is not; say which volume has the wheels" }}
+{{- end }}
+{{- if and $v.plugins.wheels.source (not $v.plugins.wheels.requirements) }}
+{{- fail "plugins.wheels.source is given and plugins.wheels.requirements is not; say what to install, with hashes" }}
+{{- end }}
+{{- end }}
+
+{{- define "gatepost.checkServices" -}}
+{{- $root := . -}}
+{{- $ports := dict (include "gatepost.healthPort" .) "probes and metrics" (include "gatepost.adminPort" .) "the admin API" -}}
+{{- $any := false -}}
+{{- range $name, $service := include "gatepost.services" . | fromYaml }}
+{{- $any = true -}}
+{{- $at := printf "services.%s" $name -}}
+{{- $port := printf "%v" $service.targetPort -}}
+{{- with get $ports $port }}
+{{- fail (printf "%s.targetPort is %s, and so is the port of %s; every listener needs one of its own" $at $port .) }}
+{{- end }}
+{{- $_ := set $ports $port $at -}}
+{{- if and $service.proxyProtocol (not $service.trustedNetworks) }}
+{{- fail (printf "%s.proxyProtocol is true and %s.trustedNetworks is empty; say which networks the proxies have, since anybody else could claim to be anybody" $at $at) }}
+{{- end }}
+{{- if and $service.trustedNetworks (not $service.proxyProtocol) }}
+{{- fail (printf "%s.trustedNetworks is given and %s.proxyProtocol is false; no header would be read from them" $at $at) }}
+{{- end }}
+{{- if eq $service.type "ClusterIP" }}
+{{- if $service.externalTrafficPolicy }}
+{{- fail (printf "%s.externalTrafficPolicy is %s and %s.type is ClusterIP, which has none" $at $service.externalTrafficPolicy $at) }}
+{{- end }}
+{{- if $service.nodePort }}
+{{- fail (printf "%s.nodePort is %v and %s.type is ClusterIP, which has none" $at $service.nodePort $at) }}
+{{- end }}
+{{- end }}
+{{- if ne $service.type "LoadBalancer" }}
+{{- range $key := list "loadBalancerClass" "loadBalancerSourceRanges" }}
+{{- if index $service $key }}
+{{- fail (printf "%s.%s is given and %s.type is %s; only a LoadBalancer has it" $at $key $at $service.type) }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- $families := $root.Values.ipFamilies -}}
+{{- range $service.ipFamilies }}
+{{- if not (has . $families) }}
+{{- fail (printf "%s.ipFamilies has %s, and ipFamilies, what pods listen on, is %s" $at . (join ", " $families)) }}
+{{- end }}
+{{- end }}
+{{- if and (has $service.ipFamilyPolicy (list "PreferDualStack" "RequireDualStack")) (lt (len $families) 2) }}
+{{- fail (printf "%s.ipFamilyPolicy is %s, and ipFamilies, what pods listen on, is %s alone" $at $service.ipFamilyPolicy (first $families)) }}
+{{- end }}
+{{- if ne (include "gatepost.tlsOf" (list $root $service)) "none" }}
+{{- if not (include "gatepost.tlsSecret" $root) }}
+{{- fail (printf "%s.tls is %s, while tls.existingSecret is empty and tls.certificate.enabled is false; there is no certificate" $at $service.tls) }}
+{{- end }}
+{{- end }}
+{{- $pipeline := default "default" $service.pipeline -}}
+{{- if and (ne $pipeline "default") (not (hasKey (default dict $root.Values.config.pipelines) $pipeline)) }}
+{{- fail (printf "%s.pipeline is %s, and config.pipelines has no such pipeline" $at $pipeline) }}
+{{- end }}
+{{- if and (eq (include "gatepost.trafficPolicy" $service) "Cluster") (not $service.proxyProtocol) $root.Values.config.relay_from }}
+{{- fail (printf "config.relay_from lets networks send anywhere, while %s.externalTrafficPolicy is Cluster and %s.proxyProtocol is false: strangers may come in by a node's address, and relay" $at $at) }}
+{{- end }}
+{{- end }}
+{{- if not $any }}
+{{- fail "no entry of services is enabled; the gateway needs one listener at least" }}
+{{- end }}
+{{- end }}
+
+{{- define "gatepost.checkConfig" -}}
+{{- $config := .Values.config -}}
+{{- if hasKey $config "listeners" }}
+{{- fail "config.listeners is given, and listeners are made from services; describe them there" }}
+{{- end }}
+{{- if hasKey $config "admin" }}
+{{- fail "config.admin is given, and the chart binds probes, metrics and the API itself; leave it out" }}
+{{- end }}
+{{- range $section := list "spool" "state" }}
+{{- if hasKey (default dict (get $config $section)) "path" }}
+{{- fail (printf "config.%s.path is given, and it is on the volume that persistence describes; leave it out" $section) }}
+{{- end }}
+{{- end }}
+{{- if hasKey (default dict $config.timeouts) "drain" }}
+{{- fail "config.timeouts.drain is given, and it is made from drain.sessionSeconds; set that" }}
+{{- end }}
+{{- if hasKey (default dict $config.timeouts) "drain_delay" }}
+{{- fail "config.timeouts.drain_delay is given, and it is made from drain.delaySeconds; set that" }}
+{{- end }}
+{{- if hasKey $config "reload" }}
+{{- fail "config.reload is given, and it is made from reload and reloadSeconds; set those" }}
+{{- end }}
+{{- if and $config.policy_folder .Values.plugins.inline }}
+{{- fail "config.policy_folder and plugins.inline are both given; there is one policy folder: mount the files there, or give them inline" }}
+{{- end }}
+{{- end }}
+
+{{- define "gatepost.checkTls" -}}
+{{- $tls := .Values.tls -}}
+{{- if and $tls.existingSecret $tls.certificate.enabled }}
+{{- fail (printf "tls.existingSecret is %s and tls.certificate.enabled is true; take the certificate from one of them" $tls.existingSecret) }}
+{{- end }}
+{{- if and $tls.certificate.enabled (not $tls.certificate.issuer.name) }}
+{{- fail "tls.certificate.enabled is true and tls.certificate.issuer.name is empty; say who issues it" }}
+{{- end }}
+{{- if and $tls.certificate.enabled (not $tls.certificate.dnsNames) }}
+{{- fail "tls.certificate.enabled is true and tls.certificate.dnsNames is empty; name the hosts that MX records lead to" }}
+{{- end }}
+{{- end }}
+
+{{- define "gatepost.checkQueue" -}}
+{{- $p := .Values.persistence -}}
+{{- $several := or (include "gatepost.scaled" .) (gt (int .Values.replicas) 1) -}}
+{{- if and (not $p.enabled) (not $p.acceptLoss) }}
+{{- fail "persistence.enabled is false and persistence.acceptLoss is false; without a claim accepted mail goes with the pod: set acceptLoss if that is meant" }}
+{{- end }}
+{{- if and (not $p.enabled) $p.existingClaim }}
+{{- fail (printf "persistence.existingClaim is %s and persistence.enabled is false; it would not be used" $p.existingClaim) }}
+{{- end }}
+{{- if and $p.existingClaim $several }}
+{{- fail (printf "persistence.existingClaim is %s and there may be more than one pod (replicas is %v, or an autoscaler is on); a queue belongs to one pod" $p.existingClaim .Values.replicas) }}
+{{- end }}
+{{- range $when, $what := $p.retention }}
+{{- if and (eq $what "Delete") (not $p.acceptLoss) }}
+{{- fail (printf "persistence.retention.%s is Delete and persistence.acceptLoss is false; queued mail would go with the claim" $when) }}
+{{- end }}
+{{- end }}
+{{- $needed := add (int .Values.drain.delaySeconds) (int .Values.drain.sessionSeconds) 35 -}}
+{{- if lt (int .Values.terminationGracePeriodSeconds) (int $needed) }}
+{{- fail (printf "terminationGracePeriodSeconds is %v, and drain.delaySeconds %v + drain.sessionSeconds %v + 35 s for attempts in flight and the spool are %v; the pod would be killed in the middle of it" .Values.terminationGracePeriodSeconds .Values.drain.delaySeconds .Values.drain.sessionSeconds $needed) }}
+{{- end }}
+{{- end }}
+
+{{- define "gatepost.checkScaling" -}}
+{{- $a := .Values.autoscaling -}}
+{{- $k := .Values.keda -}}
+{{- if and $a.enabled $k.enabled }}
+{{- fail "autoscaling.enabled and keda.enabled are both true; two autoscalers would fight over the number of pods" }}
+{{- end }}
+{{- if and $a.enabled (gt (int $a.minReplicas) (int $a.maxReplicas)) }}
+{{- fail (printf "autoscaling.minReplicas is %v and autoscaling.maxReplicas is %v" $a.minReplicas $a.maxReplicas) }}
+{{- end }}
+{{- if and $k.enabled (gt (int $k.minReplicas) (int $k.maxReplicas)) }}
+{{- fail (printf "keda.minReplicas is %v and keda.maxReplicas is %v" $k.minReplicas $k.maxReplicas) }}
+{{- end }}
+{{- if and $a.enabled (not (or $a.cpu $a.queueMessages $a.sessions)) }}
+{{- fail "autoscaling.enabled is true, and autoscaling.cpu, autoscaling.queueMessages and autoscaling.sessions are all 0; say by what to scale" }}
+{{- end }}
+{{- if and $a.enabled $a.cpu (not (dig "requests" "cpu" "" .Values.resources)) }}
+{{- fail (printf "autoscaling.cpu is %v percent of resources.requests.cpu, which is empty" $a.cpu) }}
+{{- end }}
+{{- if and $k.enabled (not $k.prometheus) }}
+{{- fail "keda.enabled is true and keda.prometheus is empty; say where Prometheus is" }}
+{{- end }}
+{{- if and $k.enabled (not (or $k.queueMessages $k.sessions)) }}
+{{- fail "keda.enabled is true, and keda.queueMessages and keda.sessions are both 0; say by what to scale" }}
+{{- end }}
+{{- end }}

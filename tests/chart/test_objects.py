@@ -1,0 +1,209 @@
+"""Rules that every rendering of the chart keeps: the restricted profile, references that lead somewhere, hot files."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import pytest
+
+from gateway.ops import metrics
+from tests.chart.helm import EXAMPLES, Document, configuration, is_hook, names, of_kind, only, pods, rendered
+from tests.house.test_docs import metrics_of
+
+pytestmark = pytest.mark.slow
+
+GIVEN = re.compile(r"^(rel-gatepost|rel-gate)")
+"""Names of what the release itself makes."""
+
+
+def containers(spec: Document) -> list[Document]:
+    return [*spec.get("initContainers", []), *spec["containers"]]
+
+
+def own(document_spec: Document) -> Iterator[Document]:
+    yield from (c for c in containers(document_spec) if c["name"] not in ("wait", "rspamd"))
+
+
+@pytest.mark.parametrize("file", EXAMPLES)
+def test_every_pod_keeps_the_restricted_profile(file: str) -> None:
+    found = pods(rendered(file))
+    assert found
+    for whose, spec, _ in found:
+        assert not spec.keys() & {"hostNetwork", "hostPID", "hostIPC"}, whose
+        assert spec["automountServiceAccountToken"] is False
+        context = spec["securityContext"]
+        assert context["runAsNonRoot"] is True and context["seccompProfile"] == {"type": "RuntimeDefault"}, whose
+        assert context.get("runAsUser") != 0
+        kinds = (
+            {kind for volume in spec["volumes"] for kind in volume if kind != "name"} if "volumes" in spec else set()
+        )
+        assert kinds <= {"configMap", "secret", "emptyDir", "persistentVolumeClaim"}, whose
+        for container in containers(spec):
+            context = container["securityContext"]
+            assert context["allowPrivilegeEscalation"] is False, container["name"]
+            assert context["capabilities"] == {"drop": ["ALL"]}, container["name"]
+            assert not container.get("securityContext", {}).get("privileged")
+            assert all("hostPort" not in port for port in container.get("ports", []))
+        for container in own(spec):
+            assert container["securityContext"]["readOnlyRootFilesystem"] is True, container["name"]
+            assert container["resources"]["requests"] and container["resources"]["limits"]["memory"]
+
+
+@pytest.mark.parametrize("file", EXAMPLES)
+def test_every_image_says_which_one_it_is(file: str) -> None:
+    for _, spec, _ in pods(rendered(file)):
+        for container in containers(spec):
+            assert re.search(r"(:[^:/@]+|@sha256:[0-9a-f]{64})$", container["image"]), container["image"]
+            assert not container["image"].endswith(":latest")
+
+
+@pytest.mark.parametrize("file", EXAMPLES)
+def test_selectors_services_and_references_lead_somewhere(file: str) -> None:
+    documents = rendered(file)
+    workload = only(documents, "StatefulSet")
+    labels = workload["spec"]["template"]["metadata"]["labels"]
+    ports = {port["name"] for port in workload["spec"]["template"]["spec"]["containers"][0]["ports"]}
+    assert workload["spec"]["selector"]["matchLabels"].items() <= labels.items()
+    assert labels["gatepost/traffic"] == "on" and "gatepost/traffic" not in workload["spec"]["selector"]["matchLabels"]
+    for service in of_kind(documents, "Service"):
+        assert service["spec"]["selector"].items() <= labels.items()
+        assert {port["targetPort"] for port in service["spec"]["ports"]} <= ports
+        # Who is switched off by hand gets no mail, and keeps its name and its metrics.
+        switched = service["spec"]["selector"].get("gatepost/traffic") == "on"
+        assert switched is not service["metadata"]["name"].endswith("-pods")
+    for kind in ("PodDisruptionBudget", "PodMonitor"):
+        for document in of_kind(documents, kind):
+            assert document["spec"]["selector"]["matchLabels"].items() <= labels.items()
+    for document in of_kind(documents, "ServiceMonitor"):
+        wanted = document["spec"]["selector"]["matchLabels"].items()
+        matching = [s for s in of_kind(documents, "Service") if wanted <= s["metadata"]["labels"].items()]
+        assert [s["metadata"]["name"] for s in matching] == [workload["spec"]["serviceName"]]
+    there = names(documents)
+    for kind in ("HorizontalPodAutoscaler", "ScaledObject"):
+        for document in of_kind(documents, kind):
+            target = document["spec"]["scaleTargetRef"]
+            assert (target["kind"], target["name"]) in there
+    assert len({(d["kind"], d["metadata"]["name"]) for d in documents}) == len(documents), "two objects of one name"
+    for whose, spec, pod_labels in pods(documents):
+        if whose.split()[0] != "StatefulSet":
+            assert not workload["spec"]["selector"]["matchLabels"].items() <= pod_labels.items(), f"{whose} gets mail"
+        references = list(referred(spec))
+        for kind, name in references:
+            # Secrets of certificates are made by cert-manager; others and claims are the operator's.
+            assert (kind, name) in there or not GIVEN.match(name) or name.endswith("-tls"), (whose, name)
+
+
+def referred(spec: Document) -> Iterator[tuple[str, str]]:
+    for volume in spec.get("volumes", []):
+        if "configMap" in volume:
+            yield "ConfigMap", volume["configMap"]["name"]
+        if "secret" in volume:
+            yield "Secret", volume["secret"]["secretName"]
+    if spec["serviceAccountName"] != "default":
+        yield "ServiceAccount", spec["serviceAccountName"]
+
+
+@pytest.mark.parametrize("file", EXAMPLES)
+def test_every_mount_has_its_volume_and_none_that_changes_is_a_sub_path(file: str) -> None:
+    for whose, spec, _ in pods(rendered(file)):
+        volumes = [volume["name"] for volume in spec.get("volumes", [])]
+        assert len(volumes) == len(set(volumes)), whose
+        claims = ["queue"] if whose.startswith("StatefulSet") else []
+        mounted = set()
+        for container in containers(spec):
+            paths = [mount["mountPath"] for mount in container.get("volumeMounts", [])]
+            assert len(paths) == len(set(paths)), f"{whose}: two mounts at one place"
+            for mount in container.get("volumeMounts", []):
+                assert mount["name"] in [*volumes, *claims], f"{whose} {container['name']}: {mount}"
+                assert "subPath" not in mount
+                mounted.add(mount["name"])
+        assert set(volumes) <= mounted | {"socket"}, f"{whose} has volumes that nobody uses"
+
+
+@pytest.mark.parametrize("file", EXAMPLES)
+def test_what_the_configuration_names_is_mounted(file: str) -> None:
+    documents = rendered(file)
+    config = configuration(documents)
+    for whose, spec, _ in pods(documents):
+        if whose.startswith("Pod "):
+            continue
+        paths = {mount["mountPath"] for container in spec["containers"] for mount in container.get("volumeMounts", [])}
+        if any("tls" in listener for listener in config["listeners"]):
+            assert "/etc/gatepost/tls" in paths, whose
+        if "policy_folder" in config and config["policy_folder"].startswith("/etc/gatepost"):
+            assert config["policy_folder"] in paths, whose
+
+
+def test_listeners_are_what_services_say() -> None:
+    listeners = {one["address"]: one for one in configuration(rendered("ci/everything-values.yaml"))["listeners"]}
+    assert set(listeners) == {f"{host}:252{n}" for host in ("0.0.0.0", "[::]") for n in (5, 6, 7)}
+    assert listeners["[::]:2527"] == {**listeners["0.0.0.0:2527"], "address": "[::]:2527"}
+    assert configuration(rendered("ci/everything-values.yaml"))["admin"]["health"] == "[::]:8080"
+    assert listeners["0.0.0.0:2527"]["proxy_protocol"] == {"trusted": ["10.0.0.0/8", "2001:db8::/32"]}
+    assert "proxy_protocol" not in listeners["0.0.0.0:2525"]
+    assert [listeners[f"0.0.0.0:252{n}"]["tls"]["mode"] for n in (5, 6, 7)] == ["starttls", "implicit", "starttls"]
+    assert listeners["0.0.0.0:2526"]["pipeline"] == "inside"
+    assert listeners["0.0.0.0:2526"]["xclient"] == {"trusted": ["10.9.0.0/24"]}
+    assert configuration(rendered("ci/everything-values.yaml"))["limits"]["sessions"] == 1_000_000
+
+
+def test_the_test_pod_asks_every_service_that_it_can_ask() -> None:
+    pod = only(rendered("ci/everything-values.yaml"), "Pod")
+    asked = [container["args"] for container in pod["spec"]["containers"]]
+    to = ["--to", "ben@example.org", "--send"]
+    assert asked == [
+        ["selftest", "--smtp", "rel-gate-mx:25", "--starttls", *to],
+        ["selftest", "--http", "http://rel-gate-pods:8080"],
+    ]
+    allowed = only(rendered("ci/everything-values.yaml"), "NetworkPolicy")["spec"]["ingress"]
+    peer = {"app.kubernetes.io/instance": "rel", "app.kubernetes.io/component": "test"}
+    for rule in allowed:
+        assert {"podSelector": {"matchLabels": peer}} in rule["from"]
+    assert peer.items() <= pod["metadata"]["labels"].items()
+
+
+def test_the_grace_period_holds_all_that_the_gateway_may_need() -> None:
+    from gateway.app import supervisor, worker
+    from gateway.sdk.options import parse_duration
+
+    for file in EXAMPLES:
+        timeouts = configuration(rendered(file))["timeouts"]
+        longest = parse_duration(timeouts["drain_delay"]) + parse_duration(timeouts["drain"]) + supervisor._DRAIN_MARGIN
+        # The admin server has 6 seconds after that.
+        spec = only(rendered(file), "StatefulSet")["spec"]["template"]["spec"]
+        assert spec["terminationGracePeriodSeconds"] >= longest + 6
+    assert worker._SETTLE_SECONDS < supervisor._DRAIN_MARGIN
+
+
+def test_a_claim_outlives_its_pod_and_its_release() -> None:
+    spec = only(rendered("examples/minimal.yaml"), "StatefulSet")["spec"]
+    assert spec["persistentVolumeClaimRetentionPolicy"] == {"whenDeleted": "Retain", "whenScaled": "Retain"}
+    (claim,) = spec["volumeClaimTemplates"]
+    assert claim["metadata"]["labels"] == spec["selector"]["matchLabels"], "labels that change break every upgrade"
+
+
+def test_autoscalers_use_metrics_that_the_gateway_has_and_take_no_pod_away() -> None:
+    known = metrics_of(vars(metrics).values())
+    hpa = only(rendered("ci/everything-values.yaml"), "HorizontalPodAutoscaler")["spec"]
+    assert {m["pods"]["metric"]["name"] for m in hpa["metrics"] if m["type"] == "Pods"} <= known.keys()
+    assert hpa["behavior"]["scaleDown"] == {"selectPolicy": "Disabled"}
+    keda = only(rendered("ci/keda-values.yaml"), "ScaledObject")["spec"]
+    behavior = keda["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]
+    assert behavior["scaleDown"] == {"selectPolicy": "Disabled"}
+    assert keda["minReplicaCount"] >= 1, "a gateway that is away takes no mail"
+    queries = [trigger["metadata"]["query"] for trigger in keda["triggers"]]
+    used = {name for query in queries for name in re.findall(r"gatepost_\w+", query)}
+    assert used == {"gatepost_queue_messages", "gatepost_sessions_open"} and used <= known.keys()
+
+
+def test_hooks_never_touch_what_the_release_keeps() -> None:
+    documents = rendered("ci/everything-values.yaml")
+    hooks = {(d["kind"], d["metadata"]["name"]) for d in documents if is_hook(d)}
+    assert ("Job", "rel-gate-check") in hooks and ("Pod", "rel-gate-selftest") in hooks
+    kept = {(d["kind"], d["metadata"]["name"]) for d in documents if not is_hook(d)}
+    assert not hooks & kept
+    job = only(documents, "Job")["spec"]["template"]["spec"]
+    for kind, name in referred(job):
+        if kind == "ConfigMap":
+            assert (kind, name) in hooks or not GIVEN.match(name), f"{name} is still the old one before an upgrade"

@@ -1,0 +1,196 @@
+"""Values that contradict each other are refused, with a message that names both."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.chart.helm import MAJORS, refusal, render
+
+pytestmark = pytest.mark.slow
+
+CERTIFICATE = {"enabled": True, "issuer": {"name": "le"}, "dnsNames": ["mx.example.org"]}
+
+CASES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
+    "PROXY without networks": (
+        {"services": {"mx": {"proxyProtocol": True}}},
+        ("services.mx.proxyProtocol is true", "services.mx.trustedNetworks is empty"),
+    ),
+    "networks without PROXY": (
+        {"services": {"mx": {"trustedNetworks": ["10.0.0.0/8"]}}},
+        ("services.mx.trustedNetworks", "services.mx.proxyProtocol is false"),
+    ),
+    "one port twice": (
+        {"services": {"in": {"targetPort": 2525}}},
+        ("services.mx.targetPort is 2525", "services.in"),
+    ),
+    "the probes' port": (
+        {"services": {"mx": {"targetPort": 8080}}},
+        ("services.mx.targetPort is 8080", "probes and metrics"),
+    ),
+    "no service": ({"services": {"mx": {"enabled": False}}}, ("no entry of services is enabled",)),
+    "a policy without nodes": (
+        {"services": {"mx": {"type": "ClusterIP", "externalTrafficPolicy": "Local"}}},
+        ("services.mx.externalTrafficPolicy is Local", "services.mx.type is ClusterIP"),
+    ),
+    "a node port without nodes": (
+        {"services": {"mx": {"type": "ClusterIP", "nodePort": 30025}}},
+        ("services.mx.nodePort is 30025", "services.mx.type is ClusterIP"),
+    ),
+    "ranges without a load balancer": (
+        {"services": {"mx": {"type": "NodePort", "loadBalancerSourceRanges": ["192.0.2.0/24"]}}},
+        ("services.mx.loadBalancerSourceRanges", "services.mx.type is NodePort"),
+    ),
+    "a class without a load balancer": (
+        {"services": {"mx": {"type": "NodePort", "loadBalancerClass": "x"}}},
+        ("services.mx.loadBalancerClass", "services.mx.type is NodePort"),
+    ),
+    "a family that nobody listens on": (
+        {"services": {"mx": {"ipFamilies": ["IPv6"]}}},
+        ("services.mx.ipFamilies has IPv6", "ipFamilies, what pods listen on, is IPv4"),
+    ),
+    "two families where one listens": (
+        {"services": {"mx": {"ipFamilyPolicy": "PreferDualStack"}}},
+        ("services.mx.ipFamilyPolicy is PreferDualStack", "ipFamilies, what pods listen on, is IPv4"),
+    ),
+    "TLS without a certificate": (
+        {"services": {"mx": {"tls": "implicit"}}},
+        ("services.mx.tls is implicit", "tls.existingSecret is empty", "tls.certificate.enabled is false"),
+    ),
+    "a pipeline that is not there": (
+        {"services": {"mx": {"pipeline": "strict"}}, "config": {"pipelines": {"lax": []}}},
+        ("services.mx.pipeline is strict", "config.pipelines"),
+    ),
+    "relaying for hidden clients": (
+        {
+            "services": {"mx": {"externalTrafficPolicy": "Cluster"}},
+            "config": {"relay_from": ["10.0.0.0/8"]},
+        },
+        ("config.relay_from", "services.mx.externalTrafficPolicy is Cluster", "services.mx.proxyProtocol is false"),
+    ),
+    "listeners twice": ({"config": {"listeners": []}}, ("config.listeners", "services")),
+    "the admin side": ({"config": {"admin": {"address": "0.0.0.0:1"}}}, ("config.admin",)),
+    "another spool": ({"config": {"spool": {"path": "/x"}}}, ("config.spool.path", "persistence")),
+    "another state": ({"config": {"state": {"path": "/x"}}}, ("config.state.path", "persistence")),
+    "two drains": ({"config": {"timeouts": {"drain": "1m"}}}, ("config.timeouts.drain", "drain.sessionSeconds")),
+    "two delays": (
+        {"config": {"timeouts": {"drain_delay": "1m"}}},
+        ("config.timeouts.drain_delay", "drain.delaySeconds"),
+    ),
+    "two watches": ({"config": {"reload": {"watch": "1m"}}}, ("config.reload", "reloadSeconds")),
+    "two policy folders": (
+        {"config": {"policy_folder": "/x"}, "plugins": {"inline": {"a.py": ""}}},
+        ("config.policy_folder", "plugins.inline"),
+    ),
+    "two certificates": (
+        {"tls": {"existingSecret": "a", "certificate": CERTIFICATE}},
+        ("tls.existingSecret is a", "tls.certificate.enabled is true"),
+    ),
+    "a certificate of nobody": (
+        {"tls": {"certificate": {**CERTIFICATE, "issuer": {"name": ""}}}},
+        ("tls.certificate.enabled is true", "tls.certificate.issuer.name is empty"),
+    ),
+    "a certificate for nobody": (
+        {"tls": {"certificate": {**CERTIFICATE, "dnsNames": []}}},
+        ("tls.certificate.enabled is true", "tls.certificate.dnsNames is empty"),
+    ),
+    "a queue that is lost": (
+        {"persistence": {"enabled": False}},
+        ("persistence.enabled is false", "persistence.acceptLoss is false"),
+    ),
+    "a claim that is not used": (
+        {"persistence": {"enabled": False, "acceptLoss": True, "existingClaim": "q"}, "replicas": 1},
+        ("persistence.existingClaim is q", "persistence.enabled is false"),
+    ),
+    "a claim for several": (
+        {"persistence": {"existingClaim": "q"}},
+        ("persistence.existingClaim is q", "replicas is 2"),
+    ),
+    "a claim for an autoscaler": (
+        {"persistence": {"existingClaim": "q"}, "replicas": 1, "autoscaling": {"enabled": True}},
+        ("persistence.existingClaim is q", "autoscaler"),
+    ),
+    "claims that go with their pods": (
+        {"persistence": {"retention": {"whenScaled": "Delete"}}},
+        ("persistence.retention.whenScaled is Delete", "persistence.acceptLoss is false"),
+    ),
+    "too little time": (
+        {"drain": {"delaySeconds": 20, "sessionSeconds": 90}},
+        ("terminationGracePeriodSeconds is 120", "drain.delaySeconds 20", "drain.sessionSeconds 90"),
+    ),
+    "two autoscalers": (
+        {"autoscaling": {"enabled": True}, "keda": {"enabled": True, "prometheus": "http://p"}},
+        ("autoscaling.enabled", "keda.enabled"),
+    ),
+    "more at least than at most": (
+        {"autoscaling": {"enabled": True, "minReplicas": 9}},
+        ("autoscaling.minReplicas is 9", "autoscaling.maxReplicas is 6"),
+    ),
+    "more at least than at most, for KEDA": (
+        {"keda": {"enabled": True, "prometheus": "http://p", "minReplicas": 9}},
+        ("keda.minReplicas is 9", "keda.maxReplicas is 6"),
+    ),
+    "scaling by nothing": (
+        {"autoscaling": {"enabled": True, "cpu": 0}},
+        ("autoscaling.enabled is true", "autoscaling.cpu", "autoscaling.sessions"),
+    ),
+    "scaling by a share of nothing": (
+        {"autoscaling": {"enabled": True}, "resources": {"requests": {"cpu": None}}},
+        ("autoscaling.cpu is 80", "resources.requests.cpu"),
+    ),
+    "KEDA without Prometheus": ({"keda": {"enabled": True}}, ("keda.enabled is true", "keda.prometheus is empty")),
+    "KEDA by nothing": (
+        {"keda": {"enabled": True, "prometheus": "http://p", "queueMessages": 0, "sessions": 0}},
+        ("keda.enabled is true", "keda.queueMessages", "keda.sessions"),
+    ),
+    "latest": ({"image": {"tag": "latest"}}, ("image.tag is latest", "image.digest")),
+    "two monitors": (
+        {"monitoring": {"podMonitor": {"enabled": True}, "serviceMonitor": {"enabled": True}}},
+        ("monitoring.podMonitor.enabled", "monitoring.serviceMonitor.enabled"),
+    ),
+    "a message to nobody": ({"test": {"send": True}}, ("test.send is true", "test.recipient is empty")),
+    "wheels from nowhere": (
+        {"plugins": {"wheels": {"requirements": "a==1"}}},
+        ("plugins.wheels.requirements", "plugins.wheels.source"),
+    ),
+    "wheels for nothing": (
+        {"plugins": {"wheels": {"source": {"emptyDir": {}}}}},
+        ("plugins.wheels.source", "plugins.wheels.requirements"),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_values_that_contradict_each_other_are_refused_by_name(case: str) -> None:
+    values, said = CASES[case]
+    message = refusal(values)
+    for part in said:
+        assert part in message
+
+
+def test_helm_3_says_the_same() -> None:
+    values, said = CASES["too little time"]
+    assert all(part in refusal(values, major=MAJORS[0]) for part in said)
+
+
+def test_every_guard_has_a_case() -> None:
+    from tests.chart.helm import CHART
+
+    guards = (CHART / "templates/_checks.tpl").read_text().count("fail ")
+    # Four guards have two cases each: paths, ports, what only load balancers have, and claims for several pods.
+    assert guards + 4 == len(CASES), "a guard without a case, or a case without one"
+
+
+def test_what_comes_close_is_rendered() -> None:
+    proxied = {"proxyProtocol": True, "trustedNetworks": ["10.0.0.0/8"], "externalTrafficPolicy": "Cluster"}
+    for values in (
+        {"services": {"mx": {"externalTrafficPolicy": "Cluster"}}},
+        {"services": {"mx": proxied}, "config": {"relay_from": ["192.0.2.0/24"]}},
+        {"persistence": {"enabled": False, "acceptLoss": True}},
+        {"persistence": {"existingClaim": "q"}, "replicas": 1},
+        {"persistence": {"retention": {"whenScaled": "Delete"}, "acceptLoss": True}},
+        {"drain": {"delaySeconds": 20, "sessionSeconds": 65}},
+        {"config": {"spool": {"keep_records": "1d"}, "timeouts": {"command": "1m"}, "policy_folder": "/etc/policies"}},
+    ):  # fmt: skip
+        assert render(values)

@@ -1,0 +1,250 @@
+"""What the chart makes is what Kubernetes, the operators and the gateway itself take, by either Helm."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+import subprocess
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+
+from gateway.config import parse
+from tests.chart import files
+from tests.chart.helm import (
+    CHART,
+    EXAMPLES,
+    MAJORS,
+    Document,
+    configuration,
+    helm,
+    is_hook,
+    names,
+    of_kind,
+    only,
+    render,
+    rendered,
+)
+from tests.chart.kubernetes import VERSIONS, validate
+from tests.support.servers import Certificate as MadeCertificate
+from tests.support.servers import make_certificate
+
+pytestmark = pytest.mark.slow
+
+CUSTOM = ("Certificate", "PodMonitor", "PrometheusRule", "ScaledObject", "ServiceMonitor")
+"""What operators take; tests/chart/full_custom.py looks at these."""
+FOREIGN = ("IngressRouteTCP",)
+"""Custom resources of examples, for which there is no model."""
+
+
+@pytest.mark.parametrize("major", MAJORS)
+def test_helm_finds_nothing_to_complain_of(major: int) -> None:
+    result = helm("lint", "--strict", str(CHART), major=major)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+@pytest.mark.parametrize("file", EXAMPLES)
+def test_both_helms_make_the_same_of_every_example(file: str) -> None:
+    three, four = (sorted(rendered(file, major=major), key=json.dumps) for major in MAJORS)
+    assert three == four
+
+
+@pytest.mark.parametrize("file", EXAMPLES)
+def test_kubernetes_takes_every_object_of_every_example(file: str) -> None:
+    for document in rendered(file):
+        if document["kind"] in CUSTOM or document["kind"] in FOREIGN:
+            continue
+        for version in VERSIONS:
+            validate(document, version)
+
+
+def test_what_kubernetes_would_not_take_is_seen() -> None:
+    document = copy.deepcopy(only(rendered("examples/minimal.yaml"), "StatefulSet"))
+    document["spec"]["template"]["spec"]["terminationGracePeriodSecond"] = 1
+    with pytest.raises(jsonschema.ValidationError, match="terminationGracePeriodSecond"):
+        validate(document, VERSIONS[0])
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> MadeCertificate:
+    return make_certificate(tmp_path_factory.mktemp("certificate"))
+
+
+@pytest.mark.parametrize("file", EXAMPLES)
+def test_the_gateway_takes_the_configuration_of_every_example(file: str, certificate: MadeCertificate) -> None:
+    (text,) = (
+        d["data"]["gatepost.yaml"]
+        for d in of_kind(rendered(file), "ConfigMap")
+        if "gatepost.yaml" in d["data"] and not is_hook(d)
+    )
+    text = text.replace("/etc/gatepost/tls/tls.crt", str(certificate.certificate))
+    text = text.replace("/etc/gatepost/tls/tls.key", str(certificate.key))
+    config = parse(text.encode(), "/etc/gatepost/config/gatepost.yaml")
+    assert config.admin.health is not None and config.admin.address.ip.is_loopback
+    assert config.spool.path.startswith("/var/lib/gatepost/") and config.state.path.startswith("/var/lib/gatepost/")
+
+
+def test_the_notes_say_what_is_risky() -> None:
+    values = {
+        "config": {"pipeline": [{"greylist": {}}], "relay_from": ["192.0.2.0/24"]},
+        "services": {
+            "other": {"type": "NodePort", "externalTrafficPolicy": "Cluster", "targetPort": 2600, "proxyProtocol": True,
+                      "trustedNetworks": ["10.0.0.0/8"]},
+        },
+        "autoscaling": {"enabled": True},
+    }  # fmt: skip
+    notes = helm("install", "rel", str(CHART), "--dry-run=client", values=values).stdout
+    notes = notes.partition("NOTES:")[2]
+    for said in (
+        "config.domains is empty", "config.hostname is empty", "There is no certificate", "has greylist, and each pod",
+        "services.other wants a PROXY header from 10.0.0.0/8", "192.0.2.0/24 may send to any domain",
+        "takes none away",
+    ):  # fmt: skip
+        assert said in notes, said
+    quiet = helm("install", "rel", str(CHART), "--dry-run=client", "-f", str(CHART / "examples/minimal.yaml"))
+    assert "Mind" not in quiet.stdout and "Next steps" in quiet.stdout
+
+
+@pytest.mark.parametrize("major", MAJORS)
+def test_it_can_be_a_part_of_another_chart(major: int, tmp_path: Path) -> None:
+    (tmp_path / "Chart.yaml").write_text(
+        "apiVersion: v2\nname: umbrella\nversion: 1.0.0\ndependencies:\n"
+        f"  - {{name: gatepost, version: '*', repository: 'file://{CHART}', condition: gatepost.enabled}}\n"
+    )
+    (tmp_path / "values.yaml").write_text(
+        "global: {somethingElse: {a: 1}, imageRegistry: registry.example.org}\ngatepost: {enabled: true}\n"
+    )
+    built = subprocess.run(
+        [str(Path(__file__).parents[2] / f".venv/tools/helm{major}"), "dependency", "build", str(tmp_path)],
+        capture_output=True, text=True, timeout=60, env={"PATH": "/usr/bin:/bin", "HOME": str(tmp_path)},
+    )  # fmt: skip
+    assert built.returncode == 0, built.stderr
+    made = helm("template", "rel", str(tmp_path), major=major)
+    assert made.returncode == 0, made.stderr
+    assert "image: registry.example.org/gatepost:" in made.stdout
+    off = helm("template", "rel", str(tmp_path), "--set", "gatepost.enabled=false", major=major)
+    assert off.returncode == 0 and "kind: StatefulSet" not in off.stdout
+
+
+def test_the_values_that_the_page_shows_are_good_ones() -> None:
+    page = (CHART.parents[1] / "docs/kubernetes.md").read_text()
+    (shown,) = re.findall(r"(?s)```yaml\n(.*?)```", page)
+    assert configuration(render(yaml.safe_load(shown)))["hostname"] == "mx.example.org"
+
+
+def test_the_package_has_the_chart_and_not_its_examples(tmp_path: Path) -> None:
+    packed = helm("package", str(CHART), "--destination", str(tmp_path))
+    assert packed.returncode == 0, packed.stderr
+    (package,) = tmp_path.glob("gatepost-*.tgz")
+    with tarfile.open(package) as archive:
+        held = {name.removeprefix("gatepost/") for name in archive.getnames()}
+    assert {"Chart.yaml", "values.yaml", "values.schema.json", "README.md", "files/alerts.yaml"} <= held
+    assert not any(name.startswith(("examples/", "ci/")) for name in held)
+    for major in MAJORS:
+        assert (
+            helm("template", "rel", str(package), major=major).stdout
+            == helm("template", "rel", str(CHART), major=major).stdout
+        )
+
+
+# --- schema and README ------------------------------------------------------------------------------------------------
+
+
+def test_the_schema_and_the_readme_are_made_from_the_models() -> None:
+    assert files.SCHEMA.read_text() == files.written_schema(), "run make chart-files"
+    assert files.README.read_text() == files.written_readme(), "run make chart-files"
+
+
+def test_every_default_stands_in_the_schema_and_every_key_of_it_has_a_default() -> None:
+    schema, defaults = files.schema(), yaml.safe_load((CHART / "values.yaml").read_text())
+    jsonschema.Draft7Validator.check_schema(schema)
+    jsonschema.Draft7Validator(schema).validate(defaults)
+    lacking = {path for path in undefaulted(schema, schema, defaults) if not path.startswith("services.mx.")}
+    assert lacking == {"enabled"}
+
+
+def undefaulted(whole: Document, node: Document, values: Any, path: str = "") -> set[str]:
+    """Keys of the schema that values.yaml does not have, `config` aside."""
+    found = set()
+    for key, part in node.get("properties", {}).items():
+        part = whole["$defs"][part["$ref"].rpartition("/")[2]] if "$ref" in part else part
+        if key not in values:
+            found.add(path + key)
+        elif path + key not in ("config", "resources"):
+            found |= undefaulted(whole, part, values[key], f"{path}{key}.")
+    return found
+
+
+@pytest.mark.parametrize("major", MAJORS)
+def test_the_schema_refuses_what_is_misspelt_or_of_another_type(major: int) -> None:
+    result = helm(
+        "template", "rel", str(CHART), major=major,
+        values={
+            "replicas": "three",
+            "tsl": {},
+            "persistence": {"accessModes": ["ReadWriteMany"]},
+            "services": {"mx": {"targetPort": 25}, "Upper": {"targetPort": 2600}, "other": {}},
+            "config": {"limits": {"session": 5}, "domains": {"example.org": {"next_hops": "mx"}}},
+            "plugins": {"inline": {"../x.py": ""}},
+        },
+    )  # fmt: skip
+    assert result.returncode != 0
+    for where in ("replicas", "tsl", "accessModes", "targetPort", "Upper", "session", "next_hops", "../x.py"):
+        assert where in result.stderr, where
+
+
+def test_the_charts_version_is_the_gateways() -> None:
+    from importlib.metadata import version
+
+    assert yaml.safe_load((CHART / "Chart.yaml").read_text())["appVersion"] == version("gatepost")
+
+
+# --- what upgrades live by --------------------------------------------------------------------------------------------
+
+
+def test_an_upgrade_never_changes_what_cannot_be_changed() -> None:
+    before = only(rendered("examples/minimal.yaml"), "StatefulSet")["spec"]
+    values = {
+        "replicas": 5, "labels": {"a": "b"}, "podLabels": {"c": "d"}, "image": {"tag": "9.9.9"}, "reload": "rolling",
+        "services": {"more": {"targetPort": 2600}}, "tls": {"existingSecret": "other"},
+    }  # fmt: skip
+    after = only(render(values), "StatefulSet")["spec"]
+    for key in ("selector", "serviceName", "podManagementPolicy", "volumeClaimTemplates"):
+        assert before[key] == after[key], key
+
+
+def test_rendering_twice_gives_the_same() -> None:
+    assert helm("template", "rel", str(CHART)).stdout == helm("template", "rel", str(CHART)).stdout
+
+
+def test_pods_restart_for_what_is_bound_to_the_start_and_for_all_only_when_rolling() -> None:
+    def fingerprint(**values: Any) -> str:
+        template = only(render(values), "StatefulSet")["spec"]["template"]
+        found: str = template["metadata"]["annotations"]["gatepost/config"]
+        return found
+
+    policy, workers = {"pipeline": ["spf"]}, {"workers": 3}
+    hot = fingerprint()
+    assert fingerprint(config=policy) == hot
+    assert fingerprint(plugins={"inline": {"own.py": "pass"}}) == hot
+    assert len({hot, fingerprint(config=workers), fingerprint(services={"more": {"targetPort": 2600}})}) == 3
+    rolling = fingerprint(reload="rolling")
+    assert len({rolling, fingerprint(reload="rolling", config=policy)}) == 2
+    assert configuration(render({}))["reload"] == {"watch": "10s"}
+    assert "reload" not in configuration(render({"reload": "rolling"}))
+
+
+def test_the_number_of_pods_is_left_to_an_autoscaler() -> None:
+    assert only(render({"replicas": 3}), "StatefulSet")["spec"]["replicas"] == 3
+    for values in ({"autoscaling": {"enabled": True}}, {"keda": {"enabled": True, "prometheus": "http://p:9090"}}):
+        assert "replicas" not in only(render(values), "StatefulSet")["spec"]
+
+
+def test_one_pod_has_no_budget_and_several_have() -> None:
+    assert ("PodDisruptionBudget", "rel-gatepost") in names(render({"replicas": 2}))
+    assert not of_kind(render({"replicas": 1}), "PodDisruptionBudget")
