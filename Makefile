@@ -91,7 +91,7 @@ day: setup-test
 	$(PY) -m tests.traffic.check $(ARGS)
 
 UV := $(shell command -v uv 2>/dev/null || echo .venv/bin/uv)
-COMPILE = $(UV) pip compile pyproject.toml --extra geoip --extra ldap --extra milter --extra setup --universal --python-version 3.11 \
+COMPILE = $(UV) pip compile pyproject.toml --extra geoip --extra ldap --extra milter --extra redis --extra setup --universal --python-version 3.11 \
 	--generate-hashes --no-emit-index-url --no-header -q
 
 lock:

@@ -227,6 +227,27 @@ def test_without_the_package_ldap_says_what_to_install(tmp_path: Path, monkeypat
     assert any("needs the package ldap3: install gatepost[ldap]" in problem for problem in found)
 
 
+def test_redis_is_read_with_its_files_and_shown_without_its_password(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "secret").write_text("hush\n")
+    given = "{url: 'redis://gate@Redis.example/2', password_file: secret, timeout: 300ms, fallback: none}"
+    config = good(tmp_path, LISTEN + f"state: {{path: here, redis: {given}}}\n")
+    assert config.state.redis is not None
+    options = config.state.redis.options()
+    assert (str(options.server), options.server.user) == ("redis://redis.example:6379/2", "gate")
+    assert (options.timeout, options.prefix, options.connections) == (0.3, "gatepost", 8)
+    assert config.state.redis.fallback == "none"
+    assert options.password_file == str(tmp_path / "secret")
+    assert "hush" not in repr(config) + repr(options)
+    (tmp_path / "secret").write_text("\n")
+    (found,) = problems(tmp_path, LISTEN + f"state: {{redis: {given}}}\n")
+    assert "state.redis.password_file: the first line is empty" in found
+    monkeypatch.setitem(sys.modules, "redis", None)
+    (found,) = problems(tmp_path, LISTEN + f"state: {{redis: {given}}}\n")
+    assert "state.redis: needs the package redis: install gatepost[redis]" in found
+
+
 def test_a_bad_line_in_a_list_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "people").write_text("anna\nben@a.example\n")
     text = LISTEN + "domains:\n  a.example:\n    next_hop: discard\n    recipients: {list_file: people}"
@@ -269,9 +290,28 @@ def test_a_bad_line_in_a_list_file_is_named(tmp_path: Path) -> None:
             "spool: {postgres: 'postgresql://db'}\n",
             "gatepost.yaml:2: spool.postgres: the PostgreSQL spool is not built yet; give spool.path",
         ),
+        ("state: {redis: 'redis://db'}\n", "gatepost.yaml:2: state.redis: must be a mapping of keys to values"),
         (
-            "state: {redis: 'redis://db'}\n",
-            "gatepost.yaml:2: state.redis: the Redis state store is not built yet; give state.path",
+            "state: {redis: {url: 'http://db'}}\n",
+            "gatepost.yaml:2: state.redis.url: "
+            "is no URL of a Redis server; write redis://HOST:PORT/DATABASE, or rediss:// for TLS",
+        ),
+        (
+            "state: {redis: {url: 'redis://gate:tOpSecret@db'}}\n",
+            "gatepost.yaml:2: state.redis.url: "
+            "has a password in it; write redis://USER@HOST and put the password into password_file",
+        ),
+        (
+            "state: {redis: {url: 'redis://gate@db'}}\n",
+            "gatepost.yaml:2: state.redis.url: names a user; give password_file or password_env, too",
+        ),
+        (
+            "state: {redis: {url: 'redis://db', tls_certificate: gatepost.yaml}}\n",
+            "gatepost.yaml:2: state.redis.tls_certificate: needs tls_key, too",
+        ),
+        (
+            "state: {redis: {url: 'redis://db', password_env: GATEPOST_NO_SUCH_VARIABLE}}\n",
+            "gatepost.yaml:2: state.redis.password_env: the environment variable GATEPOST_NO_SUCH_VARIABLE is not set",
         ),
         (
             "domains: {a.example: {next_hop: discard, pipeline: nosuch}}\n",

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from gateway.app.tlsreports import LEASE, WAIT, ReportOptions, TlsReports
+from gateway.sdk.services import StateError
 from gateway.sdk.testing import FakeDns, FakeOutbox, FakeState, ManualClock
 from gateway.transport.rule import Applied, Failure
 from gateway.transport.tlsresults import DAY, Results, Session
@@ -67,6 +68,20 @@ def test_a_domain_that_asks_for_it_gets_its_report_once():
         }
         scene.clock.advance(LEASE + 1)
         assert await scene.reports.report() == 0
+
+    asyncio.run(main())
+
+
+def test_while_only_a_stand_in_answers_for_the_shared_store_there_is_no_report(monkeypatch):
+    async def main() -> None:
+        away = FakeState(ManualClock())
+        away.broken = True
+        with monkeypatch.context() as patched:
+            patched.setattr(FakeState, "exact", property(lambda self: away))
+            scene = await Scene().a_day()
+            with pytest.raises(StateError):
+                await scene.reports.report()
+        assert scene.outbox.sent == []
 
     asyncio.run(main())
 

@@ -35,7 +35,7 @@ install_packages() {
     fi
     fresh=""
     for service in postfix dovecot-core unbound knot haproxy opendkim opendmarc postgrey slapd rbldnsd rspamd clamav-daemon \
-        clamav-milter spamd spamass-milter policyd-rate-limit policyd-weight postsrsd prometheus podman; do
+        clamav-milter spamd spamass-milter policyd-rate-limit policyd-weight postsrsd prometheus podman redis-server; do
         case " $* " in *" $service "*) fresh="$fresh ${service%-core}" ;; esac
     done
     # Package scripts ask policy-rc.d before they start a service; 101 means "not allowed".
@@ -100,7 +100,7 @@ missing_servers() {
         policyd-spf:postfix-policyd-spf-python policyd-rate-limit:policyd-rate-limit policyd-weight:policyd-weight \
         rspamd:rspamd clamd:clamav-daemon clamav-milter:clamav-milter clamdscan:clamdscan spamd:spamd spamc:spamc \
         spamassassin:spamassassin spamass-milter:spamass-milter miltertest:miltertest slapd:slapd ldapsearch:ldap-utils xmllint:libxml2-utils \
-        procmail:procmail maildrop:maildrop s-nail:s-nail srs:srs postsrsd:postsrsd promtool:prometheus; do
+        procmail:procmail maildrop:maildrop s-nail:s-nail srs:srs postsrsd:postsrsd promtool:prometheus redis-server:redis-server; do
         command -v "${pair%%:*}" >/dev/null || echo "${pair#*:}"
     done
     # swaks speaks TLS through it.

@@ -14,7 +14,6 @@ import socket
 import sys
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final, Protocol
 
 import uvloop
@@ -22,6 +21,7 @@ import uvloop
 from gateway.app import wiring
 from gateway.app.keeping import FIXED_FOR_GUESTS, keep
 from gateway.app.renewal import Bench, Renewal
+from gateway.app.sharing import make_state
 from gateway.app.worker import CANNOT_START
 from gateway.config import Config, ConfigError, parse
 from gateway.guest import actions, delegate, dialogue
@@ -36,7 +36,6 @@ from gateway.sdk.endpoint import Endpoint
 from gateway.sdk.services import StateError
 from gateway.sdk.stage import Stage
 from gateway.services.clock import SystemClock
-from gateway.services.state import SqliteState
 from gateway.services.tasks import Tasks
 from gateway.smtp.options import Networks
 from gateway.spool.spool import SpoolError
@@ -101,7 +100,7 @@ class GuestWorker:
         loop.add_signal_handler(signal.SIGTERM, self._stop.set)
         loop.add_signal_handler(signal.SIGINT, self._stop.set)
         self._slot.set_state(WorkerState.RECOVERING)
-        self._state = SqliteState(Path(self._config.state.path), self._clock)
+        self._state = make_state(self._config, self._clock)
         try:
             self._records = await SqliteSpool.open_guest(self._config.spool.options())
             await self._state.start()

@@ -58,7 +58,8 @@ class TlsReports:
     ) -> None:
         self._options = options
         self._dns = dns
-        self._state = state
+        # Of all replicas one reports, and only while it sees what all of them have counted.
+        self._state = state.exact
         self._clock = clock
         self._outbox = outbox
         self._post = post

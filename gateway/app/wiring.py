@@ -27,7 +27,7 @@ from gateway.queue.retry import RetryOptions
 from gateway.queue.returnpath import Rewriting
 from gateway.queue.settler import BounceOptions, Double
 from gateway.sdk.files import WatchedFile
-from gateway.sdk.services import Clock, Dns, Lines, NoLines, NoOutbox, Outbox, RecipientRule, Services, Store
+from gateway.sdk.services import Clock, Dns, Lines, NoLines, NoOutbox, Outbox, RecipientRule, Services, State, Store
 from gateway.services.clock import SystemClock
 from gateway.services.dns import Resolver
 from gateway.services.ldap import LdapStore
@@ -158,7 +158,7 @@ Build = Callable[[Config, Foundations], dict[str, Pipeline]]
 
 def make_parts(
     config: Config,
-    state: SqliteState,
+    state: State,
     clock: Clock,
     lines: Lines | None = None,
     outbox: Outbox | None = None,

@@ -26,6 +26,7 @@ from gateway.app.destinations import hasten, hop_of
 from gateway.app.keeping import FIXED, keep
 from gateway.app.outbox import SpoolOutbox
 from gateway.app.renewal import Bench, Renewal
+from gateway.app.sharing import make_state
 from gateway.config import Config, ConfigError, parse
 from gateway.mail.session import IPAddress
 from gateway.ops import log
@@ -36,7 +37,6 @@ from gateway.queue.quarantine import Keeper
 from gateway.queue.scheduler import Scheduler
 from gateway.sdk.services import StateError
 from gateway.services.clock import SystemClock
-from gateway.services.state import SqliteState
 from gateway.services.tasks import Tasks
 from gateway.services.tenancy import Tenancy
 from gateway.smtp.lines import OpenLines
@@ -116,7 +116,7 @@ class Worker:
         config = self._config
         self._slot.set_state(WorkerState.RECOVERING)
         self._sockets = sockets
-        self._state = SqliteState(Path(config.state.path), self._clock)
+        self._state = make_state(config, self._clock)
         try:
             self._spool = await SqliteSpool.open(
                 config.spool.options(), worker=self._index, workers=config.workers, on_step=self._on_step

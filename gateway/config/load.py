@@ -20,7 +20,6 @@ from gateway.sdk.deprecation import NOTICES, Notices
 # Keys of the plan that this version does not have: they deserve better than "unknown key".
 _NOT_BUILT: Final[dict[Path, str]] = {
     ("spool", "postgres"): "the PostgreSQL spool is not built yet; give spool.path",
-    ("state", "redis"): "the Redis state store is not built yet; give state.path",
 }
 
 DIGEST: Final = 12

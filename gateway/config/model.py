@@ -24,6 +24,7 @@ from gateway.config.operations import Admin, Log, ReloadOptions
 from gateway.config.outbound import OutboundTls
 from gateway.config.problems import Path, Problem, dotted
 from gateway.config.routes import Domain, Routes
+from gateway.config.state import StateStore
 from gateway.config.transports import TransportEntry, TransportName
 from gateway.config.values import (
     Cidr,
@@ -151,13 +152,6 @@ class Spool(Section):
     def key_file(self) -> str:
         """Where the redaction key is."""
         return self.redact_key_file or os.path.join(self.path, "redact.key")
-
-
-class StateStore(Section):
-    """Small shared state: rates, verified recipients, greylist."""
-
-    path: FilePath = "./var/state"
-    """Directory; made when it is missing."""
 
 
 class DnsOptions(Section):

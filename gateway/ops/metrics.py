@@ -143,6 +143,15 @@ DNS_LOOKUPS = Counter(
     "gatepost_dns_lookups", "Questions asked by Gatepost, by type, result and cache.", ["rdtype", "result"]
 )
 DNS_SECONDS = Histogram("gatepost_dns_seconds", "Time of DNS questions that went to the network.", buckets=_FAST)
+STATE_DOWN = Gauge("gatepost_state_down", "1 while the shared state store counts as down.", multiprocess_mode="livemax")
+STATE_CALLS = Counter("gatepost_state_calls", "Calls of the shared state store, by what came of them.", ["result"])
+STATE_SECONDS = Histogram("gatepost_state_seconds", "Time of a call of the shared state store.", buckets=_FAST)
+STATE_STAND_IN = Counter("gatepost_state_stand_in", "Calls that this replica's own store answered in its place.")
+STATE_SETTLED = Counter(
+    "gatepost_state_settled",
+    "What was learned while the shared store was down, by what became of it.",
+    ["outcome"],
+)
 CONFIG_GENERATION = Gauge(
     "gatepost_config_generation",
     "Number of the configuration that a worker gives to sessions which begin.",

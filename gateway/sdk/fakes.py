@@ -21,6 +21,7 @@ from gateway.sdk.services import (
     OutboxError,
     RecipientRule,
     Record,
+    State,
     StateError,
     Store,
     Taken,
@@ -156,6 +157,10 @@ class FakeState:
             raise ValueError("a value has at most 65536 octets")
         if ttl <= 0:
             raise ValueError("a time to live is over 0 seconds")
+
+    @property
+    def exact(self) -> State:
+        return self
 
     async def get(self, key: str) -> bytes | None:
         """The value, or None when there is none or its time is over."""

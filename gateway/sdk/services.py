@@ -96,6 +96,13 @@ class State(Protocol):
     Keys are text of at most 512 characters, values at most 64 KiB. Every call may raise `StateError`.
     """
 
+    @property
+    def exact(self) -> State:
+        """The same store without its stand-in: where replicas share a store that is down, a stand-in of this replica's
+        own may answer for it, and this does not. For claims that only one of all may have, such as on a daily report.
+        """
+        ...
+
     async def get(self, key: str) -> bytes | None:
         """The value, or None when there is none or its time is over."""
         ...

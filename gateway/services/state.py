@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from gateway.sdk.services import Clock, StateError, Taken
+from gateway.sdk.services import Clock, State, StateError, Taken
 
 KEY_CHARACTERS: Final = 512
 VALUE_OCTETS: Final = 65_536
@@ -78,6 +78,21 @@ def check_member(key: str, member: str, ttl: float) -> None:
         raise ValueError("a time to live is over 0 seconds")
 
 
+def check_value(key: str, value: bytes, ttl: float) -> None:
+    """Raise ValueError for what cannot be stored."""
+    check_key(key)
+    if len(value) > VALUE_OCTETS:
+        raise ValueError(f"a value has at most {VALUE_OCTETS} octets")
+    if ttl <= 0:
+        raise ValueError("a time to live is over 0 seconds")
+
+
+def check_bucket(capacity: float, per_second: float, cost: float) -> None:
+    """Raise ValueError for a bucket that cannot be."""
+    if capacity <= 0 or per_second <= 0 or cost < 0:
+        raise ValueError("a bucket needs a capacity and a rate over 0, and costs are not negative")
+
+
 def refill(tokens: float, updated: float, now: float, capacity: float, per_second: float) -> float:
     """Tokens in a bucket that held `tokens` at `updated`. A clock that went back refills nothing."""
     return min(capacity, tokens + max(0.0, now - updated) * per_second)
@@ -114,6 +129,10 @@ class SqliteState:
         self._calls.put(None)
         thread.join()
 
+    @property
+    def exact(self) -> State:
+        return self
+
     async def get(self, key: str) -> bytes | None:
         """The value, or None when there is none or its time is over."""
         check_key(key)
@@ -121,12 +140,12 @@ class SqliteState:
 
     async def put(self, key: str, value: bytes, ttl: float) -> None:
         """Store for `ttl` seconds."""
-        _check(key, value, ttl)
+        check_value(key, value, ttl)
         await self._call(lambda db, now: _put(db, key, value, now + ttl))
 
     async def put_new(self, key: str, value: bytes, ttl: float) -> bytes | None:
         """Store unless there is a value; give the value that was there, None when ours was stored."""
-        _check(key, value, ttl)
+        check_value(key, value, ttl)
 
         def step(db: sqlite3.Connection, now: float) -> bytes | None:
             there = _get(db, key, now)
@@ -141,11 +160,20 @@ class SqliteState:
         check_key(key)
         await self._call(lambda db, now: db.execute("DELETE FROM entry WHERE key = ?", (key,)) and None)
 
+    async def forget(self, key: str) -> None:
+        """Forget all that there is under the key: value, bucket and tally."""
+        check_key(key)
+
+        def step(db: sqlite3.Connection, now: float) -> None:
+            for table in ("entry", "bucket", "tally"):
+                db.execute(f"DELETE FROM {table} WHERE key = ?", (key,))
+
+        await self._call(step)
+
     async def take(self, key: str, *, capacity: float, per_second: float, cost: float = 1.0) -> Taken:
         """Take `cost` tokens from the bucket `key`, all or none, in one atomic step."""
         check_key(key)
-        if capacity <= 0 or per_second <= 0 or cost < 0:
-            raise ValueError("a bucket needs a capacity and a rate over 0, and costs are not negative")
+        check_bucket(capacity, per_second, cost)
         return await self._call(lambda db, now: _take(db, key, capacity, per_second, cost, now), writes=cost > 0)
 
     async def count(self, key: str, member: str, ttl: float, by: int = 1) -> int:
@@ -249,14 +277,6 @@ class MemoryState(SqliteState):
 
     def _open(self) -> sqlite3.Connection:
         return _prepare(":memory:")
-
-
-def _check(key: str, value: bytes, ttl: float) -> None:
-    check_key(key)
-    if len(value) > VALUE_OCTETS:
-        raise ValueError(f"a value has at most {VALUE_OCTETS} octets")
-    if ttl <= 0:
-        raise ValueError("a time to live is over 0 seconds")
 
 
 def _prepare(path: str) -> sqlite3.Connection:

@@ -218,18 +218,18 @@ class Collector:
 
     async def domains(self, period: Period) -> list[str]:
         """The policy domains of an interval."""
-        counted = await self._state.tally(period.key("domains"), 2 * self._options.max_domains)
+        counted = await self._state.exact.tally(period.key("domains"), 2 * self._options.max_domains)
         return sorted(domain for domain, count in counted.items() if count > 0)
 
     async def rows(self, period: Period, domain: str) -> tuple[list[tuple[Row, int]], int]:
         """A domain's rows with their counts, and how many messages are in none of them."""
-        counted = await self._state.tally(period.key("rows", domain), 2 * self._options.max_rows)
+        counted = await self._state.exact.tally(period.key("rows", domain), 2 * self._options.max_rows)
         more = counted.pop(OVERFLOW, 0)
         return [(Row.from_member(text), count) for text, count in _positive(counted.items())], more
 
     async def published(self, period: Period, domain: str) -> bytes | None:
         """The record's text as it was last seen in the interval."""
-        return await self._state.get(period.key("record", domain))
+        return await self._state.exact.get(period.key("record", domain))
 
 
 def _positive(counted: Iterable[tuple[str, int]]) -> list[tuple[str, int]]:

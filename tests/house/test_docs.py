@@ -76,11 +76,11 @@ def test_the_example_gives_every_option_its_default() -> None:
     assert wrong == []
     without = {path for path, option in OPTIONS.items() if option.default not in (None, "null") and not option.required}
     # The listener's TLS as a whole has no default, so its other keys can only stand in the comment with it; LDAP
-    # neither, nor a named transport, a login, a route by domain or sender, VERP and SRS.
+    # neither, nor a named transport, a login, a route by domain or sender, VERP, SRS and Redis.
     without -= {"listeners[].tls.mode", "listeners[].tls.requiretls"}
     logins = (f"domains.{NAME}.smtp.auth.", "routes.default.smtp.auth.")
     in_comments = (f"domains.{NAME}.recipients.ldap.", *logins, f"transports.{NAME}.", "verp.", "srs.")
-    in_comments += (f"routes.domains.{NAME}.", f"routes.senders.{NAME}.")
+    in_comments += (f"routes.domains.{NAME}.", f"routes.senders.{NAME}.", "state.redis.")
     without -= {path for path in without if path.startswith(in_comments)}
     assert without - {path for path, _ in shown} == set(), "options with a default that are only in comments"
 
@@ -98,6 +98,7 @@ def test_the_example_is_a_good_configuration_with_and_without_its_comments(tmp_p
     (tmp_path / "recipients.txt").write_text("anna\n")
     (tmp_path / "ldap.secret").write_text("secret\n")
     (tmp_path / "smarthost.secret").write_text("secret\n")
+    (tmp_path / "redis.secret").write_text("secret\n")
     (tmp_path / "hook.token").write_text("token\n")
     (tmp_path / "srs.secrets").write_text("a secret of some length\n")
     (tmp_path / "srs.secrets").chmod(0o600)
@@ -221,6 +222,19 @@ def test_every_log_event_is_documented_and_every_documented_one_exists() -> None
     assert plain - documented == set(), "events that docs/logging.md does not have"
     nowhere = {name for name in documented - plain if not any(pattern.match(name) for pattern in computed)}
     assert nowhere == set(), "events in docs/logging.md that nothing writes"
+
+
+def test_of_every_plugin_that_uses_the_state_the_page_says_what_becomes_of_it_while_redis_is_down() -> None:
+    rows = set(re.findall(r"(?m)^\| \[`([a-z-]+)`\]", (ROOT / "docs/shared-state.md").read_text()))
+    users = set()
+    for point in entry_points(group="gatepost.plugins"):
+        if point.module.split(".")[0] == "plugins":
+            path = ROOT.joinpath(*point.module.split("."))
+            # A plugin is a module or a package; several in one package are told apart by their own module.
+            files = list(path.glob("*.py")) if path.is_dir() else [path.with_suffix(".py")]
+            if any(re.search(r"services\.state\b", file.read_text()) for file in files):
+                users.add(point.name)
+    assert rows == users
 
 
 def rfcs(text: str) -> set[int]:

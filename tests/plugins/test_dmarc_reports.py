@@ -27,7 +27,7 @@ from gateway.sdk import (
     Stage,
     StateError,
 )
-from gateway.sdk.testing import Bench, FakeDns, ManualClock, make_session, make_transaction
+from gateway.sdk.testing import Bench, FakeDns, FakeState, ManualClock, make_session, make_transaction
 from plugins.dmarc import DmarcPlugin
 from plugins.dmarc.options import ReportOptions, Rules
 from plugins.dmarc.record import parse_record
@@ -415,6 +415,19 @@ def test_a_broken_store_breaks_nothing_but_the_report():
         report(here)
     state.broken = False
     assert report(here) == 1
+
+
+def test_while_only_a_stand_in_answers_for_the_shared_store_there_is_no_report(monkeypatch):
+    here = bench()
+    end(here, dmarc())
+    here.clock.advance(DAY)
+    away = FakeState(here.clock)
+    away.broken = True
+    monkeypatch.setattr(FakeState, "exact", property(lambda self: away))
+    with pytest.raises(StateError):
+        report(here)
+    monkeypatch.undo()
+    assert report(here) == 1, "nobody has claimed it meanwhile"
 
 
 def test_the_task_reports_by_itself_and_ends_with_the_plugin(monkeypatch):
