@@ -13,6 +13,7 @@ from typing import Any, Protocol, TypeVar
 
 import hypothesis
 import pytest
+import structlog
 
 from tests.support import summary, warm
 from tests.support.gatepost import IMPATIENT, GatepostProcess
@@ -68,6 +69,18 @@ def nothing_is_left_running() -> Iterator[None]:
         os.kill(pid, 9)
     if left:
         pytest.fail("tests left processes running: " + "; ".join(f"{pid} {what}" for pid, what in left.items()))
+
+
+@pytest.fixture(autouse=True)
+def logging_is_as_it_was() -> Iterator[None]:
+    """Commands that run within a test configure logging for good, and loggers remember it."""
+    yield
+    if structlog.is_configured():
+        structlog.reset_defaults()
+        for name, module in list(sys.modules.items()):
+            logger = getattr(module, "_log", None) if name.startswith(("gateway.", "plugins.", "policies.")) else None
+            if logger is not None:
+                vars(logger).pop("bind", None)
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from gateway.cli import output
 from gateway.cli.options import AnswerNo, Failure, config_option, json_option, read_config, who
 from gateway.cli.selection import selection_options
 from gateway.config import Config
-from gateway.ops.operations import DEEDS, FOR_GOOD, STATES, WHY_NOT, Amended, Amendment, Selection
+from gateway.ops.operations import DEEDS, FOR_GOOD, STATES, WHY_NOT, Amended, Amendment, Retry, Selection
 from gateway.spool.spool import SpoolError
 
 if TYPE_CHECKING:
@@ -161,22 +161,22 @@ class Change:
         if not self._ids and self._wanted.everything and not all:
             raise click.UsageError("give at least one ID, or say which messages: see --help")
 
-        async def work(office: Office) -> tuple[str, dict[str, Amended]]:
+        async def work(office: Office) -> tuple[Amendment, dict[str, Amended]]:
             one = amendment(office) if callable(amendment) else amendment
-            deed = done or DEEDS[type(one)]
             wanted = self._wanted if self._wanted.states else replace(self._wanted, states=STATES[type(one)])
             chosen = self._ids or await office.ids(wanted)
             if self._dry_run:
-                return deed, dict.fromkeys(chosen, Amended.UNCHANGED)
+                return one, dict.fromkeys(chosen, Amended.UNCHANGED)
             if isinstance(one, FOR_GOOD) and not self._ids and len(chosen) > 1 and not self._yes:
-                _confirm(len(chosen), deed)
-            return deed, await office.postmaster.amend(chosen, one, by=who(), wait=self._wait)
+                _confirm(len(chosen), done or DEEDS[type(one)])
+            return one, await office.postmaster.amend(chosen, one, by=who(), wait=self._wait)
 
-        deed, results = in_office(self.config, work)
+        one, results = in_office(self.config, work)
+        deed = done or DEEDS[type(one)]
         if self._dry_run:
             self._rehearsed(deed, list(results))
         else:
-            self._report(deed, results)
+            self._report(one, deed, results)
 
     def _rehearsed(self, deed: str, ids: Sequence[str]) -> None:
         if self._as_json:
@@ -186,7 +186,7 @@ class Change:
             click.echo(output.safe(id))
         click.echo(f"{_messages(len(ids))} would be {deed}")
 
-    def _report(self, deed: str, results: dict[str, Amended]) -> None:
+    def _report(self, one: Amendment, deed: str, results: dict[str, Amended]) -> None:
         done = sum(result.done for result in results.values())
         if self._as_json:
             others = {id: result.value for id, result in results.items() if result is not Amended.DONE}
@@ -195,7 +195,11 @@ class Change:
             click.echo(f"{_messages(done)} {deed}")
             for id in [id for id, result in results.items() if result is Amended.UNDERWAY][:_TOLD]:
                 click.echo(f"{output.safe(id)}: an attempt was under way; this holds for what it leaves", err=True)
-        failed = {id: result for id, result in results.items() if not result.done}
+        # What was chosen a moment ago may have left meanwhile, and what is being delivered is as due as it can be.
+        fine = set() if self._ids else {Amended.MISSING}
+        if isinstance(one, Retry):
+            fine.add(Amended.CLAIMED)
+        failed = {id: result for id, result in results.items() if not result.done and result not in fine}
         if failed:
             lines = [f"{output.safe(id)}: {WHY_NOT[result]}" for id, result in list(failed.items())[:_TOLD]]
             raise AnswerNo("\n".join([*lines, f"{len(failed)} of {len(results)} not {deed}"]))

@@ -65,16 +65,20 @@ class Parcel:
         if unheard is not None:
             return [_not_introduced(connection, unheard)] * len(recipients)
         offered, delivery = connection.offered, self.delivery
-        form = await self._form(offered)
-        if isinstance(form, Reply):
-            return [Outcome(Result.FAILED, form, connection.host, fault=Fault.PEER)] * len(recipients)
-        content, parameters = form.content, delivery.parameters
-        mail = commands.mail(
-            delivery.sender, parameters, size=content.size, eight_bit=content.eight_bit, offered=offered
-        )
+        parameters = delivery.parameters
         cannot = Outcome(Result.FAILED, _NEEDS_UTF8, connection.host, fault=Fault.PEER)
         rcpts = [commands.rcpt(r, smtputf8=parameters.smtputf8, offered=offered) for r in recipients]
         lines = [line for line in rcpts if line is not None]
+        form = await self._form(offered)
+        if isinstance(form, Reply):
+            # An address that cannot be written comes before a header that cannot.
+            said = Outcome(Result.FAILED, form, connection.host, fault=Fault.PEER)
+            fits = commands.mail(delivery.sender, parameters, size=0, eight_bit=False, offered=offered) is not None
+            return [said if fits and line is not None else cannot for line in rcpts]
+        content = form.content
+        mail = commands.mail(
+            delivery.sender, parameters, size=content.size, eight_bit=content.eight_bit, offered=offered
+        )
         if mail is None or not lines:
             return [cannot] * len(recipients)
         chunking = self.chunking and "CHUNKING" in offered
