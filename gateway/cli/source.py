@@ -21,6 +21,7 @@ from gateway.ops.redaction import KeyFileError, Redactor, read_key
 from gateway.spool.spool import Spool
 
 PAGE: Final = 500
+_ALLOCATIONS: Final = 500_000
 _DAY: Final = 86400.0
 _LATEST: Final = 2**45 / 1000 - 1
 """Ids have room for moments up to this one."""
@@ -76,8 +77,9 @@ def read_records(
 
     Ends the command when the file or the spool cannot be read. `config` is needed for the spool only.
     """
-    # What is there now is there to the end: the collector need not look at it again for each of many records.
+    # What is there now is there to the end, and records have no cycles: the collector need not look at them all the time.
     gc.freeze()
+    gc.set_threshold(_ALLOCATIONS)
     after, before = window.after, window.before
     if file is not None:
         _read_file(file, after, before or "\uffff", use)
