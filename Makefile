@@ -9,7 +9,7 @@ JOBS := 4
 
 JOBS_CHART := 2
 
-.PHONY: help run test test-fast lint chart chart-full chart-files image e2e bench bench-asked bench-filtered bench-plugins bench-depth bench-outage day lock public-names clean setup-run setup-test setup-image
+.PHONY: help run test test-fast lint chart chart-full chart-files image e2e bench bench-asked bench-filtered bench-plugins bench-depth bench-outage bench-queue day durability lock public-names clean setup-run setup-test setup-image
 
 help:
 	@echo "make run        set up, then start Gatepost on 127.0.0.1:2525 (foreground, Ctrl-C drains and ends it)"
@@ -27,7 +27,9 @@ help:
 	@echo "make bench-plugins    what each plugin costs a message"
 	@echo "make bench-outage     how fast a backlog leaves after an outage, and how long a message takes, beside Postfix"
 	@echo "make bench-depth      what a queue of a million messages costs in memory, and how soon mail is taken with it"
+	@echo "make bench-queue      listing a queue of 100,000 messages, and a restart with it, beside Postfix"
 	@echo "make day        record 20,000 transactions of mixed traffic, replay them, check what is printed (ARGS=\"--seed 2\")"
+	@echo "make durability kill, cut and fill up until something is lost; writes docs/durability.md (ARGS=\"--rounds 5\")"
 	@echo "make lock       write the lock files anew from pyproject.toml"
 	@echo "make public-names     write the file of the SDK's public names anew, after a change of them"
 	@echo "make clean      remove what was made here, the demo's mail included"
@@ -87,8 +89,14 @@ bench-depth: setup-test
 bench-filtered: setup-test
 	$(PY) -m tests.bench.filtered $(ARGS)
 
+bench-queue: setup-test
+	$(PY) -m tests.bench.listing $(ARGS)
+
 day: setup-test
 	$(PY) -m tests.traffic.check $(ARGS)
+
+durability: setup-test
+	$(PY) -m tests.crash.durability $(ARGS)
 
 UV := $(shell command -v uv 2>/dev/null || echo .venv/bin/uv)
 COMPILE = $(UV) pip compile pyproject.toml --extra geoip --extra ldap --extra milter --extra redis --extra setup --universal --python-version 3.11 \

@@ -77,7 +77,7 @@ def read_records(
 
     Ends the command when the file or the spool cannot be read. `config` is needed for the spool only.
     """
-    # What is there now is there to the end, and records have no cycles: the collector need not look at them all the time.
+    # What is there now is there to the end, and records have no cycles: no need to look for them all the time.
     gc.freeze()
     gc.set_threshold(_ALLOCATIONS)
     after, before = window.after, window.before

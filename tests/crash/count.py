@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import itertools
 import json
@@ -11,28 +12,31 @@ import signal
 import smtplib
 import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from gateway.spool.spool import SpoolError, SpoolOptions, State
 from gateway.spool.sqlite import open_all
+from tests.crash.victim import SOUND
 from tests.support.clients import connect, transact
 from tests.support.gatepost import GatepostProcess
 from tests.support.process import Process, alive, descendants, wait_until
 
 _VICTIM = Path(__file__).with_name("victim.py")
 THREADS = 6
-SMALL, LARGE = 4_000, 300_000
+SMALL, MIDDLE, LARGE = 4_000, 200_000, 300_000
+"""Octets: the first two are stored in the database, the third in a file."""
 _FILLER = ("0123456789abcdef" * 4 + "\r\n") * (LARGE // 66)
+_ABOUT = re.compile(r"^Action: failed\n.*^X-Crash: (\d+) ", re.DOTALL | re.MULTILINE)
 _MAIL = re.compile(r"X-Crash: (\d+) ([0-9a-f]{64})\n.*?\n\n(.*)\Z", re.DOTALL)
 
 
-def mail(number: int) -> bytes:
+def mail(number: int, small: int = SMALL) -> bytes:
     """A message that says who it is and what its body must be; every sixth is a large one."""
-    body = f"{number}\r\n" + _FILLER[: (LARGE if number % 6 == 5 else SMALL) // 66 * 66]
+    body = f"{number}\r\n" + _FILLER[: (LARGE if number % 6 == 5 else small) // 66 * 66]
     digest = hashlib.sha256(body.encode()).hexdigest()
     return f"X-Crash: {number} {digest}\r\nSubject: crash\r\n\r\n{body}".encode()
 
@@ -48,14 +52,21 @@ def number_of(text: str) -> int | None:
 
 
 class Load:
-    """Clients that send one message after the other, each message once, and note which of them got 250."""
+    """Clients that send one message after the other, each message once, and note which of them got 250.
 
-    def __init__(self, port: int) -> None:
+    `small` is the size of five messages of six.
+    """
+
+    def __init__(self, port: int, recipients: Sequence[str] = ("ben@example.com",), *, small: int = SMALL) -> None:
         self.acknowledged: set[int] = set()
+        self.refused = 0
+        """How many were refused in an open session."""
         self._port = port
+        self._recipients = list(recipients)
+        self._small = small
         self._numbers = itertools.count()
         self._ended = threading.Event()
-        self._threads = [threading.Thread(target=self._send, daemon=True) for _ in range(THREADS)]
+        self._threads: list[threading.Thread] = []
 
     def _send(self) -> None:
         while not self._ended.is_set():
@@ -64,12 +75,17 @@ class Load:
                 with suppress(OSError), client:
                     while not self._ended.is_set():
                         number = next(self._numbers)
-                        if transact(client, "ann@sender.test", ["ben@example.com"], mail(number))[0] == 250:
+                        content = mail(number, self._small)
+                        if transact(client, "ann@sender.test", self._recipients, content)[0] == 250:
                             self.acknowledged.add(number)
+                        else:
+                            self.refused += 1
 
     @contextmanager
     def running(self) -> Iterator[Load]:
-        """Under load inside the block."""
+        """Under load inside the block; at its end the clients finish what they are at. There may be several."""
+        self._ended.clear()
+        self._threads = [threading.Thread(target=self._send, daemon=True) for _ in range(THREADS)]
         for thread in self._threads:
             thread.start()
         try:
@@ -83,12 +99,22 @@ class Load:
         """Wait until so many messages were acknowledged."""
         wait_until(lambda: len(self.acknowledged) >= count, f"{count} messages are acknowledged")
 
+    def goes_on(self, count: int) -> None:
+        """Wait until so many more were."""
+        self.reaches(len(self.acknowledged) + count)
+
+    def is_refused(self, count: int) -> None:
+        """Wait until so many more were refused."""
+        wanted = self.refused + count
+        wait_until(lambda: self.refused >= wanted, f"{count} messages are refused")
+
 
 class Victim(GatepostProcess):
-    """A Gatepost whose workers die at these steps, one after the other (see victim.py)."""
+    """A Gatepost whose workers die at these steps, one after the other, with this fault planted (see victim.py)."""
 
-    def __init__(self, options: dict[str, Any], deaths: Iterable[str] = ()) -> None:
+    def __init__(self, options: dict[str, Any], deaths: Iterable[str] = (), *, fault: str = SOUND) -> None:
         self._wishes = list(deaths)
+        self._fault = fault
         super().__init__(
             {
                 "workers": 2,
@@ -108,7 +134,7 @@ class Victim(GatepostProcess):
         for name in ("deaths", "metrics"):
             (self.directory / name).mkdir(exist_ok=True)
         self.process = Process(
-            [str(_VICTIM), str(self.config), str(self._marks), *self._wishes],
+            [str(_VICTIM), str(self.config), str(self._marks), self._fault, *self._wishes],
             self.directory / "log",
             cwd=self.directory,
             env={"PROMETHEUS_MULTIPROC_DIR": str(self.directory / "metrics")},
@@ -137,37 +163,100 @@ class Victim(GatepostProcess):
         self.process.wait()
         wait_until(lambda: not any(map(alive, pids)), "all of it is dead")
 
-    async def waiting(self) -> int:
-        """Messages in the spool, -1 while it can not be asked."""
+    def counts(self) -> dict[State, int] | None:
+        """Messages in the spool by state, None while it can not be asked."""
         try:
-            spool = await open_all(SpoolOptions(self.options["spool"]["path"]))
-            try:
-                counts = await spool.counts()
-            finally:
-                await spool.close()
+            return asyncio.run(self._counts())
         except SpoolError:
-            return -1
-        assert not counts[State.CORRUPT], "the crash left a corrupt message"
-        return sum(counts.values())
+            return None
+
+    async def _counts(self) -> dict[State, int]:
+        spool = await open_all(SpoolOptions(self.options["spool"]["path"]))
+        try:
+            return await spool.counts()
+        finally:
+            await spool.close()
+
+    def wait_empty(self) -> None:
+        """Wait until nothing is left that could still be delivered."""
+
+        def empty() -> bool:
+            counts = self.counts()
+            return counts is not None and sum(counts.values()) == counts[State.CORRUPT]
+
+        wait_until(empty, "the queue is empty")
+
+    def corrupt(self) -> int:
+        """How many messages were set aside."""
+        counts = self.counts()
+        assert counts is not None, "the spool can not be asked"
+        return counts[State.CORRUPT]
 
     def content_files(self) -> list[str]:
         return [path.name for path in Path(self.options["spool"]["path"]).glob("shard-*/content/*")]
 
-    def maildir(self) -> list[int | None]:
-        return [number_of(path.read_text()) for path in (self.directory / "mail/new").iterdir()]
+    def maildir(self, name: str = "mail") -> list[int | None]:
+        """The numbers of what arrived in a Maildir, None for what is not whole."""
+        return numbers_in(self.directory / name)
+
+    def bounces(self) -> list[int | None]:
+        """The numbers of the messages that the DSNs in the Maildir are about, None for what is no DSN."""
+        texts = [path.read_text(errors="replace") for path in (self.directory / "mail/new").iterdir()]
+        about = [_ABOUT.search(text) for text in texts]
+        return [int(match[1]) if match else None for match in about]
+
+
+def numbers_in(maildir: Path) -> list[int | None]:
+    return [number_of(path.read_text(errors="replace")) for path in (maildir / "new").glob("*")]
 
 
 @dataclass(frozen=True)
 class Result:
-    """One line of the table."""
+    """One line of the table: counts."""
 
     name: str
     deaths: int
+    """How often something was killed or cut."""
     acknowledged: int
-    lost: int
+    """Messages that got 250; one for two mailboxes counts as two."""
+    delivered: int
+    """Messages that arrived, each once."""
     duplicated: int
+    """Arrivals beyond the first."""
+    lost: int
+    """Got 250 and did not arrive, whole."""
     unanswered: int
     """Delivered though the client heard no 250: it may send them again."""
+    torn: int = 0
+    """Arrived in part."""
+    corrupt: int = 0
+    """Still in the spool, set aside as not whole."""
+
+    @property
+    def whole(self) -> bool:
+        """Whether all that got 250 arrived, and nothing in part."""
+        return self.acknowledged > 0 and not self.lost and not self.torn
+
+    def __add__(self, other: Result) -> Result:
+        """Both, under the first's name."""
+        sums = [getattr(self, f.name) + getattr(other, f.name) for f in fields(self)[1:]]
+        return Result(self.name, *sums)
+
+
+def count(name: str, deaths: int, load: Load, boxes: Sequence[Sequence[int | None]], *, corrupt: int = 0) -> Result:
+    """Compare what got 250 with what is in the mailboxes that each message was for."""
+    arrived = [Counter(number for number in box if number is not None) for box in boxes]
+    return Result(
+        name,
+        deaths,
+        len(load.acknowledged) * len(boxes),
+        sum(len(box) for box in arrived),
+        sum(box.total() - len(box) for box in arrived),
+        sum(len(load.acknowledged - set(box)) for box in arrived),
+        sum(len(set(box) - load.acknowledged) for box in arrived),
+        sum(list(box).count(None) for box in boxes),
+        corrupt,
+    )
 
 
 @dataclass
@@ -176,25 +265,14 @@ class Table:
 
     results: list[Result] = field(default_factory=list)
 
-    def add(self, name: str, deaths: int, load: Load, arrived: list[int | None], *, partial: bool = False) -> Result:
-        """Count. With `partial`, the destination shows what it got in part too; otherwise that is a failure."""
-        counts = Counter(number for number in arrived if number is not None)
-        assert partial or None not in arrived, "half a message was delivered"
-        result = Result(
-            name,
-            deaths,
-            len(load.acknowledged),
-            len(load.acknowledged - set(counts)),
-            sum(count - 1 for count in counts.values()),
-            len(set(counts) - load.acknowledged),
-        )
+    def add(self, result: Result) -> Result:
         self.results.append(result)
         return result
 
     def __str__(self) -> str:
-        lines = [f"{'killed':<44}{'deaths':>7}{'acked':>7}{'lost':>6}{'twice':>7}{'unanswered':>12}"]
+        lines = [f"{'killed':<50}{'deaths':>7}{'acked':>7}{'delivered':>11}{'twice':>7}{'lost':>6}{'unanswered':>12}"]
         lines += [
-            f"{r.name:<44}{r.deaths:>7}{r.acknowledged:>7}{r.lost:>6}{r.duplicated:>7}{r.unanswered:>12}"
+            f"{r.name:<50}{r.deaths:>7}{r.acknowledged:>7}{r.delivered:>11}{r.duplicated:>7}{r.lost:>6}{r.unanswered:>12}"
             for r in self.results
         ]
         return "\n".join(lines)
