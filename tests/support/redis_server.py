@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shutil
-import signal
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
@@ -63,14 +61,9 @@ class RedisServer:
         """SIGKILL, by its own process id."""
         self._process.kill()
 
-    @contextlib.contextmanager
-    def hung(self) -> Iterator[None]:
+    def hung(self) -> contextlib.AbstractContextManager[None]:
         """Inside the block the kernel takes connections for it, and nobody answers."""
-        self._process.signal(signal.SIGSTOP)
-        try:
-            yield
-        finally:
-            self._process.signal(signal.SIGCONT)
+        return self._process.hung()
 
     @property
     def log(self) -> Path:
