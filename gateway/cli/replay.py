@@ -11,7 +11,7 @@ import click
 
 from gateway.cli import output
 from gateway.cli.options import AnswerNo, Failure, config_option, json_option, read_config
-from gateway.cli.source import Window, find_redactor, last_day, read_records, records_option, window_options
+from gateway.cli.source import Window, find_redactor, last_day, read_texts, records_option, window_options
 from gateway.config import Config, ConfigError, load
 
 _CONDITION: Final = re.compile(
@@ -88,22 +88,24 @@ def replay(
 def _replay(config: Config, other: Config, window: Window, file: str | None) -> dict[str, Any]:
     # The metrics library decides at import whether it counts for one process or for many.
     from gateway import app
-    from gateway.pipeline.difference import Difference, counterparts, other_options, unchanged
+    from gateway.pipeline.difference import difference, other_options
 
     try:
         then, now = app.load_pipelines(config), app.load_pipelines(other)
     except ConfigError as error:
         raise Failure(str(error)) from error
-    pairs = {name: (then[name].entries if name in then else (), pipeline.entries) for name, pipeline in now.items()}
-    difference = Difference(
-        {name: pipeline.replay(unchanged(*pairs[name]), counterparts(*pairs[name])) for name, pipeline in now.items()},
+    found = difference(
+        then,
+        now,
+        config.digest,
         lambda client: any(client in network for network in other.relay_from),
         find_redactor(config),
         {str(listener.address): listener.pipeline for listener in config.listeners},
     )
-    read_records(config, file, window, lambda kept: difference.add(kept.record))
+    read_texts(config, file, window, found.add)
+    pairs = {name: (then[name].entries if name in then else (), pipeline.entries) for name, pipeline in now.items()}
     options = {f"{name}: {entry}" for name, pair in pairs.items() for entry in other_options(*pair)}
-    return {**difference.to_json(), "other_options": sorted(options)}
+    return {**found.to_json(), "other_options": sorted(options)}
 
 
 def _print(found: dict[str, Any]) -> None:

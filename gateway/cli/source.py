@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import click
+import orjson
 
 from gateway.cli.options import AGO, Failure, with_spool
 from gateway.config import Config
@@ -20,7 +21,8 @@ from gateway.ops.archive import ArchiveError, Kept, read_lines
 from gateway.ops.redaction import KeyFileError, Redactor, read_key
 from gateway.spool.spool import Spool
 
-PAGE: Final = 500
+PAGE: Final = 100
+"""Few enough that what was read is still near when it is looked at."""
 _ALLOCATIONS: Final = 500_000
 _DAY: Final = 86400.0
 _LATEST: Final = 2**45 / 1000 - 1
@@ -77,9 +79,7 @@ def read_records(
 
     Ends the command when the file or the spool cannot be read. `config` is needed for the spool only.
     """
-    # What is there now is there to the end, and records have no cycles: no need to look for them all the time.
-    gc.freeze()
-    gc.set_threshold(_ALLOCATIONS)
+    _settle()
     after, before = window.after, window.before
     if file is not None:
         _read_file(file, after, before or "\uffff", use)
@@ -98,6 +98,30 @@ def read_records(
             last = str(page[-1]["id"])
 
     with_spool(config, work)
+
+
+def read_texts(config: Config | None, file: str | None, window: Window, use: Callable[[bytes], object]) -> None:
+    """As `read_records`, for who wants each record as its JSON."""
+    if file is not None or config is None:
+        read_records(config, file, window, lambda kept: use(orjson.dumps(kept.record)))
+        return
+    _settle()
+    after, before = window.after, window.before
+
+    async def work(spool: Spool) -> None:
+        last = after
+        while page := await spool.record_texts(after=last, before=before, limit=PAGE):
+            for _, text in page:
+                use(text)
+            last = page[-1][0]
+
+    with_spool(config, work)
+
+
+def _settle() -> None:
+    """What is there now is there to the end, and records have no cycles: no need to look for them all the time."""
+    gc.freeze()
+    gc.set_threshold(_ALLOCATIONS)
 
 
 def _read_file(file: str, after: str, before: str, use: Callable[[Kept], object]) -> None:

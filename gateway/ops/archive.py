@@ -78,15 +78,6 @@ def _read(line: bytes) -> Kept:
     return Kept(value["record"], value.get("attempts", []))
 
 
-def is_record(value: Any) -> bool:
-    """Whether it has all that is relied on of a record, of the right types."""
-    try:
-        _a_record.validate_python(value)
-    except ValidationError:
-        return False
-    return True
-
-
 def _shallow(value: Any, left: int) -> bool:
     if not isinstance(value, (dict, list)):
         return True
@@ -208,5 +199,4 @@ class _Line(TypedDict):
     attempts: NotRequired[list[_Attempt]]
 
 
-_a_record: Final = TypeAdapter(_Record)
 _a_line: Final = TypeAdapter(_Line)

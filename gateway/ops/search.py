@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -82,8 +82,12 @@ def recipients(record: dict[str, Any]) -> list[str]:
 
 def ended(record: Mapping[str, Any]) -> str:
     """How it ended. A client that gave up because none of its recipients was taken was refused, by the last reply."""
-    outcome, told = str(record.get("outcome", "")), record.get("recipients") or ()
-    replies = [str(recipient.get("reply", "")) for recipient in told]
+    replies = [str(recipient.get("reply", "")) for recipient in record.get("recipients") or ()]
+    return ended_as(str(record.get("outcome", "")), replies)
+
+
+def ended_as(outcome: str, replies: Sequence[str]) -> str:
+    """As `ended`; `replies` are those to RCPT."""
     if outcome not in GIVEN_UP or not replies or any(reply.startswith("2") for reply in replies):
         return outcome
     return "deferred" if replies[-1].startswith("4") else "rejected"

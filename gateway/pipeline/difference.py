@@ -12,9 +12,11 @@ from enum import StrEnum
 from typing import Any, Final
 
 from gateway.ops.redaction import Redactor
+from gateway.pipeline.loader import Pipeline
 from gateway.pipeline.past import NotTold, Past
 from gateway.pipeline.plan import Entry
 from gateway.pipeline.replay import Fate, Replay, Unknown
+from gateway.pipeline.told import Told, UnreadableRecord, read_told
 from gateway.sdk.stage import Stage
 
 SAMPLES: Final = 5
@@ -77,9 +79,14 @@ class Difference:
     def total(self) -> int:
         return sum(self.counts.values())
 
-    def add(self, record: Mapping[str, Any]) -> Compared:
-        """Judge one record again and count it."""
-        found = self._compare(record)
+    def add(self, record: Mapping[str, Any] | bytes) -> Compared:
+        """Judge one record again, which may be its JSON, and count it."""
+        try:
+            told = read_told(record)
+        except UnreadableRecord as error:
+            id, found = "", Compared(Kind.UNKNOWN, "", "", str(error))
+        else:
+            id, found = told.id, self._compare(told)
         self.counts[found.kind] += 1
         self.further += found.further
         if found.kind is Kind.UNKNOWN:
@@ -87,26 +94,26 @@ class Difference:
             self.reasons[reason] += 1
         samples = self.samples.setdefault(found.kind, [])
         if found.kind is not Kind.SAME and len(samples) < SAMPLES:
-            samples.append({"id": str(record.get("id")), "then": found.then, "now": found.now, "why": found.why})
+            samples.append({"id": id, "then": found.then, "now": found.now, "why": found.why})
         return found
 
-    def _compare(self, record: Mapping[str, Any]) -> Compared:
-        then = str(record.get("outcome", ""))
-        name = str(record.get("pipeline", ""))
-        if "," in name or record.get("copies"):
+    def _compare(self, told: Told) -> Compared:
+        then, name = told.outcome, told.pipeline
+        if "," in name or told.copies:
             return Compared(Kind.UNKNOWN, then, "", "it was queued in several copies")
         replay = self._pipelines.get(name)
         if replay is None:
             return Compared(Kind.UNKNOWN, then, "", f"there is no pipeline {name}")
-        listener = str(record.get("listener", ""))
-        entrance = self._entrances.get(listener, name)
-        if entrance != name and (entry := self._doorkeepers.get(listener)):
+        entrance = self._entrances.get(told.listener, name)
+        if entrance != name and (entry := self._doorkeepers.get(told.listener)):
             why = f"{entry} of pipeline {entrance} is not as it was, and what it would say of the session is not known"
             return Compared(Kind.UNKNOWN, then, "", why)
         try:
-            past = Past(record, self._trusted, self._redactor)
+            past = Past(told, self._trusted, self._redactor)
         except NotTold as error:
             return Compared(Kind.UNKNOWN, then, "", str(error))
+        if replay.stands(past, own_door=entrance == name):
+            return Compared(Kind.SAME, past.outcome, past.outcome, "")
         return compare(replay, past)
 
     def to_json(self) -> dict[str, Any]:
@@ -119,11 +126,29 @@ class Difference:
         }
 
 
+def difference(
+    then: Mapping[str, Pipeline],
+    now: Mapping[str, Pipeline],
+    config: str,
+    trusted: Callable[[Any], bool],
+    redactor: Redactor | None = None,
+    entrances: Mapping[str, str] | None = None,
+) -> Difference:
+    """For records of the pipelines of `then`, of the configuration whose digest is `config`, beside those of `now`."""
+    replays = {}
+    for name, pipeline in now.items():
+        before = then.get(name)
+        pair = before.entries if before else (), pipeline.entries
+        basis = (before.plan, config) if before else None
+        replays[name] = pipeline.replay(unchanged(*pair), counterparts(*pair), basis)
+    return Difference(replays, trusted, redactor, entrances)
+
+
 def compare(replay: Replay, past: Past) -> Compared:
     """How one transaction comes out now, beside how it came out."""
     fate = replay.judge(past, past.reached)
     if isinstance(fate, Unknown):
-        return Compared(Kind.UNKNOWN, str(past.record["outcome"]), "", f"{fate.entry}: {fate.why}")
+        return Compared(Kind.UNKNOWN, past.told.outcome, "", f"{fate.entry}: {fate.why}")
     return _classify(past, past.outcome, fate, past.reached)
 
 
@@ -135,7 +160,7 @@ def _classify(past: Past, then: str, fate: Fate, reached: Stage) -> Compared:
         # The pipeline had let it pass, and a limit refused it: that stands, unless the pipeline refuses it now.
         return Compared(Kind.CHANGED if fate.word in _REFUSED - {then} else Kind.SAME, then, fate.word, why)
     refused = fate.word in _REFUSED
-    before = {str(told["address"]) for told in past.record["recipients"] if not str(told["reply"]).startswith("2")}
+    before = {to.address for to in past.told.recipients if not to.taken}
     more, fewer = set(fate.refused) - before, before - set(fate.refused)
     if refused and not was_refused:
         return Compared(Kind.NEWLY_REFUSED, then, fate.word, why)
@@ -153,8 +178,7 @@ def _classify(past: Past, then: str, fate: Fate, reached: Stage) -> Compared:
 def _by_limit(past: Past, reached: Stage) -> bool:
     """Whether no verdict refused it, but a limit of the protocol, the spool or the configuration."""
     if reached is Stage.RCPT:
-        refused = [str(told["address"]) for told in past.record["recipients"]]
-        return not any(past.verdict_on(address) for address in refused)
+        return not any(past.verdict_on(to.address) for to in past.told.recipients)
     return not past.verdict_on()
 
 

@@ -79,9 +79,14 @@ class Pipeline:
         """Who is asked what and when, for those who judge the pipeline itself."""
         return self._plan
 
-    def replay(self, unchanged: Collection[str] = (), counterparts: Mapping[str, str] | None = None) -> Replay:
+    def replay(
+        self,
+        unchanged: Collection[str] = (),
+        counterparts: Mapping[str, str] | None = None,
+        then: tuple[Plan, str] | None = None,
+    ) -> Replay:
         """For judging recorded transactions again; see `gateway.pipeline.replay`."""
-        return Replay(self._plan, unchanged, counterparts)
+        return Replay(self._plan, unchanged, counterparts, then)
 
     def inquiry(self) -> Inquiry:
         """For asking its last entry about recorded transactions."""

@@ -64,17 +64,19 @@ class Memory:
     def __init__(self) -> None:
         self._known: dict[tuple[type[Finding], bytes], Finding] = {}
 
-    def recall(self, kind: type[Finding], value: Mapping[str, Any]) -> Finding:
-        """As `recall`."""
-        try:
-            key = kind, orjson.dumps(value)
-        except orjson.JSONEncodeError:
-            return recall(kind, value)
-        if (found := self._known.get(key)) is None:
-            found = recall(kind, value)
-            if len(self._known) >= _KEPT:
-                self._known.clear()
-            if len(key[1]) <= _SMALL:
+    def recall(self, kind: type[Finding], octets: bytes, hidden: Mapping[str, Any] = MappingProxyType({})) -> Finding:
+        """As `recall`, of the JSON itself. What has hidden fields is not remembered."""
+        key = kind, octets
+        found = None if hidden else self._known.get(key)
+        if found is None:
+            try:
+                value = orjson.loads(octets)
+            except orjson.JSONDecodeError as error:
+                raise RecallError(f"{kind.__name__} cannot be read") from error
+            found = recall(kind, value, hidden)
+            if not hidden and len(octets) <= _SMALL:
+                if len(self._known) >= _KEPT:
+                    self._known.clear()
                 self._known[key] = found
         return found
 

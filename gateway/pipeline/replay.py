@@ -21,6 +21,8 @@ from gateway.pipeline.lookup import Fault
 from gateway.pipeline.past import NotTold, Past, recorded
 from gateway.pipeline.plan import INPUTS, NOTHING, Entry, Node, Plan, Question, Scope, StagePlan, Step
 from gateway.pipeline.recall import RecallError, recall_verdict
+from gateway.pipeline.standing import Standing
+from gateway.pipeline.told import VerdictNote
 from gateway.sdk.findings import Finding
 from gateway.sdk.stage import ORDER, Message, Stage, Transaction
 from gateway.sdk.verdict import Action, Verdict
@@ -59,11 +61,15 @@ class Replay:
     """Judges records by one pipeline. `unchanged` are names of entries that are as they were when it was recorded.
 
     `counterparts` says under which names records know the entries; those that it leaves out are new. None says that
-    all names are the same.
+    all names are the same. `then` is the pipeline of then and the digest of its configuration, where that is known.
     """
 
     def __init__(
-        self, plan: Plan, unchanged: Collection[str] = (), counterparts: Mapping[str, str] | None = None
+        self,
+        plan: Plan,
+        unchanged: Collection[str] = (),
+        counterparts: Mapping[str, str] | None = None,
+        then: tuple[Plan, str] | None = None,
     ) -> None:
         self._plan = plan
         self._unchanged = frozenset(unchanged)
@@ -72,6 +78,7 @@ class Replay:
         steps = [step for stage in plan.stages.values() for step in stage.steps]
         self._constant = {step.question for step in steps if step.question and _of_findings(step.question)}
         self._answers: dict[tuple[int, ...], tuple[list[Any], Said]] = {}
+        self._standing = Standing(plan, *then, self._names, self._unchanged) if then else None
 
     @property
     def other_doorkeeper(self) -> str:
@@ -89,6 +96,15 @@ class Replay:
             return _Course(self, past, reached, without).run()
         except _Stop as stop:
             return stop.unknown
+
+    def stands(self, past: Past, *, own_door: bool = True) -> bool:
+        """Whether it is known without judging all of it that it ends as it did; see `Standing.holds`."""
+        if self._standing is None:
+            return False
+        try:
+            return self._standing.holds(past, _Course(self, past, past.reached, "").verdict, own_door=own_door)
+        except _Stop:
+            return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,6 +260,14 @@ class _Course:
         word, entry = self._set_aside
         return self._fate(word or "accepted", entry)
 
+    def verdict(
+        self, plan: StagePlan, step: Step, txn: Transaction | None, recipient: Recipient | None
+    ) -> Verdict | None:
+        """What one entry says at its turn, where that counts. Raises `_Stop`."""
+        self._whom = recorded(recipient.address) if recipient else ""
+        said = self._turn(plan, step, (self._past.session, txn, recipient, None, None))
+        return None if said is None or said.shadow else said.verdict
+
     def _over(self, stage: Stage) -> bool:
         return _ORDER[stage] > _ORDER[self._reached]
 
@@ -366,10 +390,9 @@ class _Course:
     def _recorded(self, plan: StagePlan, entry: Entry, why: str) -> Said | None:
         """What the same entry said then."""
         name, stage, whom = self._names.get(entry.name), plan.stage.value, self._whom
-        for told in self._past.record["verdicts"]:
-            if told.get("plugin") == name and told.get("stage") == stage and told.get("recipient", "") == whom:
-                verdict = _verdict(told, entry, why)
-                return Said(verdict, entry, told.get("policy", ""), told.get("version", ""), entry.shadow)
+        for note in self._past.told.verdicts:
+            if note.plugin == name and note.stage == stage and note.recipient == whom:
+                return Said(_verdict(note, entry, why), entry, note.policy, note.version, entry.shadow)
         raise _Stop(entry, f"{why}, and it had no turn then")
 
 
@@ -378,12 +401,12 @@ def _of_findings(question: Question) -> bool:
     return all(isinstance(source, Node) or source == NOTHING for source, _ in question.sources)
 
 
-def _verdict(told: Mapping[str, Any], entry: Entry, why: str) -> Verdict:
+def _verdict(note: VerdictNote, entry: Entry, why: str) -> Verdict:
     """The verdict as it was given then, where all of it is in the record."""
     try:
-        new_body = "edits" in told and any(edit["edit"] == ReplaceBody.__name__ for edit in told["edits"])
-        if told.get("recipients") or new_body:
+        new_body = any(edit["edit"] == ReplaceBody.__name__ for edit in note.edits or ())
+        if note.recipients or new_body:
             raise RecallError("for some recipients only, or with a new body")
-        return recall_verdict(told)
+        return recall_verdict(note.to_json())
     except (RecallError, KeyError, TypeError) as error:
         raise _Stop(entry, f"{why}, and its verdict cannot be read back") from error

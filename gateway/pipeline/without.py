@@ -44,9 +44,8 @@ class Without:
 
 def without(replays: Mapping[str, Replay], past: Past, entry: str) -> Without:
     """Judge it again, with everybody but `entry`. `replays` are of the pipelines in force, by name."""
-    record = past.record
-    name = str(record["pipeline"])
-    if "," in name or record.get("copies"):
+    name = past.told.pipeline
+    if "," in name or past.told.copies:
         return Without(entry, unknown="it was queued in several copies")
     replay = replays.get(name)
     if replay is None:

@@ -49,6 +49,18 @@ def explain(db: sqlite3.Connection, prefix: str) -> list[tuple[Any, ...]]:
     return out
 
 
+def record_ids(db: sqlite3.Connection, after: str, before: str, limit: int, newest: bool) -> list[str]:
+    """Ids of records between these: the first, or the last. No other shard is read for what this one has before it."""
+    order = "DESC" if newest else "ASC"
+    query = f"SELECT id FROM record WHERE id > ? AND id < ? ORDER BY id {order} LIMIT ?"
+    return [id for (id,) in db.execute(query, (after, before, limit))]
+
+
+def record_texts(db: sqlite3.Connection, ids: tuple[str, str]) -> list[tuple[str, bytes]]:
+    """Records from one id to another as they are stored."""
+    return db.execute("SELECT id, CAST(body AS BLOB) FROM record WHERE id >= ? AND id <= ?", ids).fetchall()
+
+
 def rewrite_page(
     db: sqlite3.Connection, ids: Sequence[str] | None, after: str, states: Collection[State], change: Change
 ) -> tuple[int, str | None]:

@@ -351,6 +351,11 @@ class Spool(Inlet, Protocol):
         Ids rise with time: `gateway.mail.session.ids_from` makes a bound of a moment.
         """
 
+    async def record_texts(
+        self, *, after: str = "", before: str = "", limit: int = 1000, newest: bool = False
+    ) -> Sequence[tuple[str, bytes]]:
+        """Those with their ids, as they are stored: JSON, unless the row is damaged."""
+
     async def close(self) -> None:
         """Finish what was begun and close the files."""
 

@@ -408,12 +408,17 @@ class SqliteSpool:
     async def records(
         self, *, after: str = "", before: str = "", limit: int = 1000, newest: bool = False
     ) -> Sequence[dict[str, Any]]:
-        order = "DESC" if newest else "ASC"
-        query = f"SELECT id, body FROM record WHERE id > ? AND id < ? ORDER BY id {order} LIMIT ?"
-        bounds = (after, before or "\uffff", limit)
-        rows = await self._read(lambda db: db.execute(query, bounds).fetchall())
-        found = sorted(rows, key=lambda row: row[0], reverse=newest)[:limit]
-        return [{**next(iter(schema.read_notes([body])), {}), "id": id} for id, body in found]
+        found = await self.record_texts(after=after, before=before, limit=limit, newest=newest)
+        texts = [(id, body.decode("utf-8", "replace")) for id, body in found]
+        return [{**next(iter(schema.read_notes([text])), {}), "id": id} for id, text in texts]
+
+    async def record_texts(
+        self, *, after: str = "", before: str = "", limit: int = 1000, newest: bool = False
+    ) -> Sequence[tuple[str, bytes]]:
+        step = partial(operator.record_ids, after=after, before=before or "\uffff", limit=limit, newest=newest)
+        if not (ids := sorted(await self._read(step), reverse=newest)[:limit]):
+            return []
+        return sorted(await self._read(partial(operator.record_texts, ids=(min(ids), max(ids)))), reverse=newest)
 
     async def close(self) -> None:
         for shard in self._shards:

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from gateway import app
 from gateway.config import load
-from gateway.pipeline.difference import Compared, Difference, Kind, counterparts, unchanged
+from gateway.pipeline.difference import Compared, Kind, difference
 from tests.traffic import day as days
 from tests.traffic.day import Day
 from tests.traffic.expected import Expected, Place, Who, expect
@@ -124,12 +124,11 @@ def really(then: Played, now: Played, day: Day) -> dict[Key, Kind]:
 
 def replayed(played: Played, other: Path) -> dict[Key, Compared]:
     """What replay says, transaction by transaction."""
-    then, now = (app.load_pipelines(load(str(path))) for path in (played.config, other))
-    pairs = {name: (then[name].entries, pipeline.entries) for name, pipeline in now.items()}
-    replays = {n: p.replay(unchanged(*pairs[n]), counterparts(*pairs[n])) for n, p in now.items()}
-    entrances = {str(listener.address): listener.pipeline for listener in load(str(played.config)).listeners}
-    difference = Difference(replays, lambda client: False, entrances=entrances)
-    return {key: difference.add(told) for key, told in played.records.items()}
+    config = load(str(played.config))
+    then, now = (app.load_pipelines(one) for one in (config, load(str(other))))
+    entrances = {str(listener.address): listener.pipeline for listener in config.listeners}
+    compared = difference(then, now, config.digest, lambda client: False, entrances=entrances)
+    return {key: compared.add(told) for key, told in played.records.items()}
 
 
 def contradictions(found: Mapping[Key, Compared], foretold: Mapping[Key, Foretold]) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from dataclasses import replace
 
 import pytest
@@ -288,3 +289,5 @@ class SpoolDesk:
         assert [r["id"] for r in await spool.records(after=ids[1], before=ids[4])] == ids[2:4]
         assert [r["id"] for r in await spool.records(limit=2, newest=True)] == [ids[4], ids[3]]
         assert [r["id"] for r in await spool.records(before=ids[3], limit=2, newest=True)] == [ids[2], ids[1]]
+        texts = await spool.record_texts(after=ids[0], before=ids[4], limit=2)
+        assert [(id, json.loads(text)["id"]) for id, text in texts] == [(id, id) for id in ids[1:3]]

@@ -1,0 +1,163 @@
+"""Which recorded transactions need not be judged again as a whole, since who could judge them otherwise says the same.
+
+A policy is a function of what it is told. So an entry that is as it was says what it said, and its recorded verdict
+stands in; asked again is only who is not as it was. Where nobody among those says anything else, the transaction
+ends as it did. Where somebody does, or it is not certain, the whole of it is judged.
+
+*Promises*: what stands here is what judging the whole of it would give, or, where some of it cannot be judged again,
+what was said then. It stands for records of one configuration only, and not where a look-up failed: what that means
+is said by one entry for others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Any, Final
+
+from gateway.mail.envelope import Recipient
+from gateway.pipeline.past import Past, recorded
+from gateway.pipeline.plan import Entry, Node, Plan, StagePlan, Step
+from gateway.pipeline.told import Told, VerdictNote
+from gateway.sdk.stage import ORDER, Stage, Transaction
+from gateway.sdk.verdict import Action, Verdict, When
+
+Turn = Callable[[StagePlan, Step, Transaction | None, Recipient | None], Verdict | None]
+"""What an entry says now at its turn; None for nothing that counts."""
+
+_OURS: Final = ("gateway", "plugins", "policies")
+"""Packages whose policies change their version with what they say. Authors change theirs while they try them."""
+_DOOR: Final = (Stage.CONNECT, Stage.HELO, Stage.MAIL)
+_KEPT: Final = 10_000
+
+
+class Standing:
+    """Compares a pipeline with the one of then, of the configuration whose digest is `config`.
+
+    `names` says under which names records know the entries, `unchanged` which of them are as they were.
+    """
+
+    def __init__(
+        self, now: Plan, then: Plan, config: str, names: Mapping[str, str], unchanged: Collection[str]
+    ) -> None:
+        self._config = config
+        self._names = names
+        self._comparable = _in_order(now, then, names)
+        same = [entry for entry in now.entries if entry.name in unchanged and _ours(entry)]
+        wired = {name: list(_wiring(then, name, {e.name: e.name for e in then.entries})) for name in names.values()}
+        self._same = {
+            names[entry.name]: entry
+            for entry in same
+            if list(_wiring(now, entry.name, names)) == wired[names[entry.name]]
+        }
+        kept = {entry.name for entry in self._same.values()}
+        self._asked = {
+            stage: [step for step in plan.steps if step.entry.name not in kept and not step.entry.shadow]
+            for stage, plan in now.stages.items()
+        }
+        self._plans = now.stages
+        self._others = {names.get(e.name) for e in now.entries} - set(self._same)
+        self._gone = {entry.name for entry in then.entries} - set(names.values())
+        self._opens = any(self._asked[stage] for stage in _DOOR)
+        self._sound: dict[tuple[tuple[str, str], ...], bool] = {}
+
+    def holds(self, past: Past, turn: Turn, *, own_door: bool) -> bool:
+        """Whether it ends as it did. `own_door` says that this pipeline judged the session too."""
+        told = past.told
+        if not self._comparable or told.config != self._config or (self._opens and not own_door):
+            return False
+        if not self._are_sound(told, own_door) or any(note.fault for note in told.findings):
+            return False
+        if self._gone and not all(note.silent for note in told.verdicts if note.plugin in self._gone):
+            return False
+        return all(
+            _alike(turn(self._plans[stage], step, txn, to), self._said(told, step.entry, stage, to))
+            for stage, txn, to in _turns(past, self._asked)
+            for step in self._asked[stage]
+        )
+
+    def _are_sound(self, told: Told, own_door: bool) -> bool:
+        """Whether all verdicts are of entries and versions that are known."""
+        key = tuple([(note.plugin, note.version) for note in told.verdicts])
+        sound = self._sound.get(key)
+        if sound is None:
+            sound = all(self._is_sound(name, version, own_door) for name, version in key)
+            if len(self._sound) >= _KEPT:
+                self._sound.clear()
+            self._sound[key] = sound
+        return sound
+
+    def _is_sound(self, name: str, version: str, own_door: bool) -> bool:
+        entry = self._same.get(name)
+        if entry is not None:
+            return version == (entry.policy.version if entry.policy else "")
+        return name in self._others or name in self._gone or (bool(name) and not own_door)
+
+    def _said(self, told: Told, entry: Entry, stage: Stage, to: Recipient | None) -> VerdictNote | None:
+        name, whom = self._names.get(entry.name), recorded(to.address) if to else ""
+        for note in told.verdicts:
+            if note.plugin == name and note.stage == stage.value and note.recipient == whom:
+                return None if note.silent else note
+        return None
+
+
+def _turns(
+    past: Past, asked: Mapping[Stage, Collection[Step]]
+) -> Iterator[tuple[Stage, Transaction | None, Recipient | None]]:
+    """The stages at which somebody has to be asked, as far as the record tells: at RCPT, once for each recipient."""
+    last = ORDER.index(past.reached)
+    for number, stage in enumerate(ORDER):
+        if number > last or not asked.get(stage):
+            continue
+        if stage in (Stage.CONNECT, Stage.HELO, Stage.AUTH):
+            yield stage, None, None
+        elif stage is Stage.MAIL:
+            yield stage, past.transaction(()), None
+        elif stage is Stage.RCPT:
+            taken: list[Recipient] = []
+            for recipient, reply in past.recipients:
+                yield stage, past.transaction(tuple(taken)), recipient
+                if reply.startswith("2") and recipient not in taken:
+                    taken.append(recipient)
+        else:
+            everybody = dict.fromkeys(recipient for recipient, reply in past.recipients if reply.startswith("2"))
+            yield stage, past.transaction(tuple(everybody)), None
+
+
+def _alike(now: Verdict | None, then: VerdictNote | None) -> bool:
+    if now is None or (now.action is Action.PROCEED and now.when is When.ALWAYS and not now.recipients):
+        return then is None
+    if then is None or now.recipients or then.recipients:
+        return False
+    said = "" if now.reply is None else str(now.reply)
+    return now.action.value == then.action and said == then.reply and now.when.value == (then.when or When.ALWAYS.value)
+
+
+def _in_order(now: Plan, then: Plan, names: Mapping[str, str]) -> bool:
+    """Whether those that are in both are asked in the same order."""
+    places = {entry.name: place for place, entry in enumerate(then.entries)}
+    order = [places.get(names[entry.name], -1) for entry in now.entries if entry.name in names]
+    return order == sorted(order) and -1 not in order
+
+
+def _ours(entry: Entry) -> bool:
+    return entry.policy is None or type(entry.policy).__module__.partition(".")[0] in _OURS
+
+
+def _wiring(plan: Plan, name: str, names: Mapping[str, str]) -> Iterator[Any]:
+    """What an entry is asked at which stage, about findings of whom."""
+    for stage, at in plan.stages.items():
+        for step in at.steps:
+            if step.entry.name == name:
+                sources = step.question.sources if step.question else ()
+                yield (
+                    stage,
+                    [_served(node, names) for node in step.acts],
+                    step.question is not None,
+                    [(_served(source, names), optional) for source, optional in sources],
+                )
+
+
+def _served(source: int | Node, names: Mapping[str, str]) -> Any:
+    if not isinstance(source, Node):
+        return source
+    return source.finder.finding, names.get(source.entry.name), source.scope

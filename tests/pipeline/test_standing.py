@@ -1,0 +1,136 @@
+"""What stands without being judged as a whole, beside the whole judged."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given, reject, settings
+from hypothesis import strategies as st
+
+from gateway.pipeline import standing
+from gateway.pipeline.difference import Kind, compare, counterparts, unchanged
+from gateway.pipeline.loader import Pipeline, PipelineError, load
+from gateway.pipeline.past import Past
+from gateway.pipeline.replay import Replay
+from gateway.sdk import Verdict
+from tests.pipeline.setting import services
+from tests.pipeline.test_replay import BASE, OPTIONS, RECORDS, nobody
+from tests.pipeline.traffic import CATALOG, ClientValue
+
+DIGEST = "0123456789ab"
+PASTS = {number: Past({**told, "config": DIGEST}, nobody) for number, told in RECORDS.items()}
+Entries = list[tuple[str, Any]]
+
+
+@pytest.fixture(autouse=True)
+def known_policies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The policies of the tests' traffic keep their versions as ours do."""
+    monkeypatch.setattr(standing, "_OURS", ("tests",))
+
+
+def of(entries: Entries) -> Pipeline:
+    return load("default", [{name: dict(options)} for name, options in entries], services(), known=CATALOG)
+
+
+THEN = of(list(BASE.items()))
+
+
+def replay(now: Pipeline, then: Pipeline = THEN, digest: str = DIGEST) -> Replay:
+    pair = then.entries, now.entries
+    return now.replay(unchanged(*pair), counterparts(*pair), (then.plan, digest))
+
+
+def standing_of(made: Replay) -> set[int]:
+    """Numbers of what stands; all of it is the same when it is judged as a whole, or cannot be."""
+    found = {number for number, past in PASTS.items() if made.stands(past)}
+    for number in found:
+        whole = compare(made, PASTS[number])
+        assert whole.kind in (Kind.SAME, Kind.UNKNOWN), (number, whole)
+    return found
+
+
+@st.composite
+def candidates(draw: st.DrawFn) -> Entries:
+    """The entries of then: some changed, left out, twice there, or elsewhere."""
+    entries: Entries = []
+    for name, options in BASE.items():
+        entries += draw(
+            st.sampled_from([[(name, dict(options))]] * 3 + [[]])
+            | st.tuples(st.just(name), OPTIONS).map(lambda changed: [changed])
+            | st.tuples(st.just(name), OPTIONS).map(lambda more: [(more[0], dict(BASE[more[0]])), more])
+        )
+    if draw(st.integers(0, 3)) == 0:
+        entries = draw(st.permutations(entries))
+    return entries
+
+
+@settings(max_examples=60, deadline=None)
+@given(candidates())
+def test_what_stands_is_what_judging_the_whole_of_it_gives(entries: Entries) -> None:
+    try:
+        now = of(entries)
+    except PipelineError:
+        # A policy asks for what nobody finds, or only somebody after it.
+        reject()
+    standing_of(replay(now))
+
+
+def test_with_one_entry_changed_most_stands_and_what_it_judges_otherwise_does_not() -> None:
+    made = replay(of([*list(BASE.items())[:3], ("content", {"reject_at": 80, "quarantine_at": 60})]))
+    left = set(PASTS) - standing_of(made)
+    assert 0 < len(left) < len(PASTS) // 2
+    assert any(compare(made, PASTS[number]).kind is Kind.CHANGED for number in left)
+
+
+def test_nothing_stands_of_another_configuration_or_without_one() -> None:
+    assert standing_of(replay(THEN)) == set(PASTS)
+    assert standing_of(replay(THEN, digest="ffffffffffff")) == set()
+    assert not any(THEN.replay({e.name for e in THEN.entries}).stands(past) for past in PASTS.values())
+
+
+def test_nothing_stands_where_entries_changed_places() -> None:
+    first, *others = BASE.items()
+    assert standing_of(replay(of([*others[:1], first, *others[1:]]))) == set()
+
+
+def test_an_entry_that_is_gone_must_have_said_nothing() -> None:
+    made = replay(of(list(BASE.items())[1:]))
+    gone = {
+        number
+        for number, past in PASTS.items()
+        if any(v.plugin == "client" and not v.silent for v in past.told.verdicts)
+    }
+    assert gone and standing_of(made) == set(PASTS) - gone
+
+
+def odd(told: dict[str, Any], **changes: Any) -> bool:
+    return replay(THEN).stands(Past({**told, "config": DIGEST, **changes}, nobody))
+
+
+def test_what_is_not_sure_does_not_stand() -> None:
+    told = next(t for t in RECORDS.values() if t["outcome"] == "accepted")
+    assert odd(told)
+    first, *others = told["verdicts"]
+    assert not odd(told, verdicts=[{**first, "version": "0"}, *others]), "said by another version"
+    assert not odd(told, verdicts=[{**first, "plugin": "stranger"}, *others])
+    assert not odd(told, verdicts=[first, {"truncated": True}])
+    found, *more = told["findings"]
+    failed = {key: value for key, value in found.items() if key != "value"} | {"fault": "timeout"}
+    assert not odd(told, findings=[failed, *more]), "what a fault means is said by its owner"
+
+
+def test_an_authors_policies_are_asked_though_their_options_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(standing, "_OURS", ("gateway",))
+    policy: Any = type(THEN.entries[0].policy)
+    asked: list[ClientValue] = []
+    original = policy.on_connect
+
+    def on_connect(self: Any, found: ClientValue) -> Verdict:
+        asked.append(found)
+        said: Verdict = original(self, found)
+        return said
+
+    monkeypatch.setattr(policy, "on_connect", on_connect)
+    assert standing_of(replay(of(list(BASE.items()))))
+    assert asked
