@@ -130,6 +130,7 @@ class Scheduler:
 
     async def run(self) -> None:
         """Claim and deliver until `drain` is called."""
+        self._spool.attend(self.ring)
         gauge = self._tasks.start(Gauges(self._spool, self._lanes, self._clock).run(), name="queue-gauge")
         try:
             while not self._draining.is_set():

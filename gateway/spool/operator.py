@@ -14,7 +14,7 @@ from typing import Any, Final
 from gateway.mail.envelope import Recipient
 from gateway.spool import schema
 from gateway.spool.notes import Notes
-from gateway.spool.spool import AttemptRecord, RecipientStatus, Slot, State
+from gateway.spool.spool import AttemptRecord, Explained, RecipientStatus, Slot, State
 
 PAGE: Final = 500
 """Messages that one step changes at most, so that the gateway's own steps never wait for long."""
@@ -47,6 +47,18 @@ def explain(db: sqlite3.Connection, prefix: str) -> list[tuple[Any, ...]]:
         row = db.execute(f"SELECT {schema.COLUMNS} FROM message WHERE id = ?", (id,)).fetchone()
         out.append((id, record[0] if record else None, attempts, row))
     return out
+
+
+def explained(rows: list[tuple[Any, ...]]) -> list[Explained]:
+    """What `explain` found in all shards, by id."""
+    return [
+        Explained(
+            {**next(iter(schema.read_notes([record] if record else [])), {}), "id": id},
+            schema.read_notes(attempts),
+            schema.lenient(row) if row else None,
+        )
+        for id, record, attempts, row in sorted(rows, key=lambda row: row[0])
+    ]
 
 
 def record_ids(db: sqlite3.Connection, after: str, before: str, limit: int, newest: bool) -> list[str]:

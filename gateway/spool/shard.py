@@ -71,6 +71,8 @@ class Shard:
         self._loop = asyncio.get_running_loop()
         self.stale = False
         """An operator changed something, so what memory says of unclaimed messages may not hold any more."""
+        self.ring: Callable[[], None] = _nobody
+        """Called when that happened."""
         self.next_due = 0.0
         """No unclaimed message is due before this; a lower bound, corrected by every look into the database.
 
@@ -113,6 +115,7 @@ class Shard:
     def _noticed(self) -> None:
         self.next_due = 0.0
         self.stale = True
+        self.ring()
 
     def claimed(self, row: tuple[Any, ...]) -> Claimed:
         """A row of `schema.COLUMNS` with its content. Raises `schema.Unreadable`."""
@@ -314,6 +317,10 @@ def _keep(db: sqlite3.Connection, settlement: Settlement, due: float) -> bool:
     filed = (due, schema.slots_json(settlement.slots), settlement.lane, settlement.deadline, settlement.warned)
     values = (*filed, bool(hold), bool(hold), hold, settlement.id)
     return db.execute(query, values).rowcount > 0
+
+
+def _nobody() -> None:
+    """Rings no bell."""
 
 
 def _data_version(database: sqlite3.Connection) -> int:

@@ -10,7 +10,7 @@ After either, nothing of the failed step is stored.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final, Protocol
@@ -286,6 +286,9 @@ class Spool(Inlet, Protocol):
 
     def changed(self) -> bool:
         """Whether an operator changed something since this was asked last."""
+
+    def attend(self, ring: Callable[[], None]) -> None:
+        """Have `ring` called, on the event loop, soon after an operator changed something."""
 
     async def next_due(self, now: float) -> float | None:
         """When the earliest unclaimed message is due, epoch seconds; None when there is none.

@@ -256,6 +256,10 @@ class SqliteSpool:
             out.append(self._fresh.popleft())
         return out
 
+    def attend(self, ring: Callable[[], None]) -> None:
+        for shard in self._shards:
+            shard.ring = ring
+
     def changed(self) -> bool:
         changed, self._changed = self._changed, False
         return changed
@@ -388,15 +392,7 @@ class SqliteSpool:
         return count
 
     async def explain(self, id: str) -> Sequence[Explained]:
-        found = await self._read(partial(operator.explain, prefix=id))
-        return [
-            Explained(
-                {**next(iter(schema.read_notes([record] if record else [])), {}), "id": key},
-                schema.read_notes(attempts),
-                schema.lenient(row) if row else None,
-            )
-            for key, record, attempts, row in sorted(found, key=lambda row: row[0])
-        ]
+        return operator.explained(await self._read(partial(operator.explain, prefix=id)))
 
     async def attempts(self, first: str, last: str) -> dict[str, Sequence[dict[str, Any]]]:
         query = "SELECT id, body FROM attempt WHERE id >= ? AND id <= ? ORDER BY id, n"

@@ -26,7 +26,7 @@ from gateway.spool.spool import SpoolError, SpoolFull
 _log = log.get()
 _T = TypeVar("_T")
 _GROUP: Final = 256
-_IDLE: Final = 1.0
+_IDLE: Final = 0.2
 _SOON: Final = 0.1
 _PATIENCE: Final = 0.005
 _BUSY_SECONDS: Final = 10.0
@@ -87,7 +87,8 @@ class _Job:
 
 
 class Writer:
-    """The thread. `open` gives the connection; `idle` is called in the thread about once a second, between groups.
+    """The thread. `open` gives the connection; `idle` is called in the thread about five times a second, between
+    groups.
 
     Where `idle` says that it has more to do, it is called again a tenth of a second later.
     """

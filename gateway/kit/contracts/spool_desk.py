@@ -232,6 +232,18 @@ class SpoolDesk:
         assert await spool.explain(gone) == []
 
     @with_place
+    async def test_who_attends_hears_of_what_an_operator_changed(self, place: SpoolPlace) -> None:
+        spool = await place.open()
+        rung = asyncio.Event()
+        spool.attend(rung.set)
+        id = await put(spool)
+        view = await place.view()
+        assert await view.hold([id], "wait") == 1
+        async with asyncio.timeout(20):
+            await rung.wait()
+        assert await take(spool) == {}
+
+    @with_place
     async def test_release_and_drop_touch_only_the_states_that_they_are_told(self, place: SpoolPlace) -> None:
         spool = await place.open()
         aside, held, queued = await put(spool, state=State.QUARANTINE), await put(spool), await put(spool)
