@@ -21,6 +21,7 @@ END: Final = 1 << 30
 """An index below all other fields."""
 
 _NAME: Final = re.compile(r"[\x21-\x39\x3b-\x7e]{1,77}\Z")
+_CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 _BLOCK: Final = 1 << 20
 _TOLD: Final = 100
 """Edits of which a record tells what was there before, and fields that each of them tells of."""
@@ -229,10 +230,12 @@ def edits_json(edits: Sequence[Edit], section: bytes, body: int) -> list[dict[st
     """
     out = [edit_json(edit) for edit in edits]
     fields: list[HeaderField] | None = None
+    # Of a field that is added there is nothing to tell, so mostly nobody has to look at the section again.
+    tells = any(is_header_edit(edit) and not isinstance(edit, AddHeader) for edit in edits[:_TOLD])
     for told, edit in zip(out[:_TOLD], edits, strict=False):
         if isinstance(edit, ReplaceBody):
             told["old_size"], body = body, edit.body.size
-        elif is_header_edit(edit):
+        elif tells and is_header_edit(edit):
             if fields is None:
                 fields = split_header(section)[0]
             if not isinstance(edit, AddHeader):
@@ -287,7 +290,7 @@ def check_field(name: str, value: str, lead: str = " ") -> None:
     for line in value.split("\n")[1:]:
         if not line.startswith((" ", "\t")) or not line.strip():
             raise ValueError("a folded header line must start with white space and hold more than it")
-    if any(ord(c) < 32 and c not in "\t\n" for c in value) or "\x7f" in value:
+    if _CONTROL.search(value):
         raise ValueError("a header value holds control characters")
     value.encode("utf-8", "surrogateescape")  # raises ValueError for what has no octets
 

@@ -6,11 +6,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Final
 
 from gateway.ops import log
-from gateway.ops.metrics import FINDINGS, PLUGIN_SECONDS
+from gateway.ops.metrics import FINDINGS, PLUGIN_SECONDS, counting, observing
 from gateway.pipeline.breaker import Breaker
 from gateway.pipeline.plan import Entry, Node
 from gateway.sdk.ending import Ending
@@ -58,6 +58,7 @@ class House:
     """What all sessions of a pipeline share: tasks, breakers, slots, clock, bound metrics."""
 
     __slots__ = (
+        "_breaker_of",
         "_breakers",
         "_ended",
         "_holders",
@@ -76,18 +77,22 @@ class House:
         """What is taken as found, or as not found, so that nobody looks for it: for simulations and specs."""
         self.clock = clock
         self._breakers: dict[tuple[int, Stage], Breaker] = {}
+        self._breaker_of: dict[Node, Breaker] = {}
         self.worker_slots = worker_slots or asyncio.Semaphore(WORKER_LOOKUPS)
-        self._seconds: dict[Node, Any] = {}
-        self._ended: dict[tuple[str, str], Any] = {}
+        self._seconds: dict[Node, Callable[[float], None]] = {}
+        self._ended: dict[tuple[str, str], Callable[[int], None]] = {}
         self._learners = tuple(entry for entry in entries if entry.plugin and entry.plugin.learns())
         self._holders = tuple(entry for entry in entries if entry.plugin and entry.plugin.holds())
         self._telling = Tasks()
 
     def breaker(self, node: Node) -> Breaker:
         """The breaker of the node's entry at its stage."""
-        key = node.entry.index, node.stage
-        if (breaker := self._breakers.get(key)) is None:
-            breaker = self._breakers[key] = Breaker(node.entry.name, node.stage, self.clock)
+        breaker = self._breaker_of.get(node)
+        if breaker is None:
+            key = node.entry.index, node.stage
+            if (breaker := self._breakers.get(key)) is None:
+                breaker = self._breakers[key] = Breaker(node.entry.name, node.stage, self.clock)
+            self._breaker_of[node] = breaker
         return breaker
 
     @property
@@ -128,11 +133,11 @@ class House:
         name = node.entry.name
         if seconds is not None:
             if (histogram := self._seconds.get(node)) is None:
-                histogram = self._seconds[node] = PLUGIN_SECONDS.labels(name, node.stage.value)
-            histogram.observe(seconds)
+                histogram = self._seconds[node] = observing(PLUGIN_SECONDS.labels(name, node.stage.value))
+            histogram(seconds)
         if (counter := self._ended.get((name, outcome))) is None:
-            counter = self._ended[name, outcome] = FINDINGS.labels(name, outcome)
-        counter.inc()
+            counter = self._ended[name, outcome] = counting(FINDINGS.labels(name, outcome))
+        counter(1)
 
 
 async def _tell(entry: Entry, ending: Ending) -> None:

@@ -8,7 +8,7 @@ fault, a broken policy defers.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
@@ -16,7 +16,7 @@ from gateway.mail.edit import Edit
 from gateway.mail.envelope import Recipient
 from gateway.mail.session import Session
 from gateway.ops import log
-from gateway.ops.metrics import STAGE_SECONDS, VERDICTS
+from gateway.ops.metrics import STAGE_SECONDS, VERDICTS, counting, observing
 from gateway.pipeline.asking import ask, on_error
 from gateway.pipeline.decision import PROCEEDED, Decision, Deliberation, Said
 from gateway.pipeline.house import House, Slots
@@ -40,21 +40,21 @@ class Meters:
     __slots__ = ("_stages", "_verdicts")
 
     def __init__(self) -> None:
-        self._stages: dict[Stage, Any] = {}
-        self._verdicts: dict[tuple[Stage, str, Action, bool], Any] = {}
+        self._stages: dict[Stage, Callable[[float], None]] = {}
+        self._verdicts: dict[tuple[Stage, str, Action, bool], Callable[[int], None]] = {}
 
     def stage(self, stage: Stage, seconds: float) -> None:
         if (histogram := self._stages.get(stage)) is None:
-            histogram = self._stages[stage] = STAGE_SECONDS.labels(stage.value)
-        histogram.observe(seconds)
+            histogram = self._stages[stage] = observing(STAGE_SECONDS.labels(stage.value))
+        histogram(seconds)
 
     def verdict(self, stage: Stage, said: Said) -> None:
         key = (stage, said.of.name, said.verdict.action, said.shadow)
         if (counter := self._verdicts.get(key)) is None:
             shadow = "true" if said.shadow else "false"
-            counter = VERDICTS.labels(stage.value, said.of.name, said.verdict.action.value, shadow)
+            counter = counting(VERDICTS.labels(stage.value, said.of.name, said.verdict.action.value, shadow))
             self._verdicts[key] = counter
-        counter.inc()
+        counter(1)
 
 
 class PipelineSession:

@@ -43,7 +43,9 @@ class MilterReply(Finding):
 
     def to_json(self) -> dict[str, Any]:
         """As others, without what is empty: a milter answers at each stage, and mostly with a word."""
-        return self.to_short_json()
+        if self.code or self.detail or self.text or self.quarantine or self.edits or len(self.milter) > 64:
+            return self.to_short_json()
+        return {"action": self.action.value, "milter": self.milter}
 
     def idle(self) -> bool:
         return self.action is MilterAction.SKIPPED

@@ -5,15 +5,38 @@ from __future__ import annotations
 import asyncio
 import os
 import tempfile
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from typing import Final
 
-from gateway.sdk import BodyContent, Content, Message
+from gateway.sdk import BodyContent, Content, HeaderField, Message
 from plugins.milter.packets import CHUNK_OCTETS, MilterError
 
 MEMORY_OCTETS: Final = 256 << 10
 """A replaced body larger than that is kept in a file, and content larger than that is not taken into memory."""
 _BLOCK: Final = 256 << 10
+
+
+class HeldContent:
+    """Content that is in memory."""
+
+    __slots__ = ("eight_bit", "octets", "size")
+
+    def __init__(self, octets: bytes, eight_bit: bool) -> None:
+        self.octets = octets
+        self.size = len(octets)
+        self.eight_bit = eight_bit
+
+    async def blocks(self) -> AsyncIterator[bytes]:
+        """All of it."""
+        yield self.octets
+
+
+def held_pieces(fields: Sequence[HeaderField], content: HeldContent) -> list[bytes]:
+    """As `body_pieces`, at once."""
+    octets, at = content.octets, sum([len(field.raw) for field in fields])
+    if octets.startswith(b"\r\n", at):
+        at += 2
+    return [octets[begin : begin + CHUNK_OCTETS] for begin in range(at, len(octets), CHUNK_OCTETS)]
 
 
 async def body_pieces(message: Message) -> AsyncGenerator[bytes, None]:

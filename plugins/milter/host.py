@@ -17,13 +17,13 @@ import socket
 from collections.abc import Callable, Mapping
 from contextlib import aclosing
 from contextvars import copy_context
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
 
 from gateway.sdk import Message, MilterAction, MilterReply, Recipient, Stage, edit_begun, progress
 from plugins.milter.changes import Changes
-from plugins.milter.content import MEMORY_OCTETS, body_pieces
+from plugins.milter.content import MEMORY_OCTETS, HeldContent, body_pieces, held_pieces
 from plugins.milter.context import Context, Limits, Notices
 from plugins.milter.conversation import mail_arguments, rcpt_arguments, wire_field
 from plugins.milter.crew import Crew
@@ -79,6 +79,14 @@ class Host:
     limits: Limits
     values: Mapping[str, str]
     crew: Crew
+    plain: dict[MilterAction, MilterReply] = field(default_factory=dict)
+    """Answers that are one word, which most are."""
+
+    def reply(self, action: MilterAction) -> MilterReply:
+        """An answer of one word."""
+        if (reply := self.plain.get(action)) is None:
+            reply = self.plain[action] = MilterReply(action, self.name)
+        return reply
 
     def hosted(self) -> Hosted:
         """An instance to be, for a new session."""
@@ -235,7 +243,9 @@ class Visit:
                 _, value = wire_field(field, leading_space=leading_space)
                 calls.append(Call(HEADER, facts, (field.name, value)))
         calls.append(Call(EOH, facts))
-        if BODY.wanted(steps):
+        if BODY.wanted(steps) and isinstance(message.content, HeldContent):
+            calls += [Call(BODY, facts, (piece,)) for piece in held_pieces(message.fields, message.content)]
+        elif BODY.wanted(steps):
             size = 0
             async with aclosing(body_pieces(message)) as pieces:
                 async for piece in pieces:
@@ -274,21 +284,21 @@ class Visit:
         return await self._host.crew.run(partial(self._hosted.perform, calls, _notices(self._host.crew)))
 
     def _skipped(self) -> MilterReply:
-        return MilterReply(MilterAction.SKIPPED, self._host.name)
+        return self._host.reply(MilterAction.SKIPPED)
 
     def _of_session(self, refused: Done) -> MilterReply:
         assert refused.answer is not None
         return self._skipped() if refused.answer.said is Said.ACCEPT else self._plain(refused.answer)
 
     def _reply(self, done: Done, changes: Changes | None = None) -> MilterReply:
-        answer, name = done.answer, self._host.name
+        answer = done.answer
         self._note(done)
         if answer is not None and answer.said is not Said.ACCEPT:
             return self._plain(answer)
         action = MilterAction.CONTINUE if answer is None else MilterAction.ACCEPT
         if changes is None:
-            return MilterReply(action, name)
-        return MilterReply(action, name, quarantine=changes.quarantine, edits=changes.edits())
+            return self._host.reply(action)
+        return MilterReply(action, self._host.name, quarantine=changes.quarantine, edits=changes.edits())
 
     def _note(self, done: Done) -> None:
         """Remember what an answer settles."""
@@ -302,7 +312,7 @@ class Visit:
     def _plain(self, answer: Answer) -> MilterReply:
         """An answer without changes."""
         if answer.said is not Said.REPLY:
-            return MilterReply(_ACTIONS[answer.said], self._host.name)
+            return self._host.reply(_ACTIONS[answer.said])
         action = MilterAction.REJECT if answer.code >= 500 else MilterAction.TEMPFAIL
         action = MilterAction.CONNECTION_FAIL if answer.code == _CLOSING else action
         return MilterReply(action, self._host.name, answer.code, answer.detail, answer.text)

@@ -9,7 +9,6 @@ from prometheus_client import Gauge
 from pydantic import Field, create_model
 
 from gateway.sdk import (
-    BodyContent,
     Finder,
     Finding,
     Message,
@@ -22,7 +21,7 @@ from gateway.sdk import (
     Stage,
     Transaction,
 )
-from plugins.milter.content import MEMORY_OCTETS
+from plugins.milter.content import MEMORY_OCTETS, HeldContent
 from plugins.milter.context import Limits
 from plugins.milter.crew import Crew, Waits, at_once
 from plugins.milter.host import Host, Visit, stages
@@ -136,7 +135,8 @@ class MilterHostPlugin(MilterStages):
         except Waits:
             # The milter has heard nothing so far.
             return None
-        return at_once(self.on_message(transaction, Message(message.fields, BodyContent(octets)), reverse))
+        held = HeldContent(octets, message.content.eight_bit)
+        return at_once(self.on_message(transaction, Message(message.fields, held), reverse))
 
     def party(self, session: Session) -> Visit:
         visit = self._visits.get(session.id)
