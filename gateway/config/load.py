@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from gateway.config.cross import check_together
+from gateway.config.described import describe
 from gateway.config.document import FILE_OCTETS, Document, read
 from gateway.config.model import Config
 from gateway.config.problems import ConfigError, Path, Problem, did_you_mean, dotted
@@ -70,6 +71,7 @@ def parse(data: bytes, path: str) -> Config:
 
 def json_schema() -> dict[str, Any]:
     """JSON Schema of the configuration file."""
+    describe()
     schema = Config.model_json_schema(mode="validation")
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Gatepost configuration", **schema}
 

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Final
 from pydantic import TypeAdapter
 from pydantic.fields import FieldInfo
 
+from gateway.config.described import describe
 from gateway.config.problems import Path
 from gateway.config.values import Section
 
@@ -33,6 +34,7 @@ class Option:
 
 def options(model: type[Section], prefix: str = "") -> Iterator[Option]:
     """Every key below `model` that has no further keys below it, in the order of the model."""
+    describe()
     for name, field in model.model_fields.items():
         path = f"{prefix}{name}"
         below, way = _below(field.annotation)

@@ -187,9 +187,13 @@ def key_pair_problem(certificate: str, key: str) -> str:
 
 
 class Section(OptionsModel):
-    """A part of the configuration. The text under each field is its description in schema and reference."""
+    """A part of the configuration. The text under each field is its description in schema and reference.
 
-    model_config = ConfigDict(use_attribute_docstrings=True)
+    See `gateway.config.described`, for those who need it.
+    """
+
+    # Each section is built as a part of the whole that holds it, and not on its own before.
+    model_config = ConfigDict(defer_build=True)
 
 
 def section() -> Any:

@@ -9,6 +9,7 @@ should be ends the reading.
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -71,7 +72,7 @@ def _read(line: bytes) -> Kept:
     if not _shallow(value, _DEPTH):
         raise ArchiveError(f"nested deeper than {_DEPTH} levels")
     try:
-        _a_line.validate_python(value)
+        _a_line().validate_python(value)
     except ValidationError as error:
         problem = error.errors(include_url=False, include_context=False, include_input=False)[0]
         raise ArchiveError(f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}") from error
@@ -199,4 +200,7 @@ class _Line(TypedDict):
     attempts: NotRequired[list[_Attempt]]
 
 
-_a_line: Final = TypeAdapter(_Line)
+@functools.cache
+def _a_line() -> TypeAdapter[_Line]:
+    """Made when it is needed: that takes longer than most commands have."""
+    return TypeAdapter(_Line)
