@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from gateway.spool.postmaster import Found
 
 _PAGE: Final = 1000
+_STEP: Final = 2000
+"""Messages that are read at once."""
 _HEADER_OCTETS: Final = 1 << 20
 
 
@@ -41,16 +43,24 @@ def queue() -> None:
 def list_(wanted: Selection, limit: int, after: str, config_file: str | None, as_json: bool) -> None:
     """List messages by id, the oldest first."""
 
-    async def work(office: Office) -> list[Found]:
-        chosen, hop = office.selected(wanted)
-        return await office.postmaster.find(chosen, hop, limit=limit, after=after.upper())
-
-    found = in_office(read_config(config_file), work)
-    if as_json:
-        output.as_json([{**stored_json(one.message), "claimed": one.claimed} for one in found])
-        return
     columns = ("ID", "STATE", "RECEIVED", "SIZE", "SENDER", "TO", "NEXT", "LAST")
-    output.show(output.table(columns, _rows([one.message for one in found])))
+    listing = output.JsonArray() if as_json else output.Columns(columns)
+
+    async def work(office: Office) -> None:
+        chosen, hop = office.selected(wanted)
+        left, last = limit, after.upper()
+        while left:
+            page = await office.postmaster.find(chosen, hop, limit=min(left, _STEP), after=last)
+            if isinstance(listing, output.JsonArray):
+                listing.add([{**stored_json(one.message), "claimed": one.claimed} for one in page])
+            else:
+                listing.add(_rows([one.message for one in page]))
+            if len(page) < min(left, _STEP):
+                break
+            left, last = left - len(page), page[-1].message.id
+
+    in_office(read_config(config_file), work)
+    listing.end()
 
 
 def _rows(messages: Sequence[Stored]) -> list[tuple[object, ...]]:

@@ -58,6 +58,9 @@ TURNS: Final = (
 """Whose turn it is, again and again: of seven, high has four, normal two, low one. Nobody starves."""
 
 
+_DEFAULT_NOTIFY: Final[frozenset[Notify]] = frozenset()
+
+
 @dataclass(frozen=True, slots=True)
 class Recipient:
     """One RCPT. `orcpt` is kept as sent (``rfc822;xtext``, case and all); an empty `notify` is the default set."""
@@ -76,7 +79,7 @@ class Recipient:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Recipient:
-        notify = frozenset(Notify(n) for n in data.get("notify", ()))
+        notify = frozenset(Notify(n) for n in data["notify"]) if "notify" in data else _DEFAULT_NOTIFY
         return cls(Address(data["local"], data["domain"]), notify, data.get("orcpt", ""))
 
 
@@ -169,12 +172,12 @@ class Envelope:
         s = data.get("sender")
         sender: Sender = Address(s["local"], s["domain"]) if s else NULL_SENDER
         parameters = MailParameters(
-            body=Body(data.get("body", Body.SEVEN_BIT)),
+            body=Body(data["body"]) if "body" in data else Body.SEVEN_BIT,
             smtputf8=bool(data.get("smtputf8", False)),
             ret=Ret(data["ret"]) if "ret" in data else None,
             envid=data.get("envid", ""),
             requiretls=bool(data.get("requiretls", False)),
         )
         origin = Origin.from_json(data["origin"]) if "origin" in data else None
-        priority = Priority(data.get("priority", "normal"))
+        priority = Priority(data["priority"]) if "priority" in data else Priority.NORMAL
         return cls(sender, recipients, parameters, str(data.get("next_hop", "")), origin, priority)

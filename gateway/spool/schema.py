@@ -151,6 +151,9 @@ def read_slots(text: str) -> tuple[Slot, ...]:
     return slots
 
 
+# Looking up is a third of the work of asking the class, and long lists are read row by row.
+_STATUS: Final = {status.value: status for status in RecipientStatus}
+_STATES: Final = {state.value: state for state in State}
 MISFITS = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
 """What reading JSON of another form than was stored may raise."""
 
@@ -158,9 +161,8 @@ MISFITS = (ValueError, KeyError, TypeError, AttributeError, OverflowError, Recur
 def _slot(data: dict[str, Any]) -> Slot:
     recipient = Recipient.from_json(data)
     _check(recipient.address)
-    return Slot(
-        recipient, RecipientStatus(data["status"]), float(data["due"]), int(data["attempts"]), str(data["last"])
-    )
+    status = _STATUS[data["status"]]
+    return Slot(recipient, status, float(data["due"]), int(data["attempts"]), str(data["last"]))
 
 
 def _check(address: Address) -> None:
@@ -225,7 +227,7 @@ def read_row(row: tuple[Any, ...]) -> Stored:
             _check(read.sender)
         return Stored(
             str(id),
-            State(state),
+            _STATES[state],
             read,
             slots,
             float(received),
