@@ -99,7 +99,7 @@ durability: setup-test
 	$(PY) -m tests.crash.durability $(ARGS)
 
 UV := $(shell command -v uv 2>/dev/null || echo .venv/bin/uv)
-COMPILE = $(UV) pip compile pyproject.toml --extra geoip --extra ldap --extra milter --extra redis --extra setup --universal --python-version 3.11 \
+COMPILE = $(UV) pip compile pyproject.toml --extra geoip --extra ldap --extra milter --extra postgres --extra redis --extra setup --universal --python-version 3.11 \
 	--generate-hashes --no-emit-index-url --no-header -q
 
 lock:

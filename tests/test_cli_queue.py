@@ -273,6 +273,16 @@ def test_fsck_says_what_is_wrong_and_repairs_only_when_told_to(bench: Bench) -> 
     assert bench.run("queue", "show", QUEUED).exit_code == 0
 
 
+def test_a_shared_spool_is_not_checked_here_and_one_that_does_not_answer_is_named(bench: Bench) -> None:
+    bench.write("spool: {postgres: {url: 'postgresql://a@127.0.0.1:1/mail', password_env: GATEPOST_TEST_PASSWORD}}\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GATEPOST_TEST_PASSWORD", "hush")
+        checked, listed = bench.run("fsck"), bench.run("queue", "list")
+    assert checked.exit_code == listed.exit_code == 2
+    assert "PostgreSQL, which has checks of its own" in checked.output
+    assert "spool.postgres: cannot use postgresql://127.0.0.1:1/mail" in listed.output and "hush" not in listed.output
+
+
 def test_fsck_beside_a_running_gateway_does_not_repair(bench: Bench) -> None:
     started, ended = threading.Event(), threading.Event()
 

@@ -248,6 +248,53 @@ def test_redis_is_read_with_its_files_and_shown_without_its_password(
     assert "state.redis: needs the package redis: install gatepost[redis]" in found
 
 
+def test_a_shared_spool_is_read_in_either_form_and_shown_without_its_password(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "secret").write_text("hush\n")
+    short = good(tmp_path, LISTEN + "spool: {postgres: 'postgresql://gate@Db.example/mail'}\n").spool.postgres
+    assert short is not None and (short.timeout, short.lease, short.tls) == (10.0, 30.0, "prefer")
+    given = "{url: 'postgresql://gate@one,two:5433/mail', password_file: secret, timeout: 3s, namespace: other}"
+    config = good(tmp_path, LISTEN + f"spool: {{path: here, postgres: {given}}}\n")
+    options = config.spool.options().postgres
+    assert options is not None and str(options.server) == "postgresql://one:5432,two:5433/mail"
+    assert (options.server.user, options.timeout, options.schema) == ("gate", 3.0, "other")
+    assert options.password_file == str(tmp_path / "secret")
+    assert "hush" not in repr(config) + repr(options)
+    (tmp_path / "secret").write_text("\n")
+    (found,) = problems(tmp_path, LISTEN + f"spool: {{postgres: {given}}}\n")
+    assert "spool.postgres.password_file: the first line is empty" in found
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    (found,) = problems(tmp_path, LISTEN + "spool: {postgres: 'postgresql://db/mail'}\n")
+    assert "spool.postgres: needs the package psycopg: install gatepost[postgres]" in found
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "said"),
+    [
+        ("lease: 15s, timeout: 10s", "lease", "must be at least twice the timeout"),
+        ("password_env: NOT_SET_HERE", "password_env", "the environment variable NOT_SET_HERE is not set"),
+        ("tls_certificate: gatepost.yaml", "tls_certificate", "needs tls_key, too"),
+        ("namespace: pg_mail", "namespace", "expected lower-case letters"),
+        ("namespace: 'a\"b'", "namespace", "expected lower-case letters"),
+        ("tls: off", "tls", ""),
+    ],
+)
+def test_what_contradicts_itself_about_a_shared_spool_is_named(tmp_path: Path, text: str, key: str, said: str) -> None:
+    (found,) = problems(tmp_path, LISTEN + f"spool: {{postgres: {{url: 'postgresql://a@db/mail', {text}}}}}\n")
+    assert f"spool.postgres.{key}: {said}" in found
+
+
+def test_a_password_without_a_user_and_a_ca_that_nobody_asks_are_named(tmp_path: Path, key_pair: Path) -> None:
+    (tmp_path / "secret").write_text("hush\n")
+    for text, key in (
+        ("url: 'postgresql://db/mail', password_file: secret", "url: names no user"),
+        (f"url: 'postgresql://db/mail', tls_ca: {key_pair}/tls.crt", "tls_ca: means nothing without tls: verify"),
+    ):
+        (found,) = problems(tmp_path, LISTEN + f"spool: {{postgres: {{{text}}}}}\n")
+        assert f"spool.postgres.{key}" in found
+
+
 def test_a_bad_line_in_a_list_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "people").write_text("anna\nben@a.example\n")
     text = LISTEN + "domains:\n  a.example:\n    next_hop: discard\n    recipients: {list_file: people}"
@@ -288,7 +335,12 @@ def test_a_bad_line_in_a_list_file_is_named(tmp_path: Path) -> None:
         ),
         (
             "spool: {postgres: 'postgresql://db'}\n",
-            "gatepost.yaml:2: spool.postgres: the PostgreSQL spool is not built yet; give spool.path",
+            "gatepost.yaml:2: spool.postgres: is no URL of a database; write postgresql://USER@HOST:PORT/DATABASE",
+        ),
+        (
+            "spool: {postgres: {url: 'postgresql://me:hush@db/mail'}}\n",
+            "gatepost.yaml:2: spool.postgres.url: has a password in it; write postgresql://USER@HOST and put the"
+            " password into password_file",
         ),
         ("state: {redis: 'redis://db'}\n", "gatepost.yaml:2: state.redis: must be a mapping of keys to values"),
         (

@@ -197,7 +197,10 @@ CASES: dict[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
         {"hostname": "internal.example.org", "listeners": [{"address": "127.0.0.1:25"}]},
     ),
     "GP707": ({"authserv_id": "gatepost"}, {"authserv_id": "mail.example.org"}),
-    "GP708": ({"spool": {"path": "memory/spool"}}, {"spool": {"path": "disk/spool"}}),
+    "GP708": (
+        {"spool": {"path": "memory/spool"}},
+        {"spool": {"path": "memory/spool", "postgres": "postgresql://db.example.org/mail"}},
+    ),
     "GP709": ({"spool": {"path": "small/spool"}}, {"spool": {"path": "small/spool", "min_free": "10MiB"}}),
     "GP710": ({"state": {"path": "memory/state"}}, {"state": {"path": "disk/state"}}),
     "GP801": ({"retry": {"give_up": "12h"}}, {"retry": {"give_up": "4d"}}),

@@ -35,7 +35,7 @@ install_packages() {
     fi
     fresh=""
     for service in postfix dovecot-core unbound knot haproxy opendkim opendmarc postgrey slapd rbldnsd rspamd clamav-daemon \
-        clamav-milter spamd spamass-milter policyd-rate-limit policyd-weight postsrsd prometheus podman redis-server; do
+        clamav-milter spamd spamass-milter policyd-rate-limit policyd-weight postsrsd prometheus podman redis-server postgresql; do
         case " $* " in *" $service "*) fresh="$fresh ${service%-core}" ;; esac
     done
     # Package scripts ask policy-rc.d before they start a service; 101 means "not allowed".
@@ -106,6 +106,7 @@ missing_servers() {
     # swaks speaks TLS through it.
     perl -MNet::SSLeay -e 1 2>/dev/null || echo libnet-ssleay-perl
     [ -e /usr/lib/postfix/postfix-pcre.so ] || echo postfix-pcre
+    ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1 || echo postgresql
     [ -x /usr/lib/dovecot/lmtp ] || echo dovecot-lmtpd
     [ -x /usr/lib/dovecot/imap ] || echo dovecot-imapd
 }

@@ -12,8 +12,7 @@ from gateway.mail.address import NULL_SENDER, Address, Sender, parse_domain
 from gateway.ops import log
 from gateway.ops.operations import Retry, Selection
 from gateway.queue.lane import SUSPENDED
-from gateway.spool.finding import Hop
-from gateway.spool.postmaster import Postmaster
+from gateway.spool.hands import Hands, Hop
 from gateway.transport.routing import Router, parse_next_hop, parse_own_next_hop
 from gateway.transport.transport import Kind
 
@@ -25,7 +24,7 @@ _BY: Final = "the end of a suspension"
 
 
 def hop_of(router: Router) -> Hop:
-    """Says where a recipient's mail goes, as lists show it; see `gateway.spool.finding.Hop`."""
+    """Says where a recipient's mail goes, as lists show it; see `gateway.spool.hands.Hop`."""
 
     def hop(local: str, domain: str, own: str, sender_local: str, sender_domain: str) -> str:
         sender: Sender = Address(sender_local, sender_domain) if sender_local or sender_domain else NULL_SENDER
@@ -105,7 +104,7 @@ class FromFile:
         return found.st_ino, found.st_mtime_ns, found.st_size
 
 
-async def hasten(postmaster: Postmaster, hop: Hop, destinations: Collection[str]) -> None:
+async def hasten(postmaster: Hands, hop: Hop, destinations: Collection[str]) -> None:
     """Make due what was put off because these destinations were suspended. Raises `SpoolError`."""
     for destination in destinations:
         wanted = Selection(states=("queued",), next_hop=destination, reason=SUSPENDED.text)

@@ -38,8 +38,8 @@ from gateway.sdk.stage import Stage
 from gateway.services.clock import SystemClock
 from gateway.services.tasks import Tasks
 from gateway.smtp.options import Networks
+from gateway.spool.opening import open_guest
 from gateway.spool.spool import SpoolError
-from gateway.spool.sqlite import SqliteSpool
 
 _log = log.get()
 _BEAT_SECONDS: Final = 1.0
@@ -102,7 +102,7 @@ class GuestWorker:
         self._slot.set_state(WorkerState.RECOVERING)
         self._state = make_state(self._config, self._clock)
         try:
-            self._records = await SqliteSpool.open_guest(self._config.spool.options())
+            self._records = await open_guest(self._config.spool.options())
             await self._state.start()
             parts = wiring.make_parts(self._config, self._state, self._clock)
             pipeline = parts.pipelines[self._lending.pipeline]

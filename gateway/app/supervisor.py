@@ -36,9 +36,9 @@ from gateway.ops.board import Board, WorkerState
 from gateway.ops.orders import BELL, Orders
 from gateway.ops.requests import Requests
 from gateway.services.clock import SystemClock
+from gateway.spool.opening import open_all
 from gateway.spool.shard import OnStep, no_step
 from gateway.spool.spool import SpoolError, State
-from gateway.spool.sqlite import open_all
 
 _log = log.get()
 _SIGNALS: Final = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD}

@@ -42,9 +42,9 @@ from gateway.services.tenancy import Tenancy
 from gateway.smtp.lines import OpenLines
 from gateway.smtp.listener import Front
 from gateway.smtp.options import ListenerOptions
+from gateway.spool.opening import open_worker
 from gateway.spool.shard import OnStep, no_step
 from gateway.spool.spool import SpoolError
-from gateway.spool.sqlite import SqliteSpool
 from gateway.spool.suspensions import Watch
 
 _log = log.get()
@@ -118,7 +118,7 @@ class Worker:
         self._sockets = sockets
         self._state = make_state(config, self._clock)
         try:
-            self._spool = await SqliteSpool.open(
+            self._spool = await open_worker(
                 config.spool.options(), worker=self._index, workers=config.workers, on_step=self._on_step
             )
             await self._state.start()

@@ -22,6 +22,8 @@ def fsck(repair: bool, config_file: str | None, as_json: bool) -> None:
     Exit status 1 says that something was found.
     """
     config = read_config(config_file)
+    if config.spool.postgres is not None:
+        raise Failure("the spool is in PostgreSQL, which has checks of its own: amcheck, pg_checksums (docs/spool.md)")
     from gateway.ops import log
     from gateway.spool.fsck import check
 

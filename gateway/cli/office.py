@@ -20,8 +20,7 @@ from gateway.spool.spool import SpoolError
 
 if TYPE_CHECKING:
     from gateway.app.destinations import Destinations
-    from gateway.spool.postmaster import Postmaster
-    from gateway.spool.sqlite import SqliteSpool
+    from gateway.spool.hands import Hands, OperatedSpool
 
 _PAGE: Final = 1000
 _TOLD: Final = 20
@@ -33,12 +32,12 @@ _T = TypeVar("_T")
 class Office:
     """The spool, open for one command."""
 
-    def __init__(self, spool: SqliteSpool, config: Config) -> None:
+    def __init__(self, spool: OperatedSpool, config: Config) -> None:
         self.spool = spool
         self.config = config
 
     @property
-    def postmaster(self) -> Postmaster:
+    def postmaster(self) -> Hands:
         return self.spool.postmaster
 
     @cached_property
@@ -74,7 +73,7 @@ def in_office(config: Config, work: Callable[[Office], Awaitable[_T]]) -> _T:
     """Open the operator's view of the spool, do the work, and close it. The gateway may be running or not."""
 
     async def run() -> _T:
-        from gateway.spool.sqlite import open_all
+        from gateway.spool.opening import open_all
 
         try:
             spool = await open_all(config.spool.options())

@@ -114,7 +114,7 @@ def with_spool(config: Config, work: Callable[[Spool], Awaitable[_T]]) -> _T:
     """Open the operator's view of the spool, do the work, and close it. The gateway may be running or not."""
 
     async def run() -> _T:
-        from gateway.spool.sqlite import open_all
+        from gateway.spool.opening import open_all
 
         try:
             spool = await open_all(config.spool.options())

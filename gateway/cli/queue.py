@@ -21,7 +21,7 @@ from gateway.ops.why import Reason, Scene, reasons
 from gateway.spool.spool import SpoolError, State, Stored
 
 if TYPE_CHECKING:
-    from gateway.spool.postmaster import Found
+    from gateway.spool.hands import Found
 
 _PAGE: Final = 1000
 _STEP: Final = 2000

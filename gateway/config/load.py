@@ -18,11 +18,6 @@ from gateway.config.reference import section_at
 from gateway.config.values import BASE, REFUSED
 from gateway.sdk.deprecation import NOTICES, Notices
 
-# Keys of the plan that this version does not have: they deserve better than "unknown key".
-_NOT_BUILT: Final[dict[Path, str]] = {
-    ("spool", "postgres"): "the PostgreSQL spool is not built yet; give spool.path",
-}
-
 DIGEST: Final = 12
 """Hexadecimal digits of a file's SHA-256 by which configurations are told apart."""
 
@@ -127,7 +122,5 @@ def wording(details: ErrorDetails) -> str:
 
 
 def _unknown(at: Path) -> str:
-    if at in _NOT_BUILT:
-        return _NOT_BUILT[at]
     section = section_at(Config, at[:-1])
     return f"unknown key{did_you_mean(str(at[-1]), section.model_fields)}" if section else "unknown key"

@@ -22,6 +22,7 @@ from gateway.config.destinations import Destinations, QueueOptions, Retry
 from gateway.config.document import Document
 from gateway.config.operations import Admin, Log, ReloadOptions
 from gateway.config.outbound import OutboundTls
+from gateway.config.postgres import Postgres, short_postgres
 from gateway.config.problems import Path, Problem, dotted
 from gateway.config.routes import Domain, Routes
 from gateway.config.state import StateStore
@@ -124,6 +125,8 @@ class Spool(Section):
 
     path: FilePath = "./var/spool"
     """Directory; made when it is missing."""
+    postgres: Annotated[Postgres, BeforeValidator(short_postgres, json_schema_input_type=str | Postgres)] | None = None
+    """Shares the spool with other gateways; `path` then holds large messages while they arrive. Default: not shared."""
     min_free: Size = octets("100MiB")
     """With less free space than this, mail is refused with 452."""
     keep_records: Duration = seconds("7d")
@@ -146,6 +149,7 @@ class Spool(Section):
             self.keep_records_size,
             self.redact != "none",
             self.key_file,
+            self.postgres.options() if self.postgres else None,
         )
 
     @property

@@ -32,6 +32,9 @@ def _variable(value: str) -> str:
     return value
 
 
+Variable = Annotated[str, AfterValidator(_variable), Field(max_length=128)]
+
+
 class Redis(Section):
     """A Redis or Valkey server that all replicas share."""
 
@@ -39,7 +42,7 @@ class Redis(Section):
     """`redis://HOST:PORT/DATABASE`, or `rediss://` for TLS; `USER@` before the host for a user, no password."""
     password_file: ReadableFile | None = None
     """A file with the password in its first line; read at each new connection."""
-    password_env: Annotated[str, AfterValidator(_variable), Field(max_length=128)] | None = None
+    password_env: Variable | None = None
     """An environment variable with the password; where it is not set, `password_file` counts."""
     tls_ca: CaFile | None = None
     """PEM file of the CAs to trust. Default: the system's."""

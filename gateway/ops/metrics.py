@@ -98,6 +98,13 @@ SPOOL_COMMIT_SECONDS = Histogram(
 )
 SPOOL_GROUP = Histogram("gatepost_spool_group_size", "Steps made durable by one group commit.", buckets=_GROUPS)
 SPOOL_ERRORS = Counter("gatepost_spool_errors", "Spool steps that failed.", ["kind"])
+SPOOL_CONNECTIONS_FAILED = Counter(
+    "gatepost_spool_connections_failed", "Connections to the spool's database that were lost or could not be made."
+)
+SPOOL_TAKEN_OVER = Counter("gatepost_spool_taken_over", "Messages taken over from workers that died.")
+SPOOL_LEASES_LOST = Counter(
+    "gatepost_spool_leases_lost", "Results of deliveries not stored, since others had taken the message over."
+)
 RECORDS = Gauge("gatepost_records_kept", "Decision records that are kept.", multiprocess_mode="livesum")
 RECORDS_OCTETS = Gauge(
     "gatepost_records_octets", "Octets of decision records and delivery attempts.", multiprocess_mode="livesum"

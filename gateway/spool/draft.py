@@ -199,6 +199,16 @@ class FileDraft:
                 loop = asyncio.get_running_loop()
                 await loop.run_in_executor(self._executor, self.file.finish, data, self.size, names, self._on_step)
 
+    async def flush(self) -> None:
+        """Have all that was written so far in the file, if there is one. Nothing is synced."""
+        if self.file is not None:
+            await self._flush(self.file)
+
+    @property
+    def path(self) -> str:
+        """Where the file is, if there is one."""
+        return self._path
+
     async def blocks(self) -> AsyncIterator[bytes]:
         if self.file is None:
             yield bytes(self.memory)

@@ -10,18 +10,14 @@ without a row more for each of them at every commit (docs/decisions/0002-spool.m
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, Final
 
 from gateway.mail.address import parse_mailbox
 from gateway.ops.operations import Selection, Waiting, domain_forms
 from gateway.spool import schema
+from gateway.spool.hands import Hop
 from gateway.spool.spool import State
-
-Hop = Callable[[str, str, str, str, str], str]
-"""Local part and domain of a recipient, the message's own next hop, and local part and domain of its sender, both empty
-for the null sender, to the destination as lists show it. Does not raise."""
 
 _GROUPS: Final = 10_000
 _SLOTS: Final = "json_each(CASE WHEN json_valid(m.slots) THEN m.slots ELSE '[]' END) s"

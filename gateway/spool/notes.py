@@ -6,7 +6,6 @@ With redaction they are written without the local parts of addresses: see `gatew
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -15,6 +14,7 @@ import orjson
 from gateway.ops.redaction import KeyFileError, Redactor, make_key, read_key
 from gateway.spool import schema
 from gateway.spool.spool import AttemptRecord, SpoolError, SpoolOptions
+from gateway.spool.writer import Database
 
 # An upsert, and no replacement: that would not fire the triggers by which it is known how much there is.
 RECORD: Final = "INSERT INTO record (id, body) VALUES (?, ?) ON CONFLICT (id) DO UPDATE SET body = excluded.body"
@@ -35,8 +35,8 @@ class Notes:
         text = schema.dumps(record)
         return text if self.redactor is None else schema.dumps(self.redactor.record(_plain(text)))
 
-    def add_attempts(self, db: sqlite3.Connection, id: str, attempts: Sequence[AttemptRecord]) -> None:
-        """Insert the attempts of one settlement, or what somebody did by hand. Raises sqlite3.Error."""
+    def add_attempts(self, db: Database, id: str, attempts: Sequence[AttemptRecord]) -> None:
+        """Insert the attempts of one settlement, or what somebody did by hand. Raises the error of its library."""
         if attempts and self.kept:
             text = schema.attempts_json(tuple(attempts))
             if self.redactor is not None:

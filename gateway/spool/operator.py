@@ -6,7 +6,6 @@ What somebody did by hand is kept beside the delivery attempts, since it says wh
 from __future__ import annotations
 
 import json
-import sqlite3
 import time
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, Final
@@ -15,12 +14,13 @@ from gateway.mail.envelope import Recipient
 from gateway.spool import schema
 from gateway.spool.notes import Notes
 from gateway.spool.spool import AttemptRecord, Explained, RecipientStatus, Slot, State
+from gateway.spool.writer import Database
 
 PAGE: Final = 500
 """Messages that one step changes at most, so that the gateway's own steps never wait for long."""
 
 Row = dict[str, Any]
-Change = Callable[[sqlite3.Connection, Row], None]
+Change = Callable[[Database, Row], None]
 """Changes a row of `message` in place: ``id``, ``slots`` as read, ``envelope``, ``why`` it is where it is."""
 
 
@@ -33,7 +33,7 @@ def state_in(states: Collection[State]) -> str:
     return f"(state IN ({named}) OR state NOT IN ({known}))"
 
 
-def explain(db: sqlite3.Connection, prefix: str) -> list[tuple[Any, ...]]:
+def explain(db: Database, prefix: str) -> list[tuple[Any, ...]]:
     """Id, record, attempts and row of everything whose id begins with `prefix`."""
     bounds = (prefix, prefix + "\uffff")
     ids: set[str] = set()
@@ -61,30 +61,32 @@ def explained(rows: list[tuple[Any, ...]]) -> list[Explained]:
     ]
 
 
-def record_ids(db: sqlite3.Connection, after: str, before: str, limit: int, newest: bool) -> list[str]:
+def record_ids(db: Database, after: str, before: str, limit: int, newest: bool) -> list[str]:
     """Ids of records between these: the first, or the last. No other shard is read for what this one has before it."""
     order = "DESC" if newest else "ASC"
     query = f"SELECT id FROM record WHERE id > ? AND id < ? ORDER BY id {order} LIMIT ?"
     return [id for (id,) in db.execute(query, (after, before, limit))]
 
 
-def record_texts(db: sqlite3.Connection, ids: tuple[str, str]) -> list[tuple[str, bytes]]:
+def record_texts(db: Database, ids: tuple[str, str]) -> list[tuple[str, bytes]]:
     """Records from one id to another as they are stored."""
-    return db.execute("SELECT id, CAST(body AS BLOB) FROM record WHERE id >= ? AND id <= ?", ids).fetchall()
+    query = "SELECT id, CAST(body AS BLOB) FROM record WHERE id >= ? AND id <= ?"
+    return list(db.execute(query, ids))
 
 
 def rewrite_page(
-    db: sqlite3.Connection, ids: Sequence[str] | None, after: str, states: Collection[State], change: Change
+    db: Database, ids: Sequence[str] | None, after: str, states: Collection[State], change: Change, lock: str = ""
 ) -> tuple[int, str | None]:
     """Change a page of messages in one of `states` and queue them, due now: these, or all after an id.
 
-    Gives how many were changed, and where the next page begins, None for nowhere.
+    Gives how many were changed, and where the next page begins, None for nowhere. `lock` ends the question: in a
+    database that others write to, nobody may change a row between our look and our change.
     """
     fields = f"SELECT id, slots, envelope, state, reason FROM message WHERE {state_in(states)}"
     if ids is None:
-        rows = db.execute(f"{fields} AND id > ? ORDER BY id LIMIT ?", (after, PAGE)).fetchall()
+        rows = db.execute(f"{fields} AND id > ? ORDER BY id LIMIT ? {lock}", (after, PAGE)).fetchall()
     else:
-        rows = [row for id in ids for row in db.execute(f"{fields} AND id = ?", (id,))]
+        rows = [row for id in ids for row in db.execute(f"{fields} AND id = ? {lock}", (id,))]
     count = 0
     for id, slots, envelope, state, reason in rows:
         try:
@@ -99,14 +101,14 @@ def rewrite_page(
     return count, rows[-1][0] if ids is None and len(rows) == PAGE else None
 
 
-def due_now(_: sqlite3.Connection, row: Row) -> None:
+def due_now(_: Database, row: Row) -> None:
     """What is put off is due."""
     for slot in row["slots"]:
         if slot["status"] in (RecipientStatus.PENDING, RecipientStatus.DEFERRED):
             slot["due"] = 0.0
 
 
-def reopened(db: sqlite3.Connection, row: Row, *, to: tuple[Recipient, ...], by: str, notes: Notes) -> None:
+def reopened(db: Database, row: Row, *, to: tuple[Recipient, ...], by: str, notes: Notes) -> None:
     """Who has not got it is tried again, or `to` instead; with `by` that is noted."""
     if to:
         row["slots"] = json.loads(schema.slots_json(tuple(Slot(recipient) for recipient in to)))
@@ -130,10 +132,18 @@ def _without_next_hop(envelope: str) -> str:
 
 
 def note_end(
-    db: sqlite3.Connection, id: str, states: Collection[State], outcome: str, by: str, now: float, notes: Notes
+    db: Database,
+    id: str,
+    states: Collection[State],
+    outcome: str,
+    by: str,
+    now: float,
+    notes: Notes,
+    *,
+    lock: str = "",
 ) -> None:
     """Note that a message in one of `states` is about to be removed by somebody."""
-    query = f"SELECT slots, state, reason FROM message WHERE id = ? AND {state_in(states)}"
+    query = f"SELECT slots, state, reason FROM message WHERE id = ? AND {state_in(states)} {lock}"
     row = db.execute(query, (id,)).fetchone()
     if row is None:
         return

@@ -15,7 +15,6 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -24,9 +23,10 @@ from gateway.ops import metrics
 from gateway.ops.operations import DEEDS, Amended, Amendment, Drop, Selection, Suspension, Waiting
 from gateway.spool import amend as amending
 from gateway.spool import finding, schema, suspensions
+from gateway.spool.hands import Found, Hop
 from gateway.spool.notes import Notes
 from gateway.spool.parcel import Entered, Parcel, enter, from_json, to_json
-from gateway.spool.spool import SpoolError, State, Stored
+from gateway.spool.spool import SpoolError, State
 
 if TYPE_CHECKING:
     from gateway.spool.shard import Shard
@@ -36,16 +36,11 @@ _PAUSE: Final = 0.1
 _T = TypeVar("_T")
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
-    """A message, and whether a gateway has it in hand."""
-
-    message: Stored
-    claimed: bool
-
-
 class Postmaster:
-    """For the shards of a spool: all of them in an operator's view, its own in a worker."""
+    """Implements `gateway.spool.hands.Hands` for the shards of a spool.
+
+    All of them in an operator's view, its own in a worker.
+    """
 
     def __init__(self, root: Path, shards: Sequence[Shard], notes: Notes, executor: Executor) -> None:
         self._root = root
@@ -53,7 +48,7 @@ class Postmaster:
         self._notes = notes
         self._executor = executor
 
-    async def find(self, wanted: Selection, hop: finding.Hop, *, limit: int, after: str = "") -> list[Found]:
+    async def find(self, wanted: Selection, hop: Hop, *, limit: int, after: str = "") -> list[Found]:
         """Messages by id, rising, beginning after `after`. `hop` says where a recipient's mail goes."""
         step = partial(finding.find, wanted=wanted, after=after, limit=limit, hop=hop)
         found = [(row, owned) for rows, owned in await self._all(step) for row in rows]
@@ -68,7 +63,7 @@ class Postmaster:
                 return Found(schema.lenient(row), owned and bool(row[-1]))
         return None
 
-    async def waiting(self, now: float, hop: finding.Hop) -> list[Waiting]:
+    async def waiting(self, now: float, hop: Hop) -> list[Waiting]:
         """What waits for each destination, the most recipients first."""
         found = await self._all(partial(finding.waiting, now=now, hop=hop))
         return finding.merged([row if owned else (*row[:3], 0, *row[4:]) for rows, owned in found for row in rows])

@@ -8,7 +8,6 @@ for long. How much there is stands in the table `kept`, which triggers keep righ
 
 from __future__ import annotations
 
-import sqlite3
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,21 +16,18 @@ from typing import Final
 
 from gateway.mail.session import ids_from
 from gateway.ops import log, metrics
+from gateway.spool.writer import Database
 
 _SWEEP_SECONDS: Final = 600.0
 _FIRST_SECONDS: Final = 60.0
 _STEP_ROWS: Final = 500
 _GOAL: Final = 0.95
 """Of the size, this much is left when it was too much: so that there is a run now and then, and not one a second."""
-_OLDEST: Final = (
-    " UNION ALL ".join(
-        f"SELECT id, length(CAST(body AS BLOB)) FROM {table} WHERE id > ?1 AND id < ?2"
-        for table in ("record", "attempt")
-    )
-    + " ORDER BY id LIMIT ?3"
-)
 _LAST: Final = "\uffff"
 """Sorts behind every id."""
+
+OCTETS: Final = "length(CAST(body AS BLOB))"
+"""The size of a body in the words of SQLite."""
 
 _log = log.get()
 
@@ -54,11 +50,24 @@ class _Run:
 
 
 class Retention:
-    """Lets a shard's old records go. `octets` 0 is no bound. All methods are called in the writer's thread."""
+    """Lets a shard's old records go. `octets` 0 is no bound. All methods are called in the writer's thread.
+
+    `begin` and `size` are how the database begins a transaction, and says how large a body is.
+    """
 
     def __init__(
-        self, shard: str, seconds: float, octets: int, *, monotonic: Callable[[], float] = time.monotonic
+        self,
+        shard: str,
+        seconds: float,
+        octets: int,
+        *,
+        monotonic: Callable[[], float] = time.monotonic,
+        begin: str = "BEGIN IMMEDIATE",
+        size: str = OCTETS,
     ) -> None:
+        self._begin_text = begin
+        questions = (f"SELECT id, {size} FROM {table} WHERE id > ?1 AND id < ?2" for table in ("record", "attempt"))
+        self._oldest = " UNION ALL ".join(questions) + " ORDER BY id LIMIT ?3"
         self._shard = shard
         self._seconds = seconds
         self._octets = octets
@@ -72,8 +81,8 @@ class Retention:
         """Have the next step look for records that are too old."""
         self._next_sweep = 0.0
 
-    def step(self, db: sqlite3.Connection) -> bool:
-        """Look, and let a few records go; says whether to come back soon. Raises sqlite3.Error."""
+    def step(self, db: Database) -> bool:
+        """Look, and let a few records go; says whether to come back soon. Raises the error of its library."""
         records, octets = kept(db)
         self._show(records, octets)
         if self._run is None:
@@ -98,9 +107,9 @@ class Retention:
             return _Run(Reason.AGE, ids_from(time.time_ns() / 1e9 - self._seconds))
         return None
 
-    def _drop(self, db: sqlite3.Connection, run: _Run) -> bool:
+    def _drop(self, db: Database, run: _Run) -> bool:
         """One step of a run; says whether it is over."""
-        rows = db.execute(_OLDEST, (run.after, run.upto, _STEP_ROWS)).fetchall()
+        rows = db.execute(self._oldest, (run.after, run.upto, _STEP_ROWS)).fetchall()
         if not rows:
             return True
         surplus = kept(db)[1] - self._octets * _GOAL if run.reason is Reason.SIZE else float("inf")
@@ -108,7 +117,7 @@ class Retention:
             surplus -= octets
             if surplus <= 0:
                 break
-        db.execute("BEGIN IMMEDIATE")
+        db.execute(self._begin_text)
         try:
             for table in ("record", "attempt"):
                 gone = db.execute(
@@ -143,7 +152,7 @@ class Retention:
             metrics.RECORDS_OCTETS.inc(octets - before[1])
 
 
-def kept(db: sqlite3.Connection) -> tuple[int, int]:
-    """How many records there are, and the octets of them and of all attempts. Raises sqlite3.Error."""
+def kept(db: Database) -> tuple[int, int]:
+    """How many records there are, and the octets of them and of all attempts. Raises the error of its library."""
     found = db.execute("SELECT records, octets FROM kept").fetchone()
     return (int(found[0]), int(found[1])) if found else (0, 0)

@@ -10,13 +10,14 @@ Runs in the thread of the shard's writer. Pure but for the database that is hand
 
 from __future__ import annotations
 
-import sqlite3
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from gateway.mail.envelope import TURNS, Priority
 from gateway.spool import schema
 from gateway.spool.spool import Room
+from gateway.spool.writer import Database
 
 LOOKS: Final = 500
 """Classes (a lane and a priority) that one step looks at, so that nobody's commit waits for long."""
@@ -49,6 +50,28 @@ CLAIM: Final = "UPDATE message SET claimed = 1 WHERE id = ?"
 _TURNS: Final = tuple(schema.RANKS[priority] for priority in TURNS)
 
 
+class Rows(Protocol):
+    """How rows are found and claimed."""
+
+    take: str
+    """Of a lane and a priority, what is due: so many at most."""
+    overdue: str
+    """What is beyond its deadline, so many at most."""
+
+    def claim(self, db: Database, ids: Sequence[str]) -> None:
+        """Mark them as ours."""
+
+
+class OwnRows:
+    """Rows that nobody else works on, as in a shard."""
+
+    take = TAKE
+    overdue = OVERDUE
+
+    def claim(self, db: Database, ids: Sequence[str]) -> None:
+        db.executemany(CLAIM, [(id,) for id in ids])
+
+
 @dataclass(slots=True)
 class Taken:
     """What a step took. Nothing else comes due before `due`, but for what there was no room for: then `short`."""
@@ -65,11 +88,12 @@ class Taken:
 class Rounds:
     """Goes round the lanes of one shard; remembers where it was."""
 
-    def __init__(self) -> None:
+    def __init__(self, rows: Rows | None = None) -> None:
+        self._rows = rows or OwnRows()
         self._at = (_UNFILED, _BEYOND)
         self._turn = 0
 
-    def take(self, db: sqlite3.Connection, now: float, room: Room) -> Taken:
+    def take(self, db: Database, now: float, room: Room) -> Taken:
         """Claim due rows, as far as there is room."""
         taken = Taken()
         filed = min(room.filed, room.total)
@@ -82,21 +106,22 @@ class Rounds:
         self._go_round(db, now, filed, room, taken)
         return taken
 
-    def _claim(self, db: sqlite3.Connection, query: str, values: tuple[Any, ...], taken: Taken) -> int:
+    def _claim(self, db: Database, query: str, values: tuple[Any, ...], taken: Taken) -> int:
         rows = db.execute(query, values).fetchall()
-        db.executemany(CLAIM, [(row[0],) for row in rows])
+        if rows:
+            self._rows.claim(db, [row[0] for row in rows])
         taken.rows += rows
         return len(rows)
 
-    def _overdue(self, db: sqlite3.Connection, now: float, limit: int, taken: Taken) -> int:
+    def _overdue(self, db: Database, now: float, limit: int, taken: Taken) -> int:
         """What has to be looked at even if its destination is left alone: its sender is to hear of it."""
-        found = self._claim(db, OVERDUE, (now, limit), taken)
+        found = self._claim(db, self._rows.overdue, (now, limit), taken)
         row = db.execute(DEADLINE).fetchone()
         if row is not None:
             taken.due = min(taken.due, float(row[0]))
         return found
 
-    def _take_unfiled(self, db: sqlite3.Connection, now: float, limit: int, taken: Taken) -> None:
+    def _take_unfiled(self, db: Database, now: float, limit: int, taken: Taken) -> None:
         """Mail of no lane: each priority by its turns, then whoever has more."""
         left = limit
         wanted = [0] * _BEYOND
@@ -105,19 +130,19 @@ class Rounds:
         self._turn = (self._turn + limit) % len(_TURNS)
         got = []
         for rank, some in enumerate(wanted):
-            found = self._claim(db, TAKE, (_UNFILED, rank, now, some), taken) if some else 0
+            found = self._claim(db, self._rows.take, (_UNFILED, rank, now, some), taken) if some else 0
             left -= found
             got.append(found)
         for rank, some in enumerate(wanted):
             if left and got[rank] == some:
-                left -= self._claim(db, TAKE, (_UNFILED, rank, now, left), taken)
+                left -= self._claim(db, self._rows.take, (_UNFILED, rank, now, left), taken)
         if left <= 0:
             taken.short = True
             return
         for rank in range(_BEYOND):
             self._later(db, _UNFILED, rank, now, taken)
 
-    def _feed(self, db: sqlite3.Connection, now: float, limit: int, room: Room, taken: Taken) -> int:
+    def _feed(self, db: Database, now: float, limit: int, room: Room, taken: Taken) -> int:
         """Lanes that would have nothing to do until the round comes by."""
         left = limit
         for lane in room.hungry:
@@ -126,7 +151,7 @@ class Rounds:
                     left -= self._serve(db, now, lane, rank, left, room, taken)
         return limit - left
 
-    def _go_round(self, db: sqlite3.Connection, now: float, left: int, room: Room, taken: Taken) -> None:
+    def _go_round(self, db: Database, now: float, left: int, room: Room, taken: Taken) -> None:
         """One round at most, over classes that have something."""
         start = self._at
         wrapped = False
@@ -152,15 +177,13 @@ class Rounds:
         # There may be more lanes: the next step goes on.
         taken.due = min(taken.due, now)
 
-    def _serve(
-        self, db: sqlite3.Connection, now: float, lane: str, rank: int, limit: int, room: Room, taken: Taken
-    ) -> int:
+    def _serve(self, db: Database, now: float, lane: str, rank: int, limit: int, room: Room, taken: Taken) -> int:
         """What one class may have; gives how much that is."""
         given = taken.given.get((lane, rank), 0)
         share = min(limit, room.of(lane, rank) - given)
         if lane not in room.proven:
             share = min(share, room.suspect - taken.suspect)
-        got = self._claim(db, TAKE, (lane, rank, now, share), taken) if share > 0 else 0
+        got = self._claim(db, self._rows.take, (lane, rank, now, share), taken) if share > 0 else 0
         taken.given[lane, rank] = given + got
         if lane not in room.proven:
             taken.suspect += got
@@ -170,7 +193,7 @@ class Rounds:
             self._later(db, lane, rank, now, taken)
         return got
 
-    def _later(self, db: sqlite3.Connection, lane: str, rank: int, now: float, taken: Taken) -> None:
+    def _later(self, db: Database, lane: str, rank: int, now: float, taken: Taken) -> None:
         row = db.execute(LATER, (lane, rank, now)).fetchone()
         if row is not None:
             taken.due = min(taken.due, float(row[0]))

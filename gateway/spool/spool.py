@@ -17,6 +17,7 @@ from typing import Any, Final, Protocol
 
 from gateway.mail.envelope import Envelope, Recipient
 from gateway.mail.message import Content
+from gateway.spool.postgres.options import PostgresOptions
 
 
 class SpoolError(Exception):
@@ -392,3 +393,5 @@ class SpoolOptions:
     redact: bool = False
     key_file: str = ""
     """With `redact`: where the key is."""
+    postgres: PostgresOptions | None = None
+    """The database that holds the mail instead of `path`."""

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import sqlite3
-import time
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +21,7 @@ from gateway.mail.envelope import Recipient
 from gateway.ops import log
 from gateway.spool import operator, schema
 from gateway.spool.draft import FileDraft, MemoryContent
+from gateway.spool.free import FreeSpace
 from gateway.spool.notes import RECORD, Notes, open_notes
 from gateway.spool.postmaster import Postmaster
 from gateway.spool.recovery import InUse, make_root
@@ -36,7 +35,6 @@ from gateway.spool.spool import (
     Room,
     Settlement,
     SpoolError,
-    SpoolFull,
     SpoolOptions,
     State,
     Step,
@@ -48,7 +46,6 @@ _log = log.get()
 # Messages committed a moment ago are handed to the scheduler from memory, up to these bounds.
 _FRESH_MESSAGES: Final = 2000
 _FRESH_OCTETS: Final = 32 << 20
-_ROOM_SECONDS: Final = 1.0
 _Insert = Callable[[sqlite3.Connection], None]
 _Landed = Callable[[SpoolError | None], None]
 
@@ -84,8 +81,7 @@ class SqliteSpool:
         self._fresh_octets = 0
         self._fresh_messages = 0
         self._changed = False
-        self._room_checked = -_ROOM_SECONDS
-        self._room = 0
+        self._free = FreeSpace(options.path, options.min_free)
 
     @classmethod
     async def open(cls, options: SpoolOptions, *, worker: int = 0, workers: int = 1, on_step: OnStep = no_step) -> Self:
@@ -133,15 +129,7 @@ class SqliteSpool:
         raise SpoolError(f"{_GUESTS} others use {root} already")
 
     def check_room(self, size: int) -> None:
-        now = time.monotonic()
-        if now - self._room_checked >= _ROOM_SECONDS:
-            try:
-                self._room = shutil.disk_usage(self._options.path).free
-            except OSError as error:
-                raise SpoolError(f"spool directory: {error.strerror}") from error
-            self._room_checked = now
-        if self._room - size < self._options.min_free:
-            raise SpoolFull(f"{self._room} octets free, spool.min_free is {self._options.min_free}")
+        self._free.check(size)
 
     def draft(self, id: str, *, edited: bool = False) -> FileDraft:
         path = self._shards[0].path_of(id)

@@ -16,9 +16,10 @@ import queue
 import sqlite3
 import threading
 import time
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import Any, ClassVar, Final, Generic, Protocol, TypeVar
 
 from gateway.ops import log, metrics
 from gateway.spool.spool import SpoolError, SpoolFull
@@ -75,9 +76,31 @@ def _text(octets: bytes) -> str:
     return octets.decode("utf-8", "surrogateescape")
 
 
+class Database(Protocol):
+    """What a step sees: a connection to SQLite, or one to PostgreSQL. Values stand for ``?`` in the text."""
+
+    def execute(self, sql: str, parameters: Sequence[Any] = ..., /) -> Any:
+        """Gives a cursor: `fetchone`, `fetchall`, `rowcount`, and the rows one after the other."""
+
+    def executemany(self, sql: str, parameters: Iterable[Sequence[Any]], /) -> Any:
+        """The same statement with many values."""
+
+    @property
+    def in_transaction(self) -> bool:
+        """Whether a transaction is open."""
+
+    def close(self) -> None:
+        """Undo what was not committed, and end."""
+
+
+_D = TypeVar("_D", bound=Database)
+
+
 @dataclass(slots=True)
-class _Job:
-    step: Callable[[sqlite3.Connection], Any]
+class Job:
+    """A step that waits. `reads` says that it changes nothing."""
+
+    step: Callable[[Any], Any]
     future: asyncio.Future[Any] | None = None
     after: Callable[[], None] | None = None
     landed: Callable[[SpoolError | None], None] | None = None
@@ -86,25 +109,28 @@ class _Job:
     error: SpoolError | None = None
 
 
-class Writer:
+class GroupCommit(ABC, Generic[_D]):
     """The thread. `open` gives the connection; `idle` is called in the thread about five times a second, between
     groups.
 
-    Where `idle` says that it has more to do, it is called again a tenth of a second later.
+    Where `idle` says that it has more to do, it is called again a tenth of a second later. What is particular to a
+    kind of database is in `_transaction`, `_translate`, and `errors`, which its library raises.
     """
+
+    errors: ClassVar[type[Exception]]
 
     def __init__(
         self,
-        open: Callable[[], sqlite3.Connection],
-        database: sqlite3.Connection,
+        open: Callable[[], _D],
+        database: _D,
         *,
         name: str,
-        idle: Callable[[sqlite3.Connection], bool | None] | None = None,
+        idle: Callable[[_D], bool | None] | None = None,
     ) -> None:
         self._open = open
         self._database = database
-        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
-        self._patient: list[_Job] = []
+        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._patient: list[Job] = []
         self._hurry: asyncio.TimerHandle | None = None
         self._idle = idle
         self._pause = _IDLE
@@ -115,7 +141,7 @@ class Writer:
 
     def submit(
         self,
-        step: Callable[[sqlite3.Connection], _T],
+        step: Callable[[_D], _T],
         *,
         after: Callable[[], None] | None = None,
         landed: Callable[[SpoolError | None], None] | None = None,
@@ -127,7 +153,7 @@ class Writer:
         if it failed, whether or not somebody still waits for the future. A step that fails may be run again, so it
         must change nothing but the database.
         """
-        job = _Job(step, self._loop.create_future(), after, landed)
+        job = Job(step, self._loop.create_future(), after, landed)
         if patient and not self._closed:
             self._patient.append(job)
             if self._hurry is None:
@@ -135,18 +161,18 @@ class Writer:
             return job.future  # type: ignore[return-value]  # it has one
         return self._put(job)
 
-    def read(self, step: Callable[[sqlite3.Connection], _T]) -> asyncio.Future[_T]:
+    def read(self, step: Callable[[_D], _T]) -> asyncio.Future[_T]:
         """Like `submit`, for a step that changes nothing."""
-        return self._put(_Job(step, self._loop.create_future(), reads=True))
+        return self._put(Job(step, self._loop.create_future(), reads=True))
 
-    def post(self, step: Callable[[sqlite3.Connection], Any]) -> None:
+    def post(self, step: Callable[[_D], Any]) -> None:
         """Like `submit`, for a step that nobody waits for and that mail can do without; its failure is logged."""
         if self._closed or self._jobs.qsize() >= _NOTES:
             metrics.SPOOL_ERRORS.labels("note").inc()
             return
-        self._jobs.put(_Job(step))
+        self._jobs.put(Job(step))
 
-    def _put(self, job: _Job) -> asyncio.Future[Any]:
+    def _put(self, job: Job) -> asyncio.Future[Any]:
         future = job.future
         if future is None:
             raise RuntimeError("nobody would hear of it")
@@ -190,18 +216,18 @@ class Writer:
                 try:
                     if self._idle(self._database):
                         self._pause = _SOON
-                except sqlite3.Error as error:
+                except self.errors as error:
                     metrics.SPOOL_ERRORS.labels("idle").inc()
                     _log.warning("spool.idle_failed", error=str(error))
                 next_idle = time.monotonic() + self._pause
 
-    def _next_group(self) -> tuple[list[_Job], bool]:
+    def _next_group(self) -> tuple[list[Job], bool]:
         """All steps that wait now, at least one; empty when it is time for `idle`. True at the end."""
         try:
             job = self._jobs.get(timeout=self._pause)
         except queue.Empty:
             return [], False
-        group: list[_Job] = []
+        group: list[Job] = []
         while job is not None:
             group.append(job)
             if len(group) >= _GROUP:
@@ -212,7 +238,7 @@ class Writer:
                 return group, False
         return group, True
 
-    def _work(self, group: list[_Job]) -> None:
+    def _work(self, group: list[Job]) -> None:
         writes = [job for job in group if not job.reads]
         if writes:
             self._make_durable(writes)
@@ -223,10 +249,10 @@ class Writer:
                 try:
                     job.result = job.step(self._database)
                 except Exception as error:  # noqa: BLE001  (handed to whoever waits for it)
-                    job.error = _translate(error)
+                    job.error = self._translate(error)
             self._report(reads)
 
-    def _make_durable(self, group: list[_Job]) -> None:
+    def _make_durable(self, group: list[Job]) -> None:
         """Run a group; when it fails, its steps one by one. Every job ends with a result or an error."""
         started = time.perf_counter()
         begun, error = self._transaction(group)
@@ -238,11 +264,49 @@ class Writer:
                 self._make_durable([job])
         else:
             for job in group:
-                job.error = _translate(error)
+                job.error = self._translate(error)
             metrics.SPOOL_ERRORS.labels("commit").inc(len(group))
             _log.error("spool.step_failed", steps=len(group), error=repr(error))
 
-    def _transaction(self, group: list[_Job]) -> tuple[bool, Exception | None]:
+    @abstractmethod
+    def _transaction(self, group: list[Job]) -> tuple[bool, Exception | None]:
+        """Run a group; gives what went wrong, and whether its steps may then be tried one by one."""
+
+    @abstractmethod
+    def _translate(self, error: Exception) -> SpoolError:
+        """The error as the spool's callers know it."""
+
+    def _report(self, group: list[Job]) -> None:
+        for job in group:
+            if job.after and job.error is None:
+                job.after()
+        waited = [job for job in group if job.future is not None]
+        if waited:
+            try:
+                self._loop.call_soon_threadsafe(_resolve, waited)
+            except RuntimeError:
+                _log.warning("spool.nobody_waits", steps=len(waited))
+
+
+def _resolve(group: list[Job]) -> None:
+    for job in group:
+        if job.landed is not None:
+            job.landed(job.error)
+        future = job.future
+        if future is None or future.done():
+            continue
+        if job.error is not None:
+            future.set_exception(job.error)
+        else:
+            future.set_result(job.result)
+
+
+class Writer(GroupCommit[sqlite3.Connection]):
+    """Group commit on SQLite."""
+
+    errors = sqlite3.Error
+
+    def _transaction(self, group: list[Job]) -> tuple[bool, Exception | None]:
         """Whether a transaction could be begun, and what went wrong."""
         begun = False
         try:
@@ -271,35 +335,9 @@ class Writer:
         except sqlite3.Error as error:
             _log.error("spool.rollback_failed", error=repr(error))
 
-    def _report(self, group: list[_Job]) -> None:
-        for job in group:
-            if job.after and job.error is None:
-                job.after()
-        waited = [job for job in group if job.future is not None]
-        if waited:
-            try:
-                self._loop.call_soon_threadsafe(_resolve, waited)
-            except RuntimeError:
-                _log.warning("spool.nobody_waits", steps=len(waited))
-
-
-def _resolve(group: list[_Job]) -> None:
-    for job in group:
-        if job.landed is not None:
-            job.landed(job.error)
-        future = job.future
-        if future is None or future.done():
-            continue
-        if job.error is not None:
-            future.set_exception(job.error)
-        else:
-            future.set_result(job.result)
-
-
-def _translate(error: Exception) -> SpoolError:
-    """The error as the spool's callers know it."""
-    if isinstance(error, SpoolError):
-        return error
-    if getattr(error, "sqlite_errorcode", 0) in _FULL:
-        return SpoolFull(str(error))
-    return SpoolError(f"{type(error).__name__}: {error}")
+    def _translate(self, error: Exception) -> SpoolError:
+        if isinstance(error, SpoolError):
+            return error
+        if getattr(error, "sqlite_errorcode", 0) in _FULL:
+            return SpoolFull(str(error))
+        return SpoolError(f"{type(error).__name__}: {error}")

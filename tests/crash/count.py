@@ -18,8 +18,9 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from gateway.spool.spool import SpoolError, SpoolOptions, State
-from gateway.spool.sqlite import open_all
+from gateway.config import load
+from gateway.spool.opening import open_all
+from gateway.spool.spool import SpoolError, State
 from tests.crash.victim import SOUND
 from tests.support.clients import connect, transact
 from tests.support.gatepost import GatepostProcess
@@ -170,8 +171,20 @@ class Victim(GatepostProcess):
         except SpoolError:
             return None
 
+    def flush(self) -> None:
+        """Have all mail tried now, beside the gateway that runs."""
+
+        async def work() -> None:
+            spool = await open_all(load(str(self.config)).spool.options())
+            try:
+                await spool.flush()
+            finally:
+                await spool.close()
+
+        asyncio.run(work())
+
     async def _counts(self) -> dict[State, int]:
-        spool = await open_all(SpoolOptions(self.options["spool"]["path"]))
+        spool = await open_all(load(str(self.config)).spool.options())
         try:
             return await spool.counts()
         finally:
@@ -193,7 +206,8 @@ class Victim(GatepostProcess):
         return counts[State.CORRUPT]
 
     def content_files(self) -> list[str]:
-        return [path.name for path in Path(self.options["spool"]["path"]).glob("shard-*/content/*")]
+        spool = self.directory / self.options["spool"]["path"]
+        return [path.name for kind in ("shard", "drafts") for path in spool.glob(f"{kind}-*/content/*")]
 
     def maildir(self, name: str = "mail") -> list[int | None]:
         """The numbers of what arrived in a Maildir, None for what is not whole."""

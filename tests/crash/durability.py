@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tests.crash import scenes
+from tests.crash import scenes, shared
 from tests.crash.count import Result
 from tests.crash.planted import FAULTS, Fault
 from tests.crash.report import Found, Report, machine, render
@@ -23,6 +23,7 @@ _PARTS: dict[str, Sequence[Callable[[], Result]]] = {
     "killed": scenes.KILLS,
     "cut": scenes.CUTS,
     "troubled": scenes.TROUBLE,
+    "shared": shared.SCENES,
 }
 
 
@@ -51,7 +52,7 @@ def prove(rounds: int, parts: Sequence[str]) -> Report:
         for name, scenes in _PARTS.items()
     }
     planted = tuple(_find(fault, rounds) for fault in FAULTS.values()) if "planted" in parts else ()
-    return Report(rounds, machine(), played["killed"], played["cut"], played["troubled"], planted)
+    return Report(rounds, machine(), played["killed"], played["cut"], played["troubled"], played["shared"], planted)
 
 
 def main() -> int:

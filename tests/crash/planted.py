@@ -16,6 +16,7 @@ from functools import partial
 from typing import Any
 
 from gateway.spool import draft, recovery, writer
+from gateway.spool.postgres import database as databases
 from gateway.spool.shard import Shard
 from gateway.spool.spool import Settlement
 from gateway.spool.sqlite import SqliteSpool
@@ -30,6 +31,7 @@ class Scene(StrEnum):
     WRITE_BACK_CUT = "the power goes after SQLite has begun its log anew"
     KILL = "workers are killed"
     BOUNCE = "workers are killed, all mail bounces"
+    DATABASE = "all of PostgreSQL is killed, the next hops are down"
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,11 @@ def _bounce_late() -> None:
     Shard.settle = late  # type: ignore[method-assign]
 
 
+def _commit_soon() -> None:
+    assert databases._NOT_DURABLE == ("off",)
+    databases._NOT_DURABLE = ()  # type: ignore[misc, assignment]
+
+
 def _nothing() -> None:
     """The scene itself makes the kernel's answer a lie, since the sync is SQLite's."""
 
@@ -147,5 +154,11 @@ FAULTS = {
         ),
         Fault("late-dsn", "a bounce is stored after the message's end, and not with it", Scene.BOUNCE, _bounce_late),
         Fault("clean-too-much", "a restart removes every content file", Scene.KILL, _clean_too_much),
+        Fault(
+            "commit-soon",
+            "PostgreSQL is left to its setting, which is `synchronous_commit=off`",
+            Scene.DATABASE,
+            _commit_soon,
+        ),
     )
 }

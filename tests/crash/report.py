@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.crash.count import LARGE, SMALL, THREADS, Result
+from tests.support.postgres_server import version as postgres_version
 from tests.support.process import binary, new_directory
 
 FORMAT = 1
@@ -53,12 +54,13 @@ class Report:
     killed: tuple[Result, ...]
     cut: tuple[Result, ...]
     troubled: tuple[Result, ...]
+    shared: tuple[Result, ...]
     planted: tuple[Found, ...]
 
     @property
     def problems(self) -> list[str]:
         """Why this proves nothing, or the contrary: losses without a fault, and faults without a loss."""
-        sound = [*self.killed, *self.cut, *self.troubled, *(fault.sound for fault in self.planted)]
+        sound = [*self.killed, *self.cut, *self.troubled, *self.shared, *(fault.sound for fault in self.planted)]
         return [
             *(f"{r.name}: {r.lost} of {r.acknowledged} lost, {r.torn} delivered in part" for r in sound if not r.whole),
             *(
@@ -83,8 +85,8 @@ class Report:
             Found(**{**row, "planted": Result(**row["planted"]), "sound": Result(**row["sound"])})
             for row in data["planted"]
         )
-        killed, cut, troubled = (results(data[key]) for key in ("killed", "cut", "troubled"))
-        return cls(data["rounds"], data["machine"], killed, cut, troubled, planted)
+        killed, cut, troubled, shared = (results(data[key]) for key in ("killed", "cut", "troubled", "shared"))
+        return cls(data["rounds"], data["machine"], killed, cut, troubled, shared, planted)
 
 
 def machine() -> dict[str, str]:
@@ -105,6 +107,7 @@ def machine() -> dict[str, str]:
         "file system of the disk that is cut": "ext4, 256 MiB",
         "drive": server.strip() + ", its cache filter in mode writeback",
         "SQLite": sqlite3.sqlite_version,
+        "PostgreSQL": postgres_version(),
         "Python": platform.python_version(),
     }
 
@@ -134,7 +137,7 @@ def _faults(rows: Sequence[Found]) -> str:
 def _verdict(report: Report) -> str:
     if report.problems:
         return "**Not proved.**\n\n" + "\n".join(f"- {problem}" for problem in report.problems)
-    sound = [*report.killed, *report.cut, *report.troubled]
+    sound = [*report.killed, *report.cut, *report.troubled, *report.shared]
     total = sum(sound[1:], sound[0])
     return (
         f"**{total.acknowledged:,} messages got 250, over {total.deaths:,} deaths, power cuts and failures of the disk;"
@@ -154,6 +157,7 @@ def render(report: Report) -> str:
         killed=_table("killed at, or while", report.killed),
         cut=_table("the power goes", report.cut),
         troubled=_table("the disk is", report.troubled),
+        shared=_table("killed at, or while, on PostgreSQL", report.shared),
         planted=_faults(report.planted),
         machine="\n".join(f"| {key} | {value} |" for key, value in report.machine.items()),
     )

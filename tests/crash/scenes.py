@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from gateway.spool.spool import Step
+from tests.crash import shared
 from tests.crash.count import MIDDLE, SMALL, Load, Result, Victim, count, number_of, numbers_in
 from tests.crash.disk import Disk
 from tests.crash.planted import Fault, Scene
@@ -397,6 +398,8 @@ def play(fault: Fault, *, planted: bool) -> Result:
             found = power_of_both(when, cuts=1, journal=fault.journal, fault=name)
         case Scene.WRITE_BACK_CUT:
             found = written_back(planted=planted)
+        case Scene.DATABASE:
+            found = shared.database_that_may_forget(name)
     return replace(found, name=fault.name)
 
 

@@ -7,7 +7,7 @@ import re
 import socket
 from dataclasses import replace
 
-from tests.crash import scenes
+from tests.crash import scenes, shared
 from tests.crash.count import Load, Result, count
 from tests.crash.planted import FAULTS
 from tests.crash.report import Found, Report, machine, render
@@ -16,7 +16,7 @@ from tests.support.gatepost import ROOT
 GOOD = Result("step", 3, 100, 101, 2, 0, 1)
 BAD = replace(GOOD, lost=1, delivered=100)
 FAULT = Found("name", "left out", "scene", replace(BAD, lost=40), 2, GOOD)
-REPORT = Report(2, {"SQLite": "3"}, (GOOD,), (GOOD,), (GOOD,), (FAULT,))
+REPORT = Report(2, {"SQLite": "3"}, (GOOD,), (GOOD,), (GOOD,), (GOOD,), (FAULT,))
 
 
 def checked_in() -> Report:
@@ -30,9 +30,10 @@ def test_the_page_is_what_the_numbers_beside_it_say() -> None:
 def test_the_report_in_the_tree_is_of_all_scenes_and_found_nothing_missing() -> None:
     report = checked_in()
     assert report.problems == []
-    assert [len(part) for part in (report.killed, report.cut, report.troubled)] == [
-        len(part) for part in (scenes.KILLS, scenes.CUTS, scenes.TROUBLE)
+    assert [len(part) for part in (report.killed, report.cut, report.troubled, report.shared)] == [
+        len(part) for part in (scenes.KILLS, scenes.CUTS, scenes.TROUBLE, shared.SCENES)
     ]
+    assert [row.name for row in report.shared[: len(shared.STEPS)]] == list(shared.STEPS)
     assert [row.name for row in report.killed[: len(scenes.STEPS)]] == list(scenes.STEPS)
     assert [(row.name, row.text, row.scene) for row in report.planted] == [
         (fault.name, fault.text, fault.scene) for fault in FAULTS.values()
@@ -51,7 +52,7 @@ def test_a_report_comes_back_from_its_json() -> None:
 
 def test_what_is_missing_or_torn_is_no_proof() -> None:
     assert REPORT.problems == [] and REPORT.to_json()["proved"] and "Not proved" not in render(REPORT)
-    for part in ("killed", "cut", "troubled"):
+    for part in ("killed", "cut", "troubled", "shared"):
         for bad in (BAD, replace(GOOD, torn=1), replace(GOOD, acknowledged=0)):
             report = replace(REPORT, **{part: (GOOD, bad)})
             assert len(report.problems) == 1 and not report.to_json()["proved"]

@@ -76,11 +76,11 @@ def test_the_example_gives_every_option_its_default() -> None:
     assert wrong == []
     without = {path for path, option in OPTIONS.items() if option.default not in (None, "null") and not option.required}
     # The listener's TLS as a whole has no default, so its other keys can only stand in the comment with it; LDAP
-    # neither, nor a named transport, a login, a route by domain or sender, VERP, SRS and Redis.
+    # neither, nor a named transport, a login, a route by domain or sender, VERP, SRS, Redis and PostgreSQL.
     without -= {"listeners[].tls.mode", "listeners[].tls.requiretls"}
     logins = (f"domains.{NAME}.smtp.auth.", "routes.default.smtp.auth.")
     in_comments = (f"domains.{NAME}.recipients.ldap.", *logins, f"transports.{NAME}.", "verp.", "srs.")
-    in_comments += (f"routes.domains.{NAME}.", f"routes.senders.{NAME}.", "state.redis.")
+    in_comments += (f"routes.domains.{NAME}.", f"routes.senders.{NAME}.", "state.redis.", "spool.postgres.")
     without -= {path for path in without if path.startswith(in_comments)}
     assert without - {path for path, _ in shown} == set(), "options with a default that are only in comments"
 
@@ -99,6 +99,7 @@ def test_the_example_is_a_good_configuration_with_and_without_its_comments(tmp_p
     (tmp_path / "ldap.secret").write_text("secret\n")
     (tmp_path / "smarthost.secret").write_text("secret\n")
     (tmp_path / "redis.secret").write_text("secret\n")
+    (tmp_path / "postgres.secret").write_text("secret\n")
     (tmp_path / "hook.token").write_text("token\n")
     (tmp_path / "srs.secrets").write_text("a secret of some length\n")
     (tmp_path / "srs.secrets").chmod(0o600)

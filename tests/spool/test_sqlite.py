@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from gateway.spool import free
 from gateway.spool import sqlite as module
 from gateway.spool.spool import RecipientStatus, Settlement, SpoolError, SpoolFull, State, Step
 from gateway.spool.sqlite import SqliteSpool, open_all
@@ -266,7 +267,7 @@ def test_less_room_than_is_to_stay_free_is_spool_full_and_asked_for_once_a_secon
         free = 10_000_000
 
     asked: list[str] = []
-    monkeypatch.setattr(module.shutil, "disk_usage", lambda path: asked.append(path) or Usage)
+    monkeypatch.setattr(free.shutil, "disk_usage", lambda path: asked.append(path) or Usage)
 
     async def check() -> None:
         spool = await SqliteSpool.open(options(tmp_path, min_free=9_000_000))

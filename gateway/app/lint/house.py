@@ -126,7 +126,7 @@ def _names(scene: Scene) -> Iterator[Remark]:
 def _disks(scene: Scene, disk_of: Callable[[str], Disk]) -> Iterator[Remark]:
     config = scene.config
     spool, state = disk_of(config.spool.path), disk_of(config.state.path)
-    if spool.in_memory:
+    if spool.in_memory and not config.spool.postgres:
         yield Remark(
             codes.SPOOL_IN_MEMORY,
             ("spool", "path"),
@@ -144,7 +144,7 @@ def _disks(scene: Scene, disk_of: Callable[[str], Disk]) -> Iterator[Remark]:
             "a client sends a large message, or any, and hears 452",
             "give it a larger disk, or lower spool.min_free and limits.message_size",
         )
-    if state.in_memory and not spool.in_memory:
+    if state.in_memory and (config.spool.postgres or not spool.in_memory):
         yield Remark(
             codes.STATE_IN_MEMORY,
             ("state", "path"),

@@ -1,0 +1,1 @@
+"""The spool that several machines share: PostgreSQL. See docs/spool.md, "Many machines"."""
