@@ -9,7 +9,7 @@ JOBS := 4
 
 JOBS_CHART := 2
 
-.PHONY: help run test test-fast lint chart chart-full chart-files image e2e bench bench-asked bench-filtered bench-plugins bench-depth bench-outage bench-queue day durability lock public-names clean setup-run setup-test setup-image
+.PHONY: help run test test-fast lint chart chart-full chart-files image image-test e2e bench bench-asked bench-filtered bench-plugins bench-depth bench-outage bench-queue bench-postgres day durability lock public-names clean setup-run setup-test setup-image
 
 help:
 	@echo "make run        set up, then start Gatepost on 127.0.0.1:2525 (foreground, Ctrl-C drains and ends it)"
@@ -19,6 +19,7 @@ help:
 	@echo "make chart      the Helm chart: schema, both Helms, Kubernetes' schemas, rules that objects keep, alerts"
 	@echo "make chart-full dead values, custom resources, a release's life, the container image, and the chart's pod run by podman (needs root)"
 	@echo "make image      build the container image localhost/gatepost:test (BASE=... for another base)"
+	@echo "make image-test      build it and run it: size, rights, its parts, a message taken, its end"
 	@echo "make e2e        install, test, change, restart and remove the chart in the cluster that kubectl knows (IMAGE=...)"
 	@echo "make chart-files      write the chart's schema and README anew, after a change of options or values"
 	@echo "make bench      Gatepost and Postfix side by side (ARGS=\"--messages 2000 --rounds 3\")"
@@ -28,6 +29,7 @@ help:
 	@echo "make bench-outage     how fast a backlog leaves after an outage, and how long a message takes, beside Postfix"
 	@echo "make bench-depth      what a queue of a million messages costs in memory, and how soon mail is taken with it"
 	@echo "make bench-queue      listing a queue of 100,000 messages, and a restart with it, beside Postfix"
+	@echo "make bench-postgres   what a queue in PostgreSQL costs, beside one in SQLite"
 	@echo "make day        record 20,000 transactions of mixed traffic, replay them, check what is printed (ARGS=\"--seed 2\")"
 	@echo "make durability kill, cut and fill up until something is lost; writes docs/durability.md (ARGS=\"--rounds 5\")"
 	@echo "make lock       write the lock files anew from pyproject.toml"
@@ -63,7 +65,10 @@ chart: setup-test
 	$(PY) -m pytest -n $(JOBS_CHART) --dist loadfile tests/chart $(ARGS)
 
 chart-full: setup-image
-	$(PY) -m pytest $(addprefix tests/chart/full_,values.py custom.py release.py image.py pod.py) $(ARGS)
+	$(PY) -m pytest $(addprefix tests/chart/full_,values.py custom.py release.py image.py pod.py stateless.py e2e.py) $(ARGS)
+
+image-test: setup-image
+	$(PY) -m pytest tests/chart/full_image.py $(ARGS)
 
 image: setup-image
 	tools/image.sh
@@ -91,6 +96,9 @@ bench-filtered: setup-test
 
 bench-queue: setup-test
 	$(PY) -m tests.bench.listing $(ARGS)
+
+bench-postgres: setup-test
+	$(PY) -m tests.bench.shared $(ARGS)
 
 day: setup-test
 	$(PY) -m tests.traffic.check $(ARGS)

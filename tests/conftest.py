@@ -15,6 +15,9 @@ import hypothesis
 import pytest
 import structlog
 
+from tests.spool.places import place as place
+from tests.spool.places import places as places
+from tests.spool.places import schemas as schemas
 from tests.support import summary, warm
 from tests.support.gatepost import IMPATIENT, GatepostProcess
 from tests.support.process import alive, new_directory

@@ -18,8 +18,9 @@ from gateway.cli import main
 from gateway.cli.gateway import METRICS_DIRECTORY, metrics_directory
 from gateway.mail.address import NULL_SENDER, parse_mailbox
 from gateway.mail.envelope import Envelope, Recipient
+from gateway.spool.opening import open_all, open_worker
 from gateway.spool.spool import AttemptRecord, NewMessage, RecipientStatus, Settlement, SpoolOptions, State, Stored
-from gateway.spool.sqlite import SqliteSpool, open_all
+from tests.spool.places import spool_section
 
 SESSION = "0ABCDEFGHJKMN"
 QUEUED, HELD, JAILED, REFUSED = (SESSION + n for n in "1234")
@@ -56,8 +57,8 @@ RECORD: dict[str, Any] = {
 }
 
 
-async def fill(path: Path) -> None:
-    spool = await SqliteSpool.open(SpoolOptions(str(path), min_free=1))
+async def fill(options: SpoolOptions) -> None:
+    spool = await open_worker(options)
     for id, state in ((QUEUED, State.QUEUED), (HELD, State.HOLD), (JAILED, State.QUARANTINE)):
         draft = spool.draft(id)
         await draft.write(CONTENT)
@@ -75,12 +76,16 @@ async def fill(path: Path) -> None:
 class Bench:
     """A configuration and a spool with mail in it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, options: SpoolOptions | None = None) -> None:
+        """`options` are of the spool, which otherwise is files where they are by default."""
         self.file = folder / "gatepost.yaml"
         self.spool = folder / "var/spool"
+        self.options = options or SpoolOptions(str(self.spool), min_free=1)
         self.write()
 
     def write(self, more: str = "") -> None:
+        if self.options.path != str(self.spool):
+            more += f"spool: {json.dumps(spool_section(self.options))}\n"
         self.file.write_text('hostname: mx.example.org\nlisteners: [{address: "127.0.0.1:2525"}]\n' + more)
 
     def run(self, *arguments: str) -> Result:
@@ -96,7 +101,7 @@ class Bench:
 
     def stored(self, id: str) -> Stored:
         async def work() -> Stored:
-            spool = await open_all(SpoolOptions(str(self.spool)))
+            spool = await open_all(self.options)
             claimed = await spool.show(id)
             await spool.close()
             assert claimed is not None
@@ -108,7 +113,7 @@ class Bench:
 @pytest.fixture
 def bench(tmp_path: Path) -> Bench:
     made = Bench(tmp_path)
-    asyncio.run(fill(made.spool))
+    asyncio.run(fill(made.options))
     return made
 
 

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.spool.places import ON_FILES, Place
 from tests.test_cli import CONTENT, HELD, JAILED, QUEUED, Bench, fill
 
 
 @pytest.fixture
-def bench(tmp_path: Path) -> Bench:
-    made = Bench(tmp_path)
-    asyncio.run(fill(made.spool))
+def bench(tmp_path: Path, place: Place) -> Bench:
+    made = Bench(tmp_path, place.options)
+    asyncio.run(fill(made.options))
     return made
 
 
@@ -28,6 +29,7 @@ def test_only_what_is_in_quarantine_is_listed(bench: Bench) -> None:
     assert "never" in bench.run("quarantine", "list").stdout
 
 
+@ON_FILES
 @pytest.mark.parametrize(
     ("choice", "found"),
     [
@@ -90,6 +92,7 @@ def test_the_queues_own_release_and_drop_are_written_down_too(bench: Bench) -> N
     assert [(n["outcome"], n["reply"]) for n in notes.values()] == [("released", "hold: "), ("dropped", "quarantine: ")]
 
 
+@ON_FILES
 @pytest.mark.parametrize("command", ["release", "drop"])
 def test_what_is_elsewhere_is_not_touched_and_the_status_says_so(bench: Bench, command: str) -> None:
     before = bench.states()
@@ -99,6 +102,7 @@ def test_what_is_elsewhere_is_not_touched_and_the_status_says_so(bench: Bench, c
     assert bench.states() == before
 
 
+@ON_FILES
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -7,7 +7,7 @@ set -eu
 cd "$(dirname "$0")/.."
 SUITE=bookworm
 PYTHON_PACKAGES=base-files,libc6,python3-minimal,libpython3-stdlib,netbase,tzdata,ca-certificates
-BUILD_PACKAGES=$PYTHON_PACKAGES,python3-venv,python3-dev,gcc,libc6-dev,libmilter-dev
+BUILD_PACKAGES=$PYTHON_PACKAGES,python3-venv,python3-dev,gcc,libc6-dev,libmilter-dev,dash,coreutils,findutils
 
 say() { printf '%s\n' "image: $*"; }
 
@@ -17,13 +17,13 @@ sources() { # the files that say where this machine's packages come from
     done
 }
 
-base() { # $1: the image's name, $2: mmdebstrap's variant, $3: packages
+base() { # $1: the image's name, $2: packages, which are unpacked and not configured: nothing here needs it
     if buildah inspect --type image "$1" >/dev/null 2>&1; then return; fi
     say "making $1"
     tree=$(mktemp -d)
     chmod 755 "$tree"
     # shellcheck disable=SC2046
-    mmdebstrap --quiet --mode=root --variant="$2" --include="$3" "$SUITE" "$tree" $(sources)
+    mmdebstrap --quiet --mode=root --variant=extract --include="$2" "$SUITE" "$tree" $(sources)
     made=$(buildah from scratch)
     buildah add -q "$made" "$tree" / >/dev/null
     buildah commit -q --rm "$made" "$1" >/dev/null
@@ -32,8 +32,9 @@ base() { # $1: the image's name, $2: mmdebstrap's variant, $3: packages
 
 if [ -z "${BASE:-}" ]; then
     BASE=localhost/gatepost-base:$SUITE BUILD_BASE=localhost/gatepost-build-base:$SUITE
-    base "$BASE" extract "$PYTHON_PACKAGES"
-    base "$BUILD_BASE" minbase "$BUILD_PACKAGES"
+    base "$BASE" "$PYTHON_PACKAGES" &
+    base "$BUILD_BASE" "$BUILD_PACKAGES"
+    wait $!
 fi
 set -- --isolation chroot --build-arg "BASE=$BASE" --build-arg "BUILD_BASE=${BUILD_BASE:-$BASE}" "$@"
 for file in /etc/pip.conf /etc/ssl/certs/ca-certificates.crt; do

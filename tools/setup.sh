@@ -161,6 +161,7 @@ case "$MODE" in test | image) need "$(missing_servers)" ;; esac
 if [ "$MODE" = image ]; then
     need "$(missing_for_images)"
     sh "$SELF" test
+    .venv/bin/python tools/helm.py .venv/tools kubectl3 kubectl4
     [ "$(cat .venv/tools/models.lock 2>/dev/null)" = "$(cat tools/models.lock)" ] && exit 0
     say "installing models of custom resources in .venv/tools"
     .venv/bin/python -m pip -qq --disable-pip-version-check --no-input install --no-deps --upgrade --target .venv/tools/models \

@@ -16,7 +16,6 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 import uvloop
@@ -129,9 +128,9 @@ class Worker:
             equipment = self._make(config)
             parts = equipment.parts
             self._roads = wiring.Roads(parts)
-            self._watch = Watch(Path(config.spool.path), self._resumed)
+            self._watch = Watch(self._spool.postmaster.listing, self._resumed)
             # Before the first attempt.
-            await asyncio.to_thread(self._watch.look)
+            await self._watch.look()
             self._scheduler = Scheduler(
                 self._spool,
                 self._roads,

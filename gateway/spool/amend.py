@@ -1,4 +1,4 @@
-"""Amending messages in a shard: what `gateway.ops.operations` says, as steps of its writer.
+"""Amending messages: what `gateway.ops.operations` says, as steps of a writer.
 
 *Promises*: who has a message in hand keeps it. An amendment that a delivery under way could undo, or be undone by, is
 not made while the message is claimed; the two that do no harm (hold, drop) say that it was. What was done is noted
@@ -8,10 +8,9 @@ with the attempts, in the same transaction.
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from gateway.mail.address import Address, AddressError
 from gateway.mail.envelope import Envelope, Recipient
@@ -32,9 +31,31 @@ from gateway.ops.operations import (
 from gateway.spool import schema
 from gateway.spool.notes import Notes
 from gateway.spool.spool import RETURNED, AttemptRecord, RecipientStatus, Slot, State
+from gateway.spool.writer import Database
 
 _OPEN: Final = (RecipientStatus.PENDING.value, RecipientStatus.DEFERRED.value)
 _DELIVERED: Final = RecipientStatus.DELIVERED.value
+
+
+class Rows(Protocol):
+    """How the row of a message is found, and removed."""
+
+    find: str
+    """Of an id: state, whether it is claimed, owed, reason, slots, envelope; nobody else changes it then."""
+
+    def remove(self, db: Database, id: str) -> str:
+        """Delete it with its content; gives the name of a content file to be removed."""
+
+
+class ShardRows:
+    """Rows of a shard, in a transaction that has the database to itself."""
+
+    find = "SELECT state, claimed, owed, reason, slots, envelope FROM message WHERE id = ?"
+
+    def remove(self, db: Database, id: str) -> str:
+        content, file = db.execute("DELETE FROM message WHERE id = ? RETURNING content, file", (id,)).fetchone()
+        db.execute("DELETE FROM content WHERE n = ?", (content,))
+        return id if file else ""
 
 
 @dataclass(slots=True)
@@ -55,17 +76,17 @@ class _Row:
 
 
 def amend(
-    db: sqlite3.Connection, ids: Sequence[str], amendment: Amendment, by: str, now: float, notes: Notes
+    db: Database, ids: Sequence[str], amendment: Amendment, by: str, now: float, notes: Notes, rows: Rows
 ) -> list[tuple[str, Amended, str]]:
     """Amend those of `ids` that are here. Gives what came of each, and the name of a content file to be removed."""
     out: list[tuple[str, Amended, str]] = []
-    query = "SELECT state, claimed, owed, reason, slots, envelope FROM message WHERE id = ?"
     for id in ids:
-        found = db.execute(query, (id,)).fetchone()
+        found = db.execute(rows.find, (id,)).fetchone()
         if found is None:
             continue
         if isinstance(amendment, Drop):
-            out.append(_drop(db, id, bool(found[1]), _read(id, found), f"{found[0]}: {found[3]}", by, now, notes))
+            _note_drop(db, id, _read(id, found), f"{found[0]}: {found[3]}", by, now, notes)
+            out.append((id, Amended.UNDERWAY if found[1] else Amended.DONE, rows.remove(db, id)))
         else:
             row = _read(id, found)
             result = Amended.UNREADABLE if row is None else _amend(db, row, amendment, by, now, notes)
@@ -78,24 +99,20 @@ def _read(id: str, found: tuple[Any, ...]) -> _Row | None:
     try:
         recipients = tuple(slot.recipient for slot in schema.read_slots(slots))
         read = json.loads(envelope)
-        Envelope.from_json(read, recipients)
+        sender = Envelope.from_json(read, recipients).sender
+        if isinstance(sender, Address):
+            schema.check(sender)
         return _Row(id, State(state), bool(claimed), bool(owed), str(reason), json.loads(slots), read)
     except (schema.Unreadable, *schema.MISFITS):
         return None
 
 
-def _drop(
-    db: sqlite3.Connection, id: str, claimed: bool, row: _Row | None, was: str, by: str, now: float, notes: Notes
-) -> tuple[str, Amended, str]:
-    if by:
-        whom = [""] if row is None else [_address(slot) for slot in row.undelivered]
-        _note(db, id, whom, DEEDS[Drop], was, by, now, notes)
-    content, file = db.execute("DELETE FROM message WHERE id = ? RETURNING content, file", (id,)).fetchone()
-    db.execute("DELETE FROM content WHERE n = ?", (content,))
-    return id, Amended.UNDERWAY if claimed else Amended.DONE, id if file else ""
+def _note_drop(db: Database, id: str, row: _Row | None, was: str, by: str, now: float, notes: Notes) -> None:
+    whom = [""] if row is None else [_address(slot) for slot in row.undelivered]
+    _note(db, id, whom, DEEDS[Drop], was, by, now, notes)
 
 
-def _amend(db: sqlite3.Connection, row: _Row, amendment: Amendment, by: str, now: float, notes: Notes) -> Amended:
+def _amend(db: Database, row: _Row, amendment: Amendment, by: str, now: float, notes: Notes) -> Amended:
     if row.state.value not in STATES[type(amendment)]:
         return Amended.WRONG_STATE
     was = f"{row.state}: {row.reason}"
@@ -114,8 +131,9 @@ def _amend(db: sqlite3.Connection, row: _Row, amendment: Amendment, by: str, now
     concerned |= {_address(slot): None for slot in row.undelivered}
     _note(db, row.id, list(concerned), DEEDS[type(amendment)], _said(amendment, was), by, now, notes)
     due = min((float(slot["due"]) for slot in row.slots if slot["status"] in _OPEN), default=schema.NEVER)
+    # Let go of, too: a claim that counts for nothing any more must not be settled.
     db.execute(
-        "UPDATE message SET state = ?, reason = ?, due = ?, slots = ?, envelope = ? WHERE id = ?",
+        "UPDATE message SET claimed = 0, state = ?, reason = ?, due = ?, slots = ?, envelope = ? WHERE id = ?",
         (row.state.value, row.reason, due, schema.dumps(row.slots), schema.dumps(row.envelope), row.id),
     )
     return Amended.DONE
@@ -225,8 +243,6 @@ def _key_of(address: Address) -> str:
         return str(address)
 
 
-def _note(
-    db: sqlite3.Connection, id: str, whom: Sequence[str], deed: str, what: str, by: str, now: float, notes: Notes
-) -> None:
+def _note(db: Database, id: str, whom: Sequence[str], deed: str, what: str, by: str, now: float, notes: Notes) -> None:
     if by:
         notes.add_attempts(db, id, [AttemptRecord(now, recipient, deed, what, by) for recipient in whom])

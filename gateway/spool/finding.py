@@ -19,7 +19,7 @@ from gateway.spool import schema
 from gateway.spool.hands import Hop
 from gateway.spool.spool import State
 
-_GROUPS: Final = 10_000
+GROUPS: Final = 10_000
 _SLOTS: Final = "json_each(CASE WHEN json_valid(m.slots) THEN m.slots ELSE '[]' END) s"
 _ENVELOPE: Final = "CASE WHEN json_valid(m.envelope) THEN m.envelope END"
 _OPEN: Final = "s.value ->> 'status' IN ('pending', 'deferred')"
@@ -41,7 +41,7 @@ def find(db: sqlite3.Connection, wanted: Selection, after: str, limit: int, hop:
 def query(wanted: Selection, after: str, limit: int) -> tuple[str, tuple[Any, ...]]:
     """The statement and its values."""
     conditions, values = ["m.id > ?"], [after]
-    for condition, given in (*_of_message(wanted), *_of_recipient(wanted)):
+    for condition, given in (*of_columns(wanted), *_of_message(wanted), *_of_recipient(wanted)):
         conditions.append(condition)
         values += given
     columns = ", ".join(f"m.{name.strip()}" for name in schema.COLUMNS.split(","))
@@ -52,7 +52,8 @@ def query(wanted: Selection, after: str, limit: int) -> tuple[str, tuple[Any, ..
 _Condition = tuple[str, list[Any]]
 
 
-def _of_message(wanted: Selection) -> list[_Condition]:
+def of_columns(wanted: Selection) -> list[_Condition]:
+    """Conditions, and their values, on what columns of a message ``m`` say."""
     out: list[_Condition] = []
     if wanted.states:
         marks = ", ".join("?" * len(wanted.states))
@@ -67,6 +68,11 @@ def _of_message(wanted: Selection) -> list[_Condition]:
     ):
         if value is not None:
             out.append((condition, [value]))
+    return out
+
+
+def _of_message(wanted: Selection) -> list[_Condition]:
+    out: list[_Condition] = []
     if wanted.sender == "<>":
         out.append((f"json_type({_ENVELOPE}) = 'object' AND {_ENVELOPE} -> 'sender' IS NULL", []))
     elif wanted.sender:
@@ -109,7 +115,7 @@ def waiting(db: sqlite3.Connection, now: float, hop: Hop) -> list[tuple[Any, ...
     text = (
         f"SELECT {_HOP}, count(*), total(s.value ->> 'due' <= ?), total(m.claimed), total(m.size), min(m.received),"
         " max(CASE WHEN s.value ->> 'status' = 'deferred' THEN s.value ->> 'last' ELSE '' END)"
-        f" FROM message m, {_SLOTS} WHERE m.state = 'queued' AND {_OPEN} GROUP BY 1 ORDER BY 2 DESC LIMIT {_GROUPS}"
+        f" FROM message m, {_SLOTS} WHERE m.state = 'queued' AND {_OPEN} GROUP BY 1 ORDER BY 2 DESC LIMIT {GROUPS}"
     )
     return db.execute(text, (now,)).fetchall()
 

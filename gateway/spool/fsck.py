@@ -1,5 +1,7 @@
 """Checks a spool, and repairs it: what a restart would not notice, and what it would have to set aside.
 
+This is about SQLite; `gateway.spool.postgres.fsck` shares what may be wrong with a row.
+
 Without repair nothing is changed, and a gateway may run; then what may be a message that is just arriving or leaving
 is not judged. A repair has every shard to itself, or is refused.
 
@@ -16,21 +18,21 @@ import re
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
-from enum import StrEnum
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 from gateway.spool import schema, suspensions
+from gateway.spool.diagnosis import Finding, Kind, Report
 from gateway.spool.draft import sync_directory
 from gateway.spool.postmaster import unowned
 from gateway.spool.recovery import lock_shard
 from gateway.spool.salvage import REBUILD, finish, salvage
 from gateway.spool.shard import is_shard
 from gateway.spool.spool import SpoolError, State, Stored
-from gateway.spool.writer import connect
+from gateway.spool.writer import Database, connect
 
-_ASIDE: Final = "set-aside"
+ASIDE: Final = "set-aside"
 _FAR: Final = 366 * 86400.0
 _ID: Final = re.compile(r"[0-9A-Za-z]{1,64}\Z")
 _CHECKED: Final = (
@@ -38,60 +40,6 @@ _CHECKED: Final = (
     " length(c.head), length(c.body), c.n, typeof(c.head) <> 'blob' OR typeof(c.body) NOT IN ('blob', 'null')"
     " FROM message m LEFT JOIN content c ON c.n = m.content"
 )
-
-
-class Kind(StrEnum):
-    """What may be wrong."""
-
-    DATABASE = "database"
-    """It is none, or damaged."""
-    VERSION = "version"
-    """Another version of Gatepost wrote it; that is left alone."""
-    ROW = "row"
-    """A message's row cannot be read, or its state is none."""
-    CONTENT = "content"
-    """A message's content is missing, of the wrong size, or another message's too."""
-    SCHEDULE = "schedule"
-    """A queued message would never be tried again, or much later than its recipients are due."""
-    ORPHAN = "orphan"
-    """Content, or a file, that belongs to no message."""
-    COUNT = "count"
-    """The count of records is wrong."""
-    LEFTOVER = "leftover"
-    """What a repair or a command has left that was stopped."""
-    SUSPENSIONS = "suspensions"
-    """The list of suspended destinations cannot be read."""
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing that is wrong, and what a repair does about it; `name` is a queue id or a file."""
-
-    kind: Kind
-    shard: str
-    name: str
-    text: str
-    repair: str
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "kind": self.kind.value,
-            "shard": self.shard,
-            "name": self.name,
-            "text": self.text,
-            "repair": self.repair,
-        }
-
-
-@dataclass(slots=True)
-class Report:
-    """All that was found. `running` says that a gateway works on the spool; `aside` are shards set aside before."""
-
-    findings: list[Finding] = field(default_factory=list)
-    messages: int = 0
-    corrupt: int = 0
-    running: bool = False
-    aside: list[str] = field(default_factory=list)
 
 
 def check(root: Path, *, repair: bool = False) -> Report:
@@ -126,13 +74,13 @@ def _check_leftovers(root: Path, names: list[str], report: Report, repair: bool)
     """New shards that had not taken their place yet. Gives the names of those that a repair has put there."""
     placed = []
     for name in names:
-        found = f"put in its place if it is whole, else moved to {_ASIDE}"
+        found = f"put in its place if it is whole, else moved to {ASIDE}"
         report.findings.append(Finding(Kind.LEFTOVER, name, name, "left by a repair that was stopped", found))
         if repair:
             if (place := finish(root / name)) is not None:
                 placed.append(place.name)
             else:
-                _move(root / name, root / _ASIDE)
+                _move(root / name, root / ASIDE)
     return placed
 
 
@@ -146,9 +94,9 @@ def _check_suspensions(root: Path, report: Report, repair: bool) -> None:
     except SpoolError as error:
         found.append((root / suspensions.NAME, Kind.SUSPENSIONS, str(error)))
     for path, kind, text in found:
-        report.findings.append(Finding(kind, "", path.name, text, f"moved to {_ASIDE}; nothing is suspended then"))
+        report.findings.append(Finding(kind, "", path.name, text, f"moved to {ASIDE}; nothing is suspended then"))
         if repair:
-            _move(path, root / _ASIDE)
+            _move(path, root / ASIDE)
 
 
 def _check_shard(directory: Path, report: Report, now: float, stack: contextlib.ExitStack | None) -> None:
@@ -171,6 +119,40 @@ def _check_shard(directory: Path, report: Report, now: float, stack: contextlib.
                 # A gateway started meanwhile.
                 report.running = True
                 report.findings = [f for f in report.findings if (f.kind, f.shard) != (Kind.ORPHAN, directory.name)]
+
+
+@dataclass(frozen=True, slots=True)
+class Untimely:
+    """What is wrong with when a message is tried, and what a repair does."""
+
+    text: str
+    repair: str
+    mend: Callable[[Database], object]
+
+
+def read(row: tuple[Any, ...], now: float) -> Stored:
+    """A row of `schema.COLUMNS` whose values make sense. Raises `schema.Unreadable`."""
+    message = schema.read_row(row)
+    if not _ID.match(message.id) or not 0 <= message.received <= now + _FAR:
+        raise schema.Unreadable("id or time that is none")
+    if not isinstance(row[11], int) or not isinstance(row[3], int):
+        raise schema.Unreadable("sizes that are none")
+    return message
+
+
+def untimely(message: Stored, due: Any, now: float) -> Untimely | None:
+    """Whether it would be tried never, or much too late; `due` is the column by which it is found."""
+    if message.state is not State.QUEUED:
+        return None
+    open = [slot for slot in message.slots if slot.status.open]
+    if not open:
+        text = "all its recipients are done, and it is still queued"
+        hold = "UPDATE message SET state = 'hold', reason = ? WHERE id = ? AND state = 'queued'"
+        return Untimely(text, "put on hold", lambda db: db.execute(hold, (text, message.id)))
+    if not all(slot.due <= now + _FAR for slot in open) or not _in_time(due, message):
+        late = "it would be tried much too late, or never"
+        return Untimely(late, "made due now", lambda db: _make_due(db, message.id))
+    return None
 
 
 class _Unusable(Exception):
@@ -254,7 +236,7 @@ class _Check:
             "SELECT n, length(head) + ifnull(length(body), 0) FROM content"
             " WHERE n NOT IN (SELECT content FROM message WHERE content NOT NULL)"
         ).fetchall():
-            self._find(Kind.ORPHAN, f"content {n}", f"{octets} octets without a message", f"moved to {_ASIDE}")
+            self._find(Kind.ORPHAN, f"content {n}", f"{octets} octets without a message", f"moved to {ASIDE}")
             self._mends.append(lambda db, n=n: self._export(db, n))  # type: ignore[misc]
         if (counts := _kept(db)) is not None and counts != [_count(db)]:
             self._find(Kind.COUNT, "kept", "the count of decision records is wrong", "counted again")
@@ -271,11 +253,7 @@ class _Check:
             self._report.corrupt += 1
             return
         try:
-            message = schema.read_row(row[:columns])
-            if not _ID.match(id) or not 0 <= message.received <= self._now + _FAR:
-                raise schema.Unreadable("id or time that is none")
-            if not isinstance(skip, int) or not isinstance(row[3], int):
-                raise schema.Unreadable("sizes that are none")
+            message = read(row[:columns], self._now)
         except schema.Unreadable as error:
             self._corrupt(Kind.ROW, row[0], f"row cannot be read: {error}"[:300])
             return
@@ -297,17 +275,9 @@ class _Check:
         if claimed not in (0, 1):
             self._find(Kind.SCHEDULE, id, "claimed by nobody there is", "let go of")
             self._mends.append(lambda db: db.execute("UPDATE message SET claimed = 0 WHERE id = ?", (id,)))
-        if message.state is not State.QUEUED:
-            return
-        open = [slot for slot in message.slots if slot.status.open]
-        if not open:
-            text = "all its recipients are done, and it is still queued"
-            self._find(Kind.SCHEDULE, id, text, "put on hold")
-            hold = "UPDATE message SET state = 'hold', reason = ? WHERE id = ? AND state = 'queued'"
-            self._mends.append(lambda db: db.execute(hold, (text, id)))
-        elif not all(slot.due <= self._now + _FAR for slot in open) or not _in_time(due, message):
-            self._find(Kind.SCHEDULE, id, "it would be tried much too late, or never", "made due now")
-            self._mends.append(lambda db: _make_due(db, id))
+        if (found := untimely(message, due, self._now)) is not None:
+            self._find(Kind.SCHEDULE, id, found.text, found.repair)
+            self._mends.append(found.mend)
 
     def _corrupt(self, kind: Kind, id: Any, reason: str) -> None:
         """`id` is as the database gave it: text, octets, or text of octets that are none."""
@@ -327,7 +297,7 @@ class _Check:
                 if entry.name not in files or not entry.is_file(follow_symlinks=False):
                     # While a gateway runs, it may be a message that is just arriving, or leaving.
                     if not self._running:
-                        self._find(Kind.ORPHAN, f"content/{entry.name}", "belongs to no message", f"moved to {_ASIDE}")
+                        self._find(Kind.ORPHAN, f"content/{entry.name}", "belongs to no message", f"moved to {ASIDE}")
                         self._orphans.append(entry.name)
                 elif size is not None:
                     there = entry.stat(follow_symlinks=False).st_size
@@ -350,14 +320,14 @@ class _Check:
             mend(db)
         db.execute("COMMIT")
         for name in self._orphans:
-            _move(self._content / name, self._directory / _ASIDE)
+            _move(self._content / name, self._directory / ASIDE)
 
     def _export(self, db: sqlite3.Connection, n: int) -> None:
         """Write content that belongs to no message to a file, durably, and remove it here."""
         head, body = db.execute("SELECT head, body FROM content WHERE n = ?", (n,)).fetchone()
-        aside = self._directory / _ASIDE
+        aside = self._directory / ASIDE
         aside.mkdir(mode=0o700, exist_ok=True)
-        fd = os.open(_free(aside, f"content-{n}"), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        fd = os.open(free_name(aside, f"content-{n}"), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         with open(fd, "wb") as file:
             for part in (head, body):
                 file.write(part if isinstance(part, bytes) else str(part or "").encode("utf-8", "surrogateescape"))
@@ -382,7 +352,7 @@ def _in_time(due: Any, message: Stored) -> bool:
     return isinstance(due, int | float) and due <= schema.due_of(message.slots) + 1.0
 
 
-def _make_due(db: sqlite3.Connection, id: str) -> None:
+def _make_due(db: Database, id: str) -> None:
     (text,) = db.execute("SELECT slots FROM message WHERE id = ?", (id,)).fetchone()
     slots = tuple(replace(slot, due=0.0) if slot.status.open else slot for slot in schema.read_slots(text))
     db.execute("UPDATE message SET due = 0, slots = ? WHERE id = ?", (schema.slots_json(slots), id))
@@ -421,12 +391,12 @@ def _recount(db: sqlite3.Connection) -> None:
 def _move(path: Path, aside: Path) -> None:
     """Move something aside, durably. Raises OSError."""
     aside.mkdir(mode=0o700, exist_ok=True)
-    os.rename(path, _free(aside, path.name))
+    os.rename(path, free_name(aside, path.name))
     sync_directory(str(aside))
     sync_directory(str(path.parent))
 
 
-def _free(aside: Path, name: str) -> Path:
+def free_name(aside: Path, name: str) -> Path:
     """A name that is not taken there."""
     path, n = aside / name, 0
     while os.path.lexists(path):

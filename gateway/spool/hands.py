@@ -1,6 +1,7 @@
 """The postmaster's hands on a spool, whatever it is: what the command line and the admin API do with it.
 
-`gateway.spool.postmaster.Postmaster` has them on SQLite.
+`gateway.spool.postmaster.Postmaster` has them on SQLite, `gateway.spool.postgres.postmaster.PostgresPostmaster` on
+PostgreSQL.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any, Protocol
 from gateway.ops.operations import Amended, Amendment, Selection, Suspension, Waiting
 from gateway.spool.parcel import Entered, Parcel
 from gateway.spool.spool import Spool, Stored
+from gateway.spool.suspensions import Source
 
 Hop = Callable[[str, str, str, str, str], str]
 """Local part and domain of a recipient, the message's own next hop, and local part and domain of its sender, both empty
@@ -69,6 +71,10 @@ class Hands(Protocol):
 
     async def resume(self, destination: str, *, by: str) -> Suspension | None:
         """Have mail delivered there again; None when it was not suspended."""
+
+    @property
+    def listing(self) -> Source:
+        """The list of what is suspended, to be looked at again and again."""
 
     async def unattended(self) -> bool:
         """Whether there is mail that no gateway works on."""

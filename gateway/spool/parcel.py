@@ -31,6 +31,7 @@ from gateway.spool import schema
 from gateway.spool.draft import FileDraft, sync_directory
 from gateway.spool.notes import Notes
 from gateway.spool.spool import SET_ASIDE, AttemptRecord, NewMessage, Slot, SpoolError, State, Step, Stored
+from gateway.spool.writer import Database
 
 if TYPE_CHECKING:
     from gateway.spool.shard import Shard
@@ -162,9 +163,9 @@ async def enter(
 ) -> Entered:
     """Store it in a shard, whoever owns that. Raises `ParcelError` for other content, and `SpoolError`."""
     final = shard.path_of(parcel.id)
-    draft = FileDraft(parcel.id, f"{final}.incoming", executor, _no_step, lambda _: None)
+    draft = FileDraft(parcel.id, f"{final}.incoming", executor, no_step, lambda _: None)
     try:
-        await _receive(draft, parcel, blocks)
+        await receive(draft, parcel, blocks)
         await draft.sync([f"{final}.incoming"])
         done = await shard.writer.submit(lambda db: _insert(db, shard, draft, parcel, by, notes))
     except BaseException:
@@ -180,11 +181,12 @@ async def enter(
     return Entered.DONE
 
 
-def _no_step(step: Step) -> None:
+def no_step(step: Step) -> None:
     """No crash test looks here: what is not entered yet was promised to nobody."""
 
 
-async def _receive(draft: FileDraft, parcel: Parcel, blocks: AsyncIterator[bytes]) -> None:
+async def receive(draft: FileDraft, parcel: Parcel, blocks: AsyncIterator[bytes]) -> None:
+    """Write the content to a draft. Raises `ParcelError` for another than is described, and `SpoolError`."""
     digest = hashlib.sha256()
     before = b""
     async for block in blocks:
@@ -215,6 +217,13 @@ def _insert(db: sqlite3.Connection, shard: Shard, draft: FileDraft, parcel: Parc
     file = draft.file is not None
     if file:
         _name(f"{shard.path_of(parcel.id)}.incoming", shard.path_of(parcel.id))
+    shard.insert(db, row_of(parcel, draft), b"", None if file else bytes(draft.memory), None)
+    finish(db, parcel, by, notes)
+    return True
+
+
+def row_of(parcel: Parcel, draft: FileDraft) -> tuple[Any, ...]:
+    """Its `schema.new_row`."""
     message = NewMessage(
         parcel.id,
         parcel.envelope,
@@ -225,15 +234,17 @@ def _insert(db: sqlite3.Connection, shard: Shard, draft: FileDraft, parcel: Parc
         trusted=parcel.trusted,
         reason=parcel.reason,
     )
-    row = schema.new_row(message, parcel.slots, parcel.size, draft.eight_bit, claimed=0, file=int(file))
-    shard.insert(db, row, b"", None if file else bytes(draft.memory), None)
+    return schema.new_row(message, parcel.slots, parcel.size, draft.eight_bit, file=int(draft.file is not None))
+
+
+def finish(db: Database, parcel: Parcel, by: str, notes: Notes) -> None:
+    """What a new row has not yet of the state that the message was in; with `by` it is noted who entered it."""
     query = "UPDATE message SET due = ?, warned = ? WHERE id = ?"
     db.execute(query, (schema.due_of(parcel.slots), parcel.warned, parcel.id))
     if by:
         now = time.time_ns() / 1e9
         whom = [str(slot.recipient.address) for slot in parcel.slots]
         notes.add_attempts(db, parcel.id, [AttemptRecord(now, one, "imported", parcel.state.value, by) for one in whom])
-    return True
 
 
 def _name(draft: str, final: str) -> None:

@@ -27,6 +27,7 @@ from gateway.spool.hands import Found, Hop
 from gateway.spool.notes import Notes
 from gateway.spool.parcel import Entered, Parcel, enter, from_json, to_json
 from gateway.spool.spool import SpoolError, State
+from gateway.spool.suspensions import Source
 
 if TYPE_CHECKING:
     from gateway.spool.shard import Shard
@@ -100,7 +101,8 @@ class Postmaster:
         return out
 
     async def _page(self, shard: Shard, ids: Sequence[str], amendment: Amendment, by: str) -> dict[str, Amended]:
-        step = partial(amending.amend, ids=ids, amendment=amendment, by=by, now=time.time_ns() / 1e9, notes=self._notes)
+        noted = partial(amending.amend, by=by, now=time.time_ns() / 1e9, notes=self._notes)
+        step = partial(noted, ids=ids, amendment=amendment, rows=amending.ShardRows())
         if isinstance(amendment, Drop):
             shard.stale = True
         results = await shard.writer.submit(step)
@@ -175,6 +177,11 @@ class Postmaster:
     async def resume(self, destination: str, *, by: str) -> Suspension | None:
         """Have mail delivered there again; None when it was not suspended. Raises `SpoolError`."""
         return await asyncio.to_thread(suspensions.resume, self._root, destination, by)
+
+    @property
+    def listing(self) -> Source:
+        """The list of what is suspended, to be looked at again and again."""
+        return suspensions.ListFile(self._root)
 
     async def unattended(self) -> bool:
         """Whether there are shards with mail that no gateway works on."""

@@ -143,7 +143,7 @@ def attempts_json(attempts: tuple[AttemptRecord, ...]) -> str:
 def read_slots(text: str) -> tuple[Slot, ...]:
     """The way back from `slots_json`. Raises `Unreadable`, also for no slots at all: every message has recipients."""
     try:
-        slots = tuple([_slot(data) for data in _loads(text)])
+        slots = tuple([_slot(data) for data in loads(text)])
     except MISFITS as error:
         raise Unreadable(f"recipients: {error!r}") from error
     if not slots:
@@ -160,13 +160,16 @@ MISFITS = (ValueError, KeyError, TypeError, AttributeError, OverflowError, Recur
 
 def _slot(data: dict[str, Any]) -> Slot:
     recipient = Recipient.from_json(data)
-    _check(recipient.address)
+    check(recipient.address)
     status = _STATUS[data["status"]]
     return Slot(recipient, status, float(data["due"]), int(data["attempts"]), str(data["last"]))
 
 
-def _check(address: Address) -> None:
-    """Octets that are no UTF-8 come out of the database as lone surrogates, and no address holds those."""
+def check(address: Address) -> None:
+    """Octets that are no UTF-8 come out of the database as lone surrogates, and no address holds those.
+
+    Raises ValueError.
+    """
     (address.local + address.domain).encode()
 
 
@@ -222,9 +225,9 @@ def read_row(row: tuple[Any, ...]) -> Stored:
     id, state, received, size, envelope, slots_text, owed, trusted, warned, reason = row[:10]
     slots = read_slots(slots_text)
     try:
-        read = Envelope.from_json(_loads(envelope), tuple([s.recipient for s in slots]))
+        read = Envelope.from_json(loads(envelope), tuple([s.recipient for s in slots]))
         if isinstance(read.sender, Address):
-            _check(read.sender)
+            check(read.sender)
         return Stored(
             str(id),
             _STATES[state],
@@ -254,7 +257,7 @@ def lenient(row: tuple[Any, ...]) -> Stored:
         return unreadable(row, str(error))
 
 
-def _loads(text: str) -> Any:
+def loads(text: str) -> Any:
     """What `dumps` wrote; but a number of more than 64 bits comes back as a float, as in most readers of JSON."""
     try:
         return orjson.loads(text)
@@ -268,7 +271,7 @@ def read_notes(texts: list[str]) -> tuple[dict[str, Any], ...]:
     out: list[dict[str, Any]] = []
     for text in texts:
         try:
-            value = _loads(text)
+            value = loads(text)
         except (ValueError, RecursionError):
             continue
         out += [note for note in (value if isinstance(value, list) else [value]) if isinstance(note, dict)]

@@ -1,8 +1,8 @@
 """An API server in memory, enough for the real Helm to install, upgrade, test, roll back and remove a release.
 
 What is written is checked against Kubernetes' own schemas, and fields of a StatefulSet that cannot change cannot change
-here either. Nothing but a Service's address is defaulted, nothing is admitted, and there are no controllers: pods and
-jobs end at once, by `ends`.
+here either. Nothing but a Service's address and a StatefulSet's strategy is defaulted, nothing is admitted, and there
+are no controllers: pods and jobs end at once, by `ends`, and a `node` may run those of a StatefulSet.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Protocol
 from urllib.parse import parse_qs, urlsplit
 
 import jsonschema
 import yaml
 
-from tests.chart import kubernetes
+from tests.chart import kubernetes, remote
 from tests.chart.helm import Document
 
 VERSION: Final = "1.33.0"
@@ -58,11 +58,26 @@ class Refused(Exception):
         self.code, self.reason, self.message = code, reason, message
 
 
+class Node(Protocol):
+    """Runs pods. It is told while a request waits, so what it did is done when the answer comes."""
+
+    def changed(self, document: Document) -> None:
+        """A StatefulSet or a ConfigMap is new or another one."""
+
+    def execute(self, pod: str, command: list[str]) -> tuple[bytes, bytes, int]:
+        """Run a command in a pod: its output, its errors and its status."""
+
+    def log(self, pod: str, container: str) -> str:
+        """What a pod that ended has said."""
+
+
 @dataclass
 class Api:
     """The server. `ends` says of a Job or Pod whether it ends well; it runs while the request waits."""
 
     ends: Callable[[Document, Api], bool] = lambda document, api: True
+    node: Node | None = None
+    """What runs the pods of StatefulSets; None when nothing does."""
     objects: dict[Key, Document] = field(default_factory=dict)
     lock: threading.RLock = field(default_factory=threading.RLock)
     _revision: int = 100
@@ -84,6 +99,19 @@ class Api:
     def url(self) -> str:
         return f"http://127.0.0.1:{self._server.server_address[1]}"
 
+    def kubeconfig(self) -> str:
+        """For Helm and kubectl."""
+        return yaml.safe_dump(
+            {
+                "apiVersion": "v1",
+                "kind": "Config",
+                "clusters": [{"name": "here", "cluster": {"server": self.url}}],
+                "users": [{"name": "me", "user": {}}],
+                "contexts": [{"name": "here", "context": {"cluster": "here", "user": "me", "namespace": "mail"}}],
+                "current-context": "here",
+            }
+        )
+
     def of_kind(self, kind: str) -> dict[str, Document]:
         """Objects of a kind by name."""
         with self.lock:
@@ -103,9 +131,14 @@ class Api:
             meta["resourceVersion"] = str(self._revision)
             if document["kind"] == "Service":
                 document["spec"].setdefault("clusterIP", "10.96.0.1")
+            if document["kind"] == "StatefulSet":
+                rolling = {"type": "RollingUpdate", "rollingUpdate": {"partition": 0}}
+                document["spec"].setdefault("updateStrategy", rolling)
             if not dry:
                 document["status"] = self._status(document, old)
                 self.objects[key] = document
+                if self.node is not None and document["kind"] in ("StatefulSet", "ConfigMap"):
+                    self.node.changed(document)
                 self._tell("MODIFIED" if old else "ADDED", key, document)
             return document
 
@@ -141,6 +174,9 @@ class Api:
                 return {**dict.fromkeys(counts, 1), "observedGeneration": generation}
             case "Service" if document["spec"].get("type") == "LoadBalancer":
                 return {"loadBalancer": {"ingress": [{"ip": "192.0.2.10"}]}}
+            case "Pod" if "status" in document:
+                status: Document = document["status"]
+                return status
             case "Pod" if old is None:
                 return {"phase": "Succeeded" if self.ends(document, self) else "Failed"}
             case "Job" if old is None:
@@ -192,7 +228,9 @@ class _Handler(BaseHTTPRequestHandler):
                 self._answer(200, discovered)
                 return
             key = self._key(path)
-            if key.name:
+            if path[-1] in ("exec", "log") and key.plural == "pods" and self.api.node is not None:
+                self._ask_node(self.api.node, key, path[-1])
+            elif key.name:
                 self._answer(200, self._one(key))
             elif question.get("watch") in ("1", "true"):
                 self._watch(key, question)
@@ -203,6 +241,22 @@ class _Handler(BaseHTTPRequestHandler):
                 self._answer(200, {"kind": kind, "apiVersion": key.group, "metadata": meta, "items": items})
         except Refused as no:
             self._refuse(no)
+
+    def _ask_node(self, node: Node, key: Key, what: str) -> None:
+        question = parse_qs(urlsplit(self.path).query)
+        if what == "exec":
+            self._one(key)
+            remote.answer(self, *node.execute(key.name, question["command"]))
+            return
+        names = [container["name"] for container in self._one(key)["spec"]["containers"]]
+        if "container" not in question and len(names) > 1:
+            raise Refused(400, "BadRequest", f"a container name must be specified for pod {key.name}, one of: {names}")
+        text = node.log(key.name, *question.get("container", names)).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "text/plain")
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
 
     def do_POST(self) -> None:
         def create(where: Key, document: Document, question: dict[str, str]) -> Document:
@@ -262,7 +316,7 @@ class _Handler(BaseHTTPRequestHandler):
         return Key(group, rest[0], namespace, rest[1] if len(rest) > 1 else "")
 
     def _one(self, key: Key) -> Document:
-        if key.plural == "namespaces":
+        if key.plural == "namespaces" and key not in self.api.objects:
             return {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": key.name}}
         with self.api.lock:
             if key not in self.api.objects:
@@ -392,8 +446,8 @@ def _openapi(group: str) -> Document:
     return {"openapi": "3.0.0", "info": {"title": "in memory", "version": VERSION}, "paths": paths}
 
 
-# Helm writes its own Secrets in Kubernetes' protobuf form: a magic number, and a message (runtime.Unknown) with the
-# object's type (1: apiVersion, 2: kind) as its first field and the object as its second.
+# Helm writes its own Secrets, and kubectl namespaces, in Kubernetes' protobuf form: a magic number, and a message
+# (runtime.Unknown) with the object's type (1: apiVersion, 2: kind) as its first field and the object as its second.
 
 _MAGIC: Final = b"k8s\0"
 
@@ -402,16 +456,16 @@ def _from_protobuf(body: bytes) -> Document:
     envelope = _fields(body[len(_MAGIC) :])
     kind = _fields(envelope[1][0])
     found = {"apiVersion": kind[1][0].decode(), "kind": kind[2][0].decode()}
-    if found["kind"] != "Secret":
+    if found["kind"] not in ("Secret", "Namespace"):
         return found
     secret = _fields(envelope[2][0])
     meta = _fields(secret[1][0])
+    labels = {name: value.decode() for name, value in _entries(meta.get(11, []))}
+    found["metadata"] = {"name": meta[1][0].decode(), "labels": labels}
+    if found["kind"] == "Namespace":
+        return found
     return {
         **found,
-        "metadata": {
-            "name": meta[1][0].decode(),
-            "labels": {name: value.decode() for name, value in _entries(meta.get(11, []))},
-        },
         "data": {name: base64.b64encode(value).decode() for name, value in _entries(secret.get(2, []))},
         "type": secret.get(3, [b"Opaque"])[0].decode(),
     }

@@ -12,14 +12,15 @@ import subprocess
 import time
 import zipfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cryptography import x509
 
-from tests.chart.helm import ROOT
-from tests.chart.pod import Pod
+from tests.chart.images import BASE, BUILD_BASE, build_gateway, build_plugin
+from tests.chart.pod import Pod, made
 from tests.support.clients import MESSAGE, queue_id, transact
 from tests.support.process import binary, new_directory, wait_until
 from tests.support.servers import make_certificate
@@ -37,6 +38,12 @@ class Inline(Policy):
     def on_rcpt(self, recipient: Recipient) -> Verdict:
         return reject("7.1", "refused by inline") if recipient.address.has_local(("inline",)) else PROCEED
 '''
+
+COPY = (
+    "import pathlib, shutil; "
+    "[shutil.copytree(part, f'/opt/gatepost-plugins/{part.name}') for part in pathlib.Path('/srv/shape').iterdir()]"
+)
+"""For an image without cp. The directory itself is somebody else's, so its times cannot be set."""
 
 
 def wheel(directory: Path) -> str:
@@ -62,7 +69,7 @@ def certificate(directory: Path) -> dict[str, bytes]:
     return {"tls.crt": made.certificate.read_bytes(), "tls.key": made.key.read_bytes()}
 
 
-def values(wheels: Path, requirements: str) -> dict[str, Any]:
+def values(wheels: Path, requirements: str, images: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "config": {
             "hostname": "mx.example.org",
@@ -73,10 +80,12 @@ def values(wheels: Path, requirements: str) -> dict[str, Any]:
             },
             "dns": {"nameservers": ["127.0.0.1:9"], "timeout": "1s"},
             "pipeline": ["inline", "wheel"],
+            "pipelines": {"named": [{"colour": {"dots": 2}}, {"shape": {"dots": 3}}]},
         },
         "services": {
             "mx": {"targetPort": 2525},
             "proxied": {"targetPort": 2526, "proxyProtocol": True, "trustedNetworks": ["127.0.0.0/8"]},
+            "named": {"targetPort": 2527, "pipeline": "named"},
         },
         "tls": {"existingSecret": "certificate"},
         "reloadSeconds": 1,
@@ -84,6 +93,7 @@ def values(wheels: Path, requirements: str) -> dict[str, Any]:
         "terminationGracePeriodSeconds": 60,
         "plugins": {
             "inline": {"inline.py": POLICY},
+            "images": images,
             "wheels": {"requirements": requirements, "source": {"hostPath": {"path": str(wheels)}}},
         },
     }
@@ -91,11 +101,20 @@ def values(wheels: Path, requirements: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def pod() -> Iterator[Pod]:
-    subprocess.run([str(ROOT / "tools/image.sh")], check=True, stdin=subprocess.DEVNULL, timeout=1200)
+    build_gateway()
     scratch = new_directory("wheels")
-    made = Pod(values(scratch, wheel(scratch)), {"certificate": certificate(scratch)})
-    yield made
-    made.remove()
+    images = [
+        {"name": "plain", "image": build_plugin("colour", scratch, base=BUILD_BASE), "pullPolicy": "Never"},
+        {
+            "name": "bare",
+            "image": build_plugin("shape", scratch, base=BASE, path="/srv/shape"),
+            "pullPolicy": "Never",
+            "command": ["/usr/bin/python3", "-c", COPY],
+        },
+    ]
+    started = Pod(made(values(scratch, wheel(scratch), images)), {"certificate": certificate(scratch)})
+    yield started
+    started.remove()
     shutil.rmtree(scratch)
 
 
@@ -135,6 +154,22 @@ def test_policies_from_a_config_map_and_from_a_wheel_are_asked(pod: Pod) -> None
         with pod.connect(2525) as client:
             code, text = transact(client, "ann@sender.test", [f"{name}@example.org"])
         assert code == 550 and f"refused by {name}" in text
+
+
+def test_packages_from_images_are_asked_whoever_copies_them(pod: Pod) -> None:
+    for name, decided in (("one.test", "colour"), ("one.two.test", "shape"), ("one.two.three.test", "")):
+        with pod.connect(2527) as client:
+            client.helo(name)
+            code, text = transact(client, f"ann@{name}", ["ben@example.org"])
+        assert (code, "not accepted here for now" in text) == ((451, True) if decided else (250, False)), text
+        if decided:
+            wait_until(partial(deferrals, pod, f"ann@{name}", decided), "the record says who decided")
+
+
+def deferrals(pod: Pod, sender: str, plugin: str) -> list[Any]:
+    query = ("--sender", sender, "--plugin", plugin, "--verdict", "defer", "--json")
+    found: list[Any] = json.loads(pod.run("explain", *query))
+    return found
 
 
 def test_haproxy_says_who_the_client_is_and_nobody_else_may(pod: Pod) -> None:

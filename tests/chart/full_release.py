@@ -28,18 +28,7 @@ class Release:
         self._program = program(major)
         self._home = home
         self._config = home / "kubeconfig"
-        self._config.write_text(
-            yaml.safe_dump(
-                {
-                    "apiVersion": "v1",
-                    "kind": "Config",
-                    "clusters": [{"name": "here", "cluster": {"server": self.api.url}}],
-                    "users": [{"name": "me", "user": {}}],
-                    "contexts": [{"name": "here", "context": {"cluster": "here", "user": "me", "namespace": "mail"}}],
-                    "current-context": "here",
-                }
-            )
-        )
+        self._config.write_text(self.api.kubeconfig())
 
     def _ends(self, document: Document, api: Api) -> bool:
         """Play the kubelet for hooks: the check of the configuration is the gateway's own."""

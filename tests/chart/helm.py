@@ -78,6 +78,12 @@ def only(documents: Iterable[Document], kind: str, *, suffix: str = "") -> Docum
     return found
 
 
+def workload(documents: Iterable[Document]) -> Document:
+    """What runs the gateway's pods."""
+    (found,) = (document for document in documents if document["kind"] in ("StatefulSet", "Deployment"))
+    return found
+
+
 def names(documents: Iterable[Document]) -> set[tuple[str, str]]:
     return {(document["kind"], document["metadata"]["name"]) for document in documents}
 

@@ -1,8 +1,8 @@
 """The first pod of a rendered chart, run by podman, with the test in the kubelet's part.
 
-The kubelet's part is: volumes, whose ConfigMaps and Secrets are mounted as it mounts them, the claim with the group of
-`fsGroup`, and probes, which the test asks itself. The pod has a network of its own with nothing but a loopback
-interface, which the test steps into to talk to it.
+The kubelet's part is: volumes, whose ConfigMaps and Secrets are mounted as it mounts them, an emptyDir of each pod's
+own, the claim with the group of `fsGroup`, and probes, which the test asks itself. The pod has a network of its own
+with nothing but a loopback interface, which the test steps into to talk to it.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ import smtplib
 import socket
 import subprocess
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import yaml
 
-from tests.chart.helm import Document, of_kind, only, render
+from tests.chart.helm import Document, of_kind, render, workload
 from tests.chart.mount import Mount
 from tests.support.process import binary, new_directory, wait_until
 
@@ -33,8 +33,8 @@ _CLONE_NEWNET: Final = 0x40000000
 T = TypeVar("T")
 
 
-def podman(*arguments: str, status: int | None = 0, seconds: float = 120) -> str:
-    """Run podman; gives what it prints."""
+def podman(*arguments: str, status: int | None = 0, seconds: float = 120, errors: bool = False) -> str:
+    """Run podman; gives what it prints, with or without its errors."""
     result = subprocess.run(
         [binary("podman"), *arguments],
         stdin=subprocess.DEVNULL,
@@ -44,43 +44,61 @@ def podman(*arguments: str, status: int | None = 0, seconds: float = 120) -> str
         env={**os.environ, "CONTAINERS_CONF": str(CONTAINERS_CONF)},
     )
     assert status is None or result.returncode == status, f"podman {arguments}: {result.stdout}{result.stderr}"
-    return result.stdout
+    return result.stdout + result.stderr if errors else result.stdout
+
+
+def made(values: Mapping[str, Any]) -> tuple[Document, ...]:
+    """What the chart makes of these values, for the image that is built here."""
+    return render({**values, "image": IMAGE})
 
 
 class Pod:
-    """A running pod. `secrets` are the contents of the Secrets that the values name."""
+    """A running pod of what a chart made. `secrets` are the contents of Secrets that it names; `end` ends its name."""
 
-    def __init__(self, values: Mapping[str, Any], secrets: Mapping[str, Mapping[str, str | bytes]]) -> None:
+    def __init__(
+        self, documents: Sequence[Document], secrets: Mapping[str, Mapping[str, str | bytes]], *, end: str = "0"
+    ) -> None:
         self.directory = new_directory("pod")
-        documents = render({**values, "replicas": 1, "image": IMAGE})
-        workload = only(documents, "StatefulSet")
+        runs = workload(documents)
         self.mounts: dict[str, Mount] = {}
         """By the names of volumes."""
         contents: dict[str, Mapping[str, str | bytes]] = {
             **secrets,
             **{document["metadata"]["name"]: document["data"] for document in of_kind(documents, "ConfigMap")},
         }
-        spec = copy.deepcopy(workload["spec"]["template"]["spec"])
+        spec = copy.deepcopy(runs["spec"]["template"]["spec"])
         self.grace = int(spec["terminationGracePeriodSeconds"])
         self.claim = self.directory / "claim"
-        self.claim.mkdir()
-        os.chown(self.claim, 0, spec["securityContext"]["fsGroup"])
-        self.claim.chmod(0o2770)
         spec["volumes"] = [self._volume(volume, contents) for volume in spec["volumes"]]
-        spec["volumes"].append({"name": "queue", "hostPath": {"path": str(self.claim)}})
+        if runs["kind"] == "StatefulSet":
+            self.claim.mkdir()
+            os.chown(self.claim, 0, spec["securityContext"]["fsGroup"])
+            self.claim.chmod(0o2770)
+            spec["volumes"].append({"name": "queue", "hostPath": {"path": str(self.claim)}})
         spec["restartPolicy"] = "Never"
         for container in [*spec.get("initContainers", []), *spec["containers"]]:
             # podman would publish ports, and asks probes by a program that the image does not have.
             for key in ("ports", "readinessProbe", "livenessProbe", "startupProbe"):
                 container.pop(key, None)
-        self.name = f"{workload['metadata']['name']}-0"
+        self.name = f"{runs['metadata']['name']}-{end}"
         pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": self.name}, "spec": spec}
         (self.directory / "pod.yaml").write_text(yaml.safe_dump(pod))
         podman("pod", "rm", "--force", "--ignore", self.name)
         podman("kube", "play", "--network=none", str(self.directory / "pod.yaml"))
-        self.wait_ready()
+        try:
+            self.wait_ready()
+        except BaseException:
+            print(self.log)
+            self.remove()
+            raise
 
     def _volume(self, volume: Document, contents: Mapping[str, Mapping[str, str | bytes]]) -> Document:
+        if "emptyDir" in volume:
+            # podman would have one for all pods.
+            empty = self.directory / f"empty-{volume['name']}"
+            empty.mkdir()
+            empty.chmod(0o777)
+            return {"name": volume["name"], "hostPath": {"path": str(empty)}}
         name = volume.get("configMap", {}).get("name") or volume.get("secret", {}).get("secretName")
         if name is None:
             return volume
@@ -99,7 +117,7 @@ class Pod:
 
     @property
     def log(self) -> str:
-        return podman("logs", self.container, status=None)
+        return podman("logs", self.container, status=None, errors=True)
 
     def wait_ready(self) -> None:
         wait_until(lambda: self.get("/startupz")[0] == 200 and self.get("/readyz")[0] == 200, "the pod is ready")
@@ -181,6 +199,12 @@ class Pod:
         podman("start", self.container)
         self.wait_ready()
 
+    def vanish(self) -> None:
+        """Be gone, with all that is not on a claim."""
+        podman("pod", "rm", "--force", "--ignore", "--time=0", self.name)
+        for empty in self.directory.glob("empty-*"):
+            shutil.rmtree(empty)
+
     def remove(self) -> None:
-        podman("pod", "rm", "--force", "--time=0", self.name)
+        self.vanish()
         shutil.rmtree(self.directory)

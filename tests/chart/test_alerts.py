@@ -75,6 +75,16 @@ def test_every_alert_fires_of_its_trouble_and_of_nothing_else(tmp_path: Path) ->
     assert said.returncode == 0, said.stdout + said.stderr
 
 
+def test_alerts_about_claims_are_those_of_pods_with_claims() -> None:
+    made = only(rendered("ci/stateless-values.yaml"), "PrometheusRule")
+    found = {rule["alert"]: rule["expr"] for rule in made["spec"]["groups"][0]["rules"]}
+    assert set(found) == set(CASES) - {"GatepostQueueDiskFull", "GatepostOrphanQueueClaim"}
+    (pattern,) = re.findall(r'pod=~"([^"]*)"', found["GatepostDown"])
+    assert re.fullmatch(pattern, "rel-gatepost-7c9f6d5b8-x2x4z")
+    for other in ("rel-gatepost-check-x2x4z", "rel-gatepost-selftest", "rel-gatepost-0"):
+        assert not re.fullmatch(pattern, other), other
+
+
 def promtool(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([binary("promtool"), *arguments], capture_output=True, text=True, timeout=60)
 

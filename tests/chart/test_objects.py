@@ -8,7 +8,19 @@ from collections.abc import Iterator
 import pytest
 
 from gateway.ops import metrics
-from tests.chart.helm import EXAMPLES, Document, configuration, is_hook, names, of_kind, only, pods, rendered
+from tests.chart.helm import (
+    EXAMPLES,
+    Document,
+    configuration,
+    is_hook,
+    names,
+    of_kind,
+    only,
+    pods,
+    render,
+    rendered,
+    workload,
+)
 from tests.house.test_docs import metrics_of
 
 pytestmark = pytest.mark.slow
@@ -61,11 +73,11 @@ def test_every_image_says_which_one_it_is(file: str) -> None:
 @pytest.mark.parametrize("file", EXAMPLES)
 def test_selectors_services_and_references_lead_somewhere(file: str) -> None:
     documents = rendered(file)
-    workload = only(documents, "StatefulSet")
-    labels = workload["spec"]["template"]["metadata"]["labels"]
-    ports = {port["name"] for port in workload["spec"]["template"]["spec"]["containers"][0]["ports"]}
-    assert workload["spec"]["selector"]["matchLabels"].items() <= labels.items()
-    assert labels["gatepost/traffic"] == "on" and "gatepost/traffic" not in workload["spec"]["selector"]["matchLabels"]
+    runs = workload(documents)
+    labels = runs["spec"]["template"]["metadata"]["labels"]
+    ports = {port["name"] for port in runs["spec"]["template"]["spec"]["containers"][0]["ports"]}
+    assert runs["spec"]["selector"]["matchLabels"].items() <= labels.items()
+    assert labels["gatepost/traffic"] == "on" and "gatepost/traffic" not in runs["spec"]["selector"]["matchLabels"]
     for service in of_kind(documents, "Service"):
         assert service["spec"]["selector"].items() <= labels.items()
         assert {port["targetPort"] for port in service["spec"]["ports"]} <= ports
@@ -78,7 +90,7 @@ def test_selectors_services_and_references_lead_somewhere(file: str) -> None:
     for document in of_kind(documents, "ServiceMonitor"):
         wanted = document["spec"]["selector"]["matchLabels"].items()
         matching = [s for s in of_kind(documents, "Service") if wanted <= s["metadata"]["labels"].items()]
-        assert [s["metadata"]["name"] for s in matching] == [workload["spec"]["serviceName"]]
+        assert [s["metadata"]["name"] for s in matching] == [runs["spec"]["serviceName"]]
     there = names(documents)
     for kind in ("HorizontalPodAutoscaler", "ScaledObject"):
         for document in of_kind(documents, kind):
@@ -86,8 +98,8 @@ def test_selectors_services_and_references_lead_somewhere(file: str) -> None:
             assert (target["kind"], target["name"]) in there
     assert len({(d["kind"], d["metadata"]["name"]) for d in documents}) == len(documents), "two objects of one name"
     for whose, spec, pod_labels in pods(documents):
-        if whose.split()[0] != "StatefulSet":
-            assert not workload["spec"]["selector"]["matchLabels"].items() <= pod_labels.items(), f"{whose} gets mail"
+        if whose.split()[0] != runs["kind"]:
+            assert not runs["spec"]["selector"]["matchLabels"].items() <= pod_labels.items(), f"{whose} gets mail"
         references = list(referred(spec))
         for kind, name in references:
             # Secrets of certificates are made by cert-manager; others and claims are the operator's.
@@ -171,7 +183,7 @@ def test_the_grace_period_holds_all_that_the_gateway_may_need() -> None:
         timeouts = configuration(rendered(file))["timeouts"]
         longest = parse_duration(timeouts["drain_delay"]) + parse_duration(timeouts["drain"]) + supervisor._DRAIN_MARGIN
         # The admin server has 6 seconds after that.
-        spec = only(rendered(file), "StatefulSet")["spec"]["template"]["spec"]
+        spec = workload(rendered(file))["spec"]["template"]["spec"]
         assert spec["terminationGracePeriodSeconds"] >= longest + 6
     assert worker._SETTLE_SECONDS < supervisor._DRAIN_MARGIN
 
@@ -195,6 +207,44 @@ def test_autoscalers_use_metrics_that_the_gateway_has_and_take_no_pod_away() -> 
     queries = [trigger["metadata"]["query"] for trigger in keda["triggers"]]
     used = {name for query in queries for name in re.findall(r"gatepost_\w+", query)}
     assert used == {"gatepost_queue_messages", "gatepost_sessions_open"} and used <= known.keys()
+
+
+def test_with_a_queue_in_postgresql_pods_are_a_deployments_and_have_no_claims() -> None:
+    documents = rendered("ci/stateless-values.yaml")
+    assert not of_kind(documents, "StatefulSet") and not of_kind(documents, "PersistentVolumeClaim")
+    spec = only(documents, "Deployment")["spec"]
+    assert spec["strategy"]["rollingUpdate"] == {"maxUnavailable": "25%", "maxSurge": 0}
+    (queue,) = (volume for volume in spec["template"]["spec"]["volumes"] if volume["name"] == "queue")
+    assert queue["emptyDir"] == {"sizeLimit": "1Gi"}
+    # All else of the pod is as it is with claims.
+    there = workload(render({"config": {"pipeline": []}}))["spec"]["template"]
+    here = workload(render({"config": {"spool": {"postgres": "postgresql://db/x"}, "pipeline": []}}))["spec"][
+        "template"
+    ]
+    assert [volume for volume in here["spec"]["volumes"] if volume["name"] != "queue"] == there["spec"]["volumes"]
+    assert (
+        here["spec"]["containers"] == there["spec"]["containers"]
+        and here["metadata"].keys() == there["metadata"].keys()
+    )
+
+
+def test_a_queue_in_postgresql_lets_autoscalers_take_pods_away() -> None:
+    for file, kind in (
+        ("examples/postgres.yaml", "HorizontalPodAutoscaler"),
+        ("ci/stateless-values.yaml", "ScaledObject"),
+    ):
+        scaler = only(rendered(file), kind)["spec"]
+        assert scaler["scaleTargetRef"]["kind"] == "Deployment" and "Disabled" not in str(scaler), file
+
+
+def test_what_may_go_out_includes_the_stores_that_pods_share() -> None:
+    for file, stores in (("examples/postgres.yaml", {5432, 6379}), ("ci/stateless-values.yaml", {5432, 5433})):
+        rules = only(rendered(file), "NetworkPolicy")["spec"]["egress"]
+        assert stores <= {port["port"] for rule in rules for port in rule["ports"]}, file
+    spool, state = {"postgres": {"url": "postgresql://u@db:6000/x"}}, {"redis": {"url": "rediss://[2001:db8::1]/0"}}
+    policy = {"egress": {"enabled": True, "ports": []}}
+    rules = only(render({"config": {"spool": spool, "state": state}, "networkPolicy": policy}), "NetworkPolicy")
+    assert [port["port"] for port in rules["spec"]["egress"][1]["ports"]] == [6000, 6379]
 
 
 def test_hooks_never_touch_what_the_release_keeps() -> None:

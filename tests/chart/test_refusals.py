@@ -119,6 +119,26 @@ CASES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
         {"drain": {"delaySeconds": 20, "sessionSeconds": 90}},
         ("terminationGracePeriodSeconds is 120", "drain.delaySeconds 20", "drain.sessionSeconds 90"),
     ),
+    "claims beside a database": (
+        {"config": {"spool": {"postgres": {"url": "postgresql://db/x"}}}, "persistence": {"enabled": True}},
+        ("config.spool.postgres is given", "persistence.enabled is true"),
+    ),
+    "a claim beside a database": (
+        {"config": {"spool": {"postgres": "postgresql://db/x"}}, "persistence": {"existingClaim": "q"}},
+        ("config.spool.postgres is given", "persistence.existingClaim is q"),
+    ),
+    "a password for everybody": (
+        {"config": {"spool": {"postgres": "postgresql://gatepost:hidden@db/x"}}},
+        ("config.spool.postgres has a password", "secrets", "config.spool.postgres.password_file"),
+    ),
+    "a password that nobody mounts": (
+        {"config": {"state": {"redis": {"url": "redis://r/0", "password_file": "/etc/gatepost/secrets/redis/p"}}}},
+        ("config.state.redis.password_file is /etc/gatepost/secrets/redis/p", "secrets has no redis"),
+    ),
+    "pods that cannot be replaced": (
+        {"stateless": {"maxUnavailable": "0%", "maxSurge": 0}},
+        ("stateless.maxUnavailable is 0%", "stateless.maxSurge is 0"),
+    ),
     "two autoscalers": (
         {"autoscaling": {"enabled": True}, "keda": {"enabled": True, "prometheus": "http://p"}},
         ("autoscaling.enabled", "keda.enabled"),
@@ -190,6 +210,7 @@ def test_what_comes_close_is_rendered() -> None:
         {"persistence": {"enabled": False, "acceptLoss": True}},
         {"persistence": {"existingClaim": "q"}, "replicas": 1},
         {"persistence": {"retention": {"whenScaled": "Delete"}, "acceptLoss": True}},
+        {"persistence": {"enabled": False}, "config": {"spool": {"postgres": "postgresql://u@db/x"}}},
         {"drain": {"delaySeconds": 20, "sessionSeconds": 65}},
         {"config": {"spool": {"keep_records": "1d"}, "timeouts": {"command": "1m"}, "policy_folder": "/etc/policies"}},
     ):  # fmt: skip

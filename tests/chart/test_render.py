@@ -84,6 +84,7 @@ def test_the_gateway_takes_the_configuration_of_every_example(file: str, certifi
     )
     text = text.replace("/etc/gatepost/tls/tls.crt", str(certificate.certificate))
     text = text.replace("/etc/gatepost/tls/tls.key", str(certificate.key))
+    text = re.sub(r"/etc/gatepost/secrets/\S+/password", str(certificate.key), text)
     config = parse(text.encode(), "/etc/gatepost/config/gatepost.yaml")
     assert config.admin.health is not None and config.admin.address.ip.is_loopback
     assert config.spool.path.startswith("/var/lib/gatepost/") and config.state.path.startswith("/var/lib/gatepost/")
@@ -106,6 +107,10 @@ def test_the_notes_say_what_is_risky() -> None:
         "takes none away",
     ):  # fmt: skip
         assert said in notes, said
+    stateless = helm("install", "rel", str(CHART), "--dry-run=client", "-f", str(CHART / "ci/stateless-values.yaml"))
+    for said in ("a pod that goes has nothing to hand over", "config.state.redis is not given", "deploy/rel-gatepost"):
+        assert said in stateless.stdout, said
+    assert "takes none away" not in stateless.stdout and "each pod remembers" not in stateless.stdout
     quiet = helm("install", "rel", str(CHART), "--dry-run=client", "-f", str(CHART / "examples/minimal.yaml"))
     assert "Mind" not in quiet.stdout and "Next steps" in quiet.stdout
 
@@ -133,8 +138,9 @@ def test_it_can_be_a_part_of_another_chart(major: int, tmp_path: Path) -> None:
 
 def test_the_values_that_the_page_shows_are_good_ones() -> None:
     page = (CHART.parents[1] / "docs/kubernetes.md").read_text()
-    (shown,) = re.findall(r"(?s)```yaml\n(.*?)```", page)
-    assert configuration(render(yaml.safe_load(shown)))["hostname"] == "mx.example.org"
+    least, shared = (render(yaml.safe_load(shown)) for shown in re.findall(r"(?s)```yaml\n(.*?)```", page))
+    assert configuration(least)["hostname"] == "mx.example.org" and of_kind(least, "StatefulSet")
+    assert of_kind(shared, "Deployment")
 
 
 def test_the_package_has_the_chart_and_not_its_examples(tmp_path: Path) -> None:

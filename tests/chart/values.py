@@ -25,6 +25,7 @@ VolumeName = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]{0,40}[a-z0-9])?$
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][-A-Za-z0-9_.]*\.py$")]
 Time = Annotated[str, Field(pattern=r"^([0-9]+(ms|s|m|h))+$")]
 Whole = Annotated[int, Field(ge=0)]
+Percent = Annotated[str, Field(pattern=r"^[0-9]{1,3}%$")]
 Replicas = Annotated[int, Field(ge=1, le=1000)]
 
 
@@ -155,8 +156,9 @@ class Retention(Values):
 
 
 class Persistence(Values):
-    enabled: bool
-    """Whether each pod has a claim for queue and state. Without it, an emptyDir: see `acceptLoss`."""
+    enabled: bool | Literal["auto"]
+    """Whether each pod has a claim for queue and state. Without it, an emptyDir: see `acceptLoss`. `auto`: unless
+    `config.spool.postgres` is given, which has the queue of all."""
     size: Quantity
     """Size of each claim."""
     storageClass: str
@@ -171,6 +173,16 @@ class Persistence(Values):
     """Which claims are deleted with what they belong to."""
     acceptLoss: bool
     """Must be true for a queue without a claim, and for claims that are deleted: accepted mail may be lost then."""
+
+
+class Stateless(Values):
+    sizeLimit: Quantity
+    """Size of the emptyDir with what a pod keeps while mail arrives, and with state that is not in Redis; Kubernetes
+    moves a pod that goes beyond."""
+    maxUnavailable: Whole | Percent
+    """So many pods may be away while new ones come."""
+    maxSurge: Whole | Percent
+    """So many pods more may there be meanwhile."""
 
 
 class PluginImage(Values):
@@ -247,7 +259,7 @@ class Spread(Values):
 
 class Autoscaling(Values):
     enabled: bool
-    """Whether there is a HorizontalPodAutoscaler. It adds pods and takes none away."""
+    """Whether there is a HorizontalPodAutoscaler. It takes pods away only with `config.spool.postgres`."""
     minReplicas: Replicas
     """The least pods."""
     maxReplicas: Replicas
@@ -262,7 +274,7 @@ class Autoscaling(Values):
 
 class Keda(Values):
     enabled: bool
-    """Whether there is a ScaledObject. It adds pods and takes none away."""
+    """Whether there is a ScaledObject. It takes pods away only with `config.spool.postgres`."""
     minReplicas: Replicas
     """The least pods."""
     maxReplicas: Replicas
@@ -285,7 +297,7 @@ class Egress(Values):
     enabled: bool
     """Whether what goes out is limited."""
     ports: list[Port]
-    """TCP ports of mail stores and foreign mail hosts."""
+    """TCP ports of mail stores and foreign mail hosts. Those of PostgreSQL and Redis in `config` are added."""
     rules: Objects
     """More egress rules, such as for filters."""
 
@@ -385,7 +397,8 @@ class Chart(Values):
     labels: Labels
     """More labels of everything but pods and claims."""
     replicas: Replicas
-    """Pods. Each has a queue of its own on a claim of its own; not used where an autoscaler is on."""
+    """Pods. Each has a queue of its own on a claim of its own, or, with `config.spool.postgres`, all have one in the
+    database. Not used where an autoscaler is on."""
     image: Image
     """The gateway's image."""
     config: dict[str, Any]
@@ -411,6 +424,8 @@ class Chart(Values):
     """How long it may take to; at least both of `drain` and 35 s."""
     persistence: Persistence
     """Queue and state."""
+    stateless: Stateless
+    """The Deployment of pods without claims, which there is instead where `config.spool.postgres` is given."""
     plugins: Plugins
     """Policies and plugins that the image does not have."""
     probes: Probes

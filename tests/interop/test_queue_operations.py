@@ -9,14 +9,16 @@ from typing import Any
 import pytest
 
 from tests.interop.settings import delivered, unreachable
+from tests.spool.places import Place, spool_section
 from tests.support.clients import connect, queue_id, transact
 from tests.support.process import wait_until
 
 pytestmark = pytest.mark.slow
 
 
-def test_a_suspended_destination_gets_nothing_and_its_mail_can_be_moved(gatepost, directory: Path):
-    gate = gatepost(workers=2, domains=unreachable(), retry={"first": "1h"})
+def test_a_suspended_destination_gets_nothing_and_its_mail_can_be_moved(gatepost, directory: Path, place: Place):
+    spool = {"spool": spool_section(place.options)} if place.options.postgres else {}
+    gate = gatepost(workers=2, domains=unreachable(), retry={"first": "1h"}, **spool)
     destination = gate.options["domains"]["example.org"]["next_hop"]
 
     def api(path: str, **body: Any) -> Any:
@@ -39,6 +41,8 @@ def test_a_suspended_destination_gets_nothing_and_its_mail_can_be_moved(gatepost
     assert gate.metric("gatepost_attempts_total") == 0
     (why,) = json.loads(gate.http("GET", f"/api/v1/queue/{min(ids)}")[1])["why"]
     assert why["code"] == "suspended" and "anna" in why["text"]
+    listed = gate.cli("queue", "list", "--domain", "example.org", "--next-hop", destination)
+    assert {message["id"] for message in listed} == ids
     # After a restart too.
     gate.stop()
     gate.start()

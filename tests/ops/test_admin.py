@@ -25,8 +25,8 @@ from gateway.mail.envelope import Envelope, MailParameters, Recipient
 from gateway.ops.admin import Deps, app
 from gateway.ops.board import Board, WorkerState
 from gateway.ops.requests import Requests
+from gateway.spool.opening import open_all, open_worker
 from gateway.spool.spool import NewMessage, SpoolError, SpoolOptions, State
-from gateway.spool.sqlite import SqliteSpool, open_all
 from tests.support.process import free_port, wait_until
 
 PLACES = Destinations(
@@ -51,9 +51,11 @@ class Bench:
     drained: list[bool] = field(default_factory=list)
     requests: Requests = field(default_factory=Requests)
     outcome: dict[str, Any] = field(default_factory=dict)
+    spool: SpoolOptions | None = None
+    """Of a spool that is not files in the folder."""
 
     def ask(self, path: str, method: str = "GET", *, content: bytes = b"", **headers: str) -> tuple[int, Any]:
-        options = SpoolOptions(str(self.folder), min_free=1)
+        options = self.spool or SpoolOptions(str(self.folder), min_free=1)
         deps = Deps(
             self.board,
             self.token,
@@ -98,8 +100,8 @@ async def call(asgi: Any, path: str, method: str, headers: dict[str, str], conte
     return sent[0]["status"], json.loads(body) if is_json else body
 
 
-async def fill(folder: Path) -> None:
-    spool = await SqliteSpool.open(SpoolOptions(str(folder), min_free=1))
+async def fill(options: SpoolOptions) -> None:
+    spool = await open_worker(options)
     for id in IDS:
         draft = spool.draft(id)
         await draft.write(b"Subject: hello\r\n\r\nbody\r\n")
@@ -113,7 +115,7 @@ async def fill(folder: Path) -> None:
 
 @pytest.fixture
 def bench(tmp_path: Path) -> Bench:
-    asyncio.run(fill(tmp_path))
+    asyncio.run(fill(SpoolOptions(str(tmp_path), min_free=1)))
     return Bench(tmp_path)
 
 

@@ -64,7 +64,7 @@ def in_world(directory: Path, work: Callable[[World], Awaitable[None]], **retry:
         options = RetryOptions(**{"first": 60.0, "give_up": 86400.0, "jitter": 0.0, **retry})
         world = World(spool, options=SchedulerOptions(), retry=options)
         world.clock = JumpingClock()
-        watch = Watch(directory / "spool", nothing)
+        watch = Watch(spool.postmaster.listing, nothing)
         world.scheduler = Scheduler(
             *(spool, world, world),
             retry=options,
@@ -121,10 +121,9 @@ def test_a_returned_message_is_not_tried_and_its_sender_gets_a_bounce_that_says_
 
 def test_nothing_is_tried_at_a_suspended_destination_and_others_go_on(tmp_path):
     async def check(world: World) -> None:
-        root = tmp_path / "spool"
         postmaster, watch = world.spool.postmaster, watches[world.scheduler]
         assert await postmaster.suspend(Suspension("smtp:example.org:25", "anna", START, "moving"))
-        watch.look()
+        await watch.look()
         script, other = world.on("example.org", DELIVERED), world.on("example.com", DELIVERED)
         id = await world.send("anna@example.org", "cem@example.com")
         await world.settled()
@@ -132,13 +131,13 @@ def test_nothing_is_tried_at_a_suspended_destination_and_others_go_on(tmp_path):
         waiting = await world.find(id)
         assert waiting is not None and waiting.slots[0].last == str(SUSPENDED) and waiting.slots[0].attempts == 0
         # A worker that starts knows it too.
-        fresh = Watch(root, nothing)
-        assert fresh.look() == frozenset() and fresh.suspended("smtp:example.org:25")
+        fresh = Watch(postmaster.listing, nothing)
+        assert await fresh.look() == frozenset() and fresh.suspended("smtp:example.org:25")
         assert not fresh.suspended("smtp:example.com:25")
         # Resumed, it is made due, and goes.
         ended = await postmaster.resume("smtp:example.org:25", by="bob")
         assert ended is not None and ended.reason == "moving"
-        assert watch.look() == {"smtp:example.org:25"}
+        assert await watch.look() == {"smtp:example.org:25"}
         wanted = Selection(next_hop="smtp:example.org:25", reason=SUSPENDED.text)
         found = await postmaster.find(wanted, hop, limit=9)
         assert [one.message.id for one in found] == [id]
@@ -156,7 +155,7 @@ def test_what_waits_in_a_lane_when_its_destination_is_suspended_is_put_off_at_on
         ids = [await world.send(f"u{n}@example.org") for n in range(30)]
         await world.until(lambda: script.now == 5)
         await world.spool.postmaster.suspend(Suspension("smtp:example.org:25", "anna", START))
-        watches[world.scheduler].look()
+        await watches[world.scheduler].look()
         script.gate.set()
         await world.settled()
         assert len(script.deliveries) == 5, "those under way end, and no other begins"
@@ -172,7 +171,7 @@ def test_what_waits_in_a_lane_when_its_destination_is_suspended_is_put_off_at_on
 def test_a_suspension_does_not_stop_the_time_of_a_message(tmp_path):
     async def check(world: World) -> None:
         await world.spool.postmaster.suspend(Suspension("smtp:example.org:25", "anna", START))
-        watches[world.scheduler].look()
+        await watches[world.scheduler].look()
         world.on("example.net", DELIVERED)
         id = await world.send("anna@example.org")
         await world.settled()

@@ -15,7 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.spool.fsck import Kind, Report, check, read_only
+from gateway.spool.diagnosis import Kind, Report
+from gateway.spool.fsck import check, read_only
 from gateway.spool.recovery import InUse
 from gateway.spool.spool import SpoolError, State
 from gateway.spool.sqlite import SqliteSpool

@@ -7,10 +7,12 @@ import hashlib
 import json
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -29,13 +31,18 @@ from gateway.ops.operations import (
     Return,
     Selection,
     SelectionError,
+    Suspension,
 )
-from gateway.spool import parcel, schema
+from gateway.spool import parcel, schema, suspensions
 from gateway.spool.finding import query as question
-from gateway.spool.postmaster import Postmaster
-from gateway.spool.spool import RecipientStatus, Settlement, Slot, State, Stored
-from gateway.spool.sqlite import SqliteSpool, open_all
+from gateway.spool.hands import Hands, OperatedSpool
+from gateway.spool.opening import open_all, open_worker
+from gateway.spool.postgres import suspensions as shared_suspensions
+from gateway.spool.spool import RecipientStatus, Settlement, Slot, SpoolError, State, Stored
+from gateway.spool.sqlite import SqliteSpool
+from gateway.spool.suspensions import Watch
 from gateway.spool.writer import connect
+from tests.spool.places import Place
 from tests.spool.rig import (
     HEAD,
     LARGE,
@@ -47,11 +54,9 @@ from tests.spool.rig import (
     deliver,
     message,
     new_id,
-    noticed,
     octets,
     options,
     put,
-    query,
     take,
 )
 
@@ -68,12 +73,12 @@ def hop(local: str, domain: str, own: str, sender_local: str, sender_domain: str
     return own or f"mx:{domain.lower()}"
 
 
-def on_spool(directory: Path, work: Callable[[SqliteSpool, Postmaster], Awaitable[None]]) -> None:
+def on_spool(place: Place, work: Callable[[OperatedSpool, Hands], Awaitable[None]]) -> None:
     """`work` on a worker's spool, and beside it on the operator's view of the same one."""
 
     async def run() -> None:
-        worker = await SqliteSpool.open(options(directory))
-        view = await open_all(options(directory))
+        worker = await open_worker(place.options)
+        view = await open_all(place.options)
         try:
             await work(worker, view.postmaster)
         finally:
@@ -83,20 +88,20 @@ def on_spool(directory: Path, work: Callable[[SqliteSpool, Postmaster], Awaitabl
     asyncio.run(run())
 
 
-async def deferred(worker: SqliteSpool, id: str = "", due: float = 9e9, **values: Any) -> str:
+async def deferred(worker: OperatedSpool, id: str = "", due: float = 9e9, **values: Any) -> str:
     """A message that was tried once."""
     id = await put(worker, SMALL, message(id, **values))
     await defer(worker, (await take(worker))[id].message, due)
     return id
 
 
-async def look(postmaster: Postmaster, id: str) -> Stored:
+async def look(postmaster: Hands, id: str) -> Stored:
     found = await postmaster.one(id)
     assert found is not None
     return found.message
 
 
-async def deeds(worker: SqliteSpool, id: str) -> list[tuple[str, str]]:
+async def deeds(worker: OperatedSpool, id: str) -> list[tuple[str, str]]:
     """What was noted besides attempts: what, and by whom."""
     (explained,) = await worker.explain(id)
     return [(note["outcome"], note["host"]) for note in explained.attempts if note["host"] == "anna"]
@@ -139,8 +144,8 @@ FOUND = [
 """What is looked for, and which of the messages A to D are found."""
 
 
-def test_messages_are_found_by_what_stands_in_them(tmp_path):
-    async def check(worker: SqliteSpool, postmaster: Postmaster) -> None:
+def test_messages_are_found_by_what_stands_in_them(place: Place):
+    async def check(worker: OperatedSpool, postmaster: Hands) -> None:
         names = {}
         for name, one, values in (
             ("A", envelope("ann@sender.test", "ben@example.test", "cem@example.test", "ben@other.test"), {}),
@@ -161,22 +166,22 @@ def test_messages_are_found_by_what_stands_in_them(tmp_path):
             found = await postmaster.find(wanted, hop, limit=10)
             assert "".join(names[one.message.id] for one in found) == expected, wanted
 
-    on_spool(tmp_path, check)
+    on_spool(place, check)
 
 
-def test_where_mail_goes_may_depend_on_who_sent_it(tmp_path):
-    async def check(worker: SqliteSpool, postmaster: Postmaster) -> None:
+def test_where_mail_goes_may_depend_on_who_sent_it(place: Place):
+    async def check(worker: OperatedSpool, postmaster: Hands) -> None:
         eve = await put(worker, SMALL, message(envelope=envelope("eve@special.test", "ben@example.test")))
         null = await put(worker, SMALL, message(envelope=envelope("", "ben@example.test")))
         for next_hop, id in (("smtp:eve.test:25", eve), ("mx:example.test", null)):
             found = await postmaster.find(Selection(next_hop=next_hop), hop, limit=10)
             assert [one.message.id for one in found] == [id]
 
-    on_spool(tmp_path, check)
+    on_spool(place, check)
 
 
-def test_what_is_found_comes_in_pages_and_says_what_is_in_hand(tmp_path):
-    async def check(worker: SqliteSpool, postmaster: Postmaster) -> None:
+def test_what_is_found_comes_in_pages_and_says_what_is_in_hand(place: Place):
+    async def check(worker: OperatedSpool, postmaster: Hands) -> None:
         ids = [await put(worker, SMALL) for _ in range(5)]
         first = await postmaster.find(Selection(), hop, limit=3)
         assert [one.message.id for one in first] == ids[:3]
@@ -185,23 +190,26 @@ def test_what_is_found_comes_in_pages_and_says_what_is_in_hand(tmp_path):
         # New mail waits in the worker's memory, which counts as being in its hands.
         assert all(one.claimed for one in first)
 
-    on_spool(tmp_path, check)
+    on_spool(place, check)
 
 
 @pytest.mark.parametrize(
     "damage",
     [
         "slots = 'x{'",
-        "slots = CAST(x'ff' AS TEXT)",
+        "slots = '5'",
+        "slots = '[5]'",
+        "slots = replace(slots, 'example', '\\ud800')",
         "envelope = '['",
-        "envelope = CAST(x'7bff' AS TEXT)",
+        "envelope = '[]'",
+        "envelope = replace(envelope, 'sender.test', '\\ud800')",
         "state = 'x'",
     ],
 )
-def test_a_row_that_cannot_be_read_spoils_no_question(tmp_path, damage):
-    async def check(worker: SqliteSpool, postmaster: Postmaster) -> None:
+def test_a_row_that_cannot_be_read_spoils_no_question(place: Place, damage: str):
+    async def check(worker: OperatedSpool, postmaster: Hands) -> None:
         good, bad = await deferred(worker), await deferred(worker)
-        query(options(tmp_path), f"UPDATE message SET {damage} WHERE id = ?", bad)
+        place.query(f"UPDATE message SET {damage} WHERE id = ?", bad)
         for wanted in (
             Selection(domain="example.test", sender="sender.test", states=("queued",)),
             Selection(next_hop="mx:example.test", states=("queued",), sender="ann@sender.test"),
@@ -210,11 +218,11 @@ def test_a_row_that_cannot_be_read_spoils_no_question(tmp_path, damage):
             assert [one.message.id for one in await postmaster.find(wanted, hop, limit=10)] == [good]
         everything = await postmaster.find(Selection(), hop, limit=10)
         assert [one.message.id for one in everything] == [good, bad]
-        assert [one.destination for one in await postmaster.waiting(NOW, hop)][:1] == ["mx:example.test"]
+        assert "mx:example.test" in [one.destination for one in await postmaster.waiting(NOW, hop)]
         assert (await postmaster.amend([bad], Hold(), by="anna"))[bad] is Amended.UNREADABLE
         assert (await postmaster.amend([bad], Drop(), by="anna"))[bad] is Amended.DONE
 
-    on_spool(tmp_path, check)
+    on_spool(place, check)
 
 
 @pytest.mark.parametrize(
@@ -273,8 +281,8 @@ def test_a_question_about_a_domain_reads_the_rows_once_in_their_order_and_no_con
     db.close()
 
 
-def test_what_waits_is_told_by_destination(tmp_path):
-    async def check(worker: SqliteSpool, postmaster: Postmaster) -> None:
+def test_what_waits_is_told_by_destination(place: Place):
+    async def check(worker: OperatedSpool, postmaster: Hands) -> None:
         await deferred(worker, due=NOW + 5)
         await deferred(worker, due=NOW + 50)
         await deferred(worker, envelope=envelope("", "a@other.test", "b@other.test"), received=NOW - 10)
@@ -284,14 +292,14 @@ def test_what_waits_is_told_by_destination(tmp_path):
         assert (second.destination, second.recipients, second.oldest) == ("mx:other.test", 2, NOW - 10)
         assert first.octets == 2 * len(HEAD + SMALL)
 
-    on_spool(tmp_path, check)
+    on_spool(place, check)
 
 
 # Amending
 
 
-def test_what_is_held_can_be_released_and_both_are_noted(tmp_path):
-    async def check(worker: SqliteSpool, postmaster: Postmaster) -> None:
+def test_what_is_held_can_be_released_and_both_are_noted(place: Place):
+    async def check(worker: OperatedSpool, postmaster: Hands) -> None:
         id = await deferred(worker)
         assert await postmaster.amend([id], Hold("asked by legal"), by="anna") == {id: Amended.DONE}
         held = await look(postmaster, id)
@@ -301,14 +309,14 @@ def test_what_is_held_can_be_released_and_both_are_noted(tmp_path):
         released = await look(postmaster, id)
         assert (released.state, released.due, released.slots[0].attempts) == (State.QUEUED, 0.0, 0)
         assert await deeds(worker, id) == [("held", "anna"), ("released", "anna")]
-        worker._shards[0].next_due = 0.0  # what the worker sees about once a second
+        place.heed(worker)
         assert id in await take(worker)
 
-    on_spool(tmp_path, check)
+    on_spool(place, check)
 
 
-def test_what_is_retried_or_rerouted_is_due_now(tmp_path):
-    async def check(worker: SqliteSpool, postmaster: Postmaster) -> None:
+def test_what_is_retried_or_rerouted_is_due_now(place: Place):
+    async def check(worker: OperatedSpool, postmaster: Hands) -> None:
         one, other = await deferred(worker), await deferred(worker)
         assert await postmaster.amend([one], Retry(), by="anna") == {one: Amended.DONE}
         assert (await look(postmaster, one)).due == 0.0
@@ -318,11 +326,11 @@ def test_what_is_retried_or_rerouted_is_due_now(tmp_path):
         await postmaster.amend([other], Reroute(""), by="anna")
         assert (await look(postmaster, other)).envelope.next_hop == ""
 
-    on_spool(tmp_path, check)
+    on_spool(place, check)
 
 
-def test_a_redirected_message_goes_to_others_and_who_has_got_it_stays_done(tmp_path):
-    async def check(worker: SqliteSpool, postmaster: Postmaster) -> None:
+def test_a_redirected_message_goes_to_others_and_who_has_got_it_stays_done(place: Place):
+    async def check(worker: OperatedSpool, postmaster: Hands) -> None:
         to = (
             Recipient(Address("a", "example.test")),
             Recipient(Address("b", "example.test"), frozenset({Notify.NEVER})),
@@ -340,14 +348,14 @@ def test_a_redirected_message_goes_to_others_and_who_has_got_it_stays_done(tmp_p
         ]
         # The sender of b wanted to hear of nothing; that holds for those who stand in for him.
         assert slots[1].recipient.notify == {Notify.NEVER}
-        worker._shards[0].next_due = 0.0  # what the worker sees about once a second
+        place.heed(worker)
         assert [str(s.recipient.address) for s in (await take(worker))[id].message.slots][1] == "ben@other.test"
 
-    on_spool(tmp_path, check)
+    on_spool(place, check)
 
 
-def test_recipients_are_added_and_removed_and_one_is_always_left(tmp_path):
-    async def check(worker: SqliteSpool, postmaster: Postmaster) -> None:
+def test_recipients_are_added_and_removed_and_one_is_always_left(place: Place):
+    async def check(worker: OperatedSpool, postmaster: Hands) -> None:
         id = await deferred(worker, recipients=("ben", "cem"))
         cem, ben = Address("CEM", "Example.Test"), Address("ben", "example.test")
         for amendment, expected in (
@@ -362,11 +370,11 @@ def test_recipients_are_added_and_removed_and_one_is_always_left(tmp_path):
         assert [(str(s.recipient.address), s.status.value) for s in left.slots] == [("cem@other.test", "pending")]
         assert await deeds(worker, id) == [("edited", "anna")] * 4
 
-    on_spool(tmp_path, check)
+    on_spool(place, check)
 
 
-def test_a_message_is_returned_only_to_a_sender_who_is_owed_a_bounce(tmp_path):
-    async def check(worker: SqliteSpool, postmaster: Postmaster) -> None:
+def test_a_message_is_returned_only_to_a_sender_who_is_owed_a_bounce(place: Place):
+    async def check(worker: OperatedSpool, postmaster: Hands) -> None:
         owed, forged = await deferred(worker, owed=True), await deferred(worker)
         null = await deferred(worker, owed=True, envelope=envelope("", "a@b.test"))
         results = await postmaster.amend([owed, forged, null], Return("moved away"), by="anna")
@@ -382,26 +390,25 @@ def test_a_message_is_returned_only_to_a_sender_who_is_owed_a_bounce(tmp_path):
             await postmaster.amend([owed], other_way, by="anna")
             assert not (await look(postmaster, owed)).returned
 
-    on_spool(tmp_path, check)
+    on_spool(place, check)
 
 
-def test_a_dropped_message_is_gone_with_its_content_and_its_note_stays(tmp_path):
-    async def check(worker: SqliteSpool, postmaster: Postmaster) -> None:
+def test_a_dropped_message_is_gone_with_its_content_and_its_note_stays(place: Place):
+    async def check(worker: OperatedSpool, postmaster: Hands) -> None:
         id = await put(worker, LARGE)
         assert await postmaster.amend([id, "NOSUCH"], Drop(), by="anna") == {
             id: Amended.DONE,
             "NOSUCH": Amended.MISSING,
         }
-        assert await postmaster.one(id) is None and not content_files(options(tmp_path))
-        assert query(options(tmp_path), "SELECT count(*) FROM content") == [(0,)]
+        assert await postmaster.one(id) is None and place.contents() == 0
         assert await deeds(worker, id) == [("dropped", "anna")]
 
-    on_spool(tmp_path, check)
+    on_spool(place, check)
 
 
 @pytest.mark.parametrize("amendment", AMENDMENTS, ids=lambda one: type(one).__name__)
-def test_a_message_that_is_being_delivered_is_left_to_the_worker(tmp_path, amendment):
-    async def check(worker: SqliteSpool, postmaster: Postmaster) -> None:
+def test_a_message_that_is_being_delivered_is_left_to_the_worker(place: Place, amendment):
+    async def check(worker: OperatedSpool, postmaster: Hands) -> None:
         state = State.QUEUED
         id = await put(worker, SMALL, message(owed=True, recipients=("ben", "cem")))
         (claimed,) = (await take(worker)).values()
@@ -429,11 +436,11 @@ def test_a_message_that_is_being_delivered_is_left_to_the_worker(tmp_path, amend
         if not isinstance(amendment, Hold):
             assert (await postmaster.amend([id], amendment, by="bob"))[id] is Amended.DONE
 
-    on_spool(tmp_path, check)
+    on_spool(place, check)
 
 
-def test_an_amendment_waits_for_the_worker_if_it_is_asked_to(tmp_path):
-    async def check(worker: SqliteSpool, postmaster: Postmaster) -> None:
+def test_an_amendment_waits_for_the_worker_if_it_is_asked_to(place: Place):
+    async def check(worker: OperatedSpool, postmaster: Hands) -> None:
         id = await put(worker, SMALL)
         (claimed,) = (await take(worker)).values()
         waiting = asyncio.get_running_loop().create_task(postmaster.amend([id], Redirect((BEN,)), by="anna", wait=60.0))
@@ -442,14 +449,14 @@ def test_an_amendment_waits_for_the_worker_if_it_is_asked_to(tmp_path):
         assert await waiting == {id: Amended.DONE}
         assert str((await look(postmaster, id)).slots[0].recipient.address) == "ben@other.test"
 
-    on_spool(tmp_path, check)
+    on_spool(place, check)
 
 
-def test_what_merely_waits_in_the_workers_memory_is_given_back_to_who_waits_for_it(tmp_path):
-    async def check(worker: SqliteSpool, postmaster: Postmaster) -> None:
+def test_what_merely_waits_in_the_workers_memory_is_given_back_to_who_waits_for_it(place: Place):
+    async def check(worker: OperatedSpool, postmaster: Hands) -> None:
         ids = [await put(worker, SMALL) for _ in range(3)]
         waiting = asyncio.get_running_loop().create_task(postmaster.amend(ids, Redirect((BEN,)), by="anna", wait=60.0))
-        await noticed(worker)
+        await place.noticed(worker)
         # The scheduler is full, but for one.
         (first,) = await worker.claim(NOW, 1)
         await deliver(worker, first.message)
@@ -459,33 +466,32 @@ def test_what_merely_waits_in_the_workers_memory_is_given_back_to_who_waits_for_
         to = {str(one.message.slots[0].recipient.address) for one in (await take(worker)).values()}
         assert to == {"ben@other.test"}
 
-    on_spool(tmp_path, check)
+    on_spool(place, check)
 
 
-def test_claims_of_a_gateway_that_died_are_none(tmp_path):
+def test_claims_of_a_gateway_that_died_are_none(place: Place) -> None:
     async def run() -> None:
-        worker = await SqliteSpool.open(options(tmp_path))
+        worker = await open_worker(place.options)
         id = await put(worker, SMALL)
         assert id in await take(worker)
-        await worker.close()
-        view = await open_all(options(tmp_path))
+        await place.kill(worker)
+        view = await open_all(place.options)
         found = await view.postmaster.one(id)
         assert found is not None and not found.claimed
-        assert query(options(tmp_path), "SELECT claimed FROM message") == [(1,)]
+        assert place.query("SELECT 1 FROM message WHERE claimed <> 0") == [(1,)]
         assert await view.postmaster.amend([id], Reroute("smtp:x.test"), by="anna") == {id: Amended.DONE}
         assert await view.postmaster.unattended()
         await view.close()
-        worker = await SqliteSpool.open(options(tmp_path))
+        worker = await open_worker(place.options)
         assert (await take(worker))[id].message.envelope.next_hop == "smtp:x.test"
         await worker.close()
 
     asyncio.run(run())
 
 
-def test_a_redacting_spool_keeps_no_local_part_of_what_was_done(tmp_path):
+def test_a_redacting_spool_keeps_no_local_part_of_what_was_done(place: Place, tmp_path: Path) -> None:
     async def run() -> None:
-        key = str(tmp_path / "key")
-        worker = await SqliteSpool.open(options(tmp_path, redact=True, key_file=key))
+        worker = await open_worker(replace(place.options, redact=True, key_file=str(tmp_path / "key")))
         id = await put(worker, SMALL, message(recipients=("benjamin",)))
         (claimed,) = (await take(worker)).values()
         await defer(worker, claimed.message, 9e9)
@@ -522,11 +528,13 @@ def test_a_guests_shard_takes_no_mail_and_is_missed_by_nobody(tmp_path):
 
 @settings(max_examples=12, deadline=None)
 @given(st.lists(st.sampled_from(["claim", "defer", "deliver", *range(len(AMENDMENTS))]), max_size=14))
-def test_no_order_of_claims_and_amendments_loses_a_message_or_gives_it_to_two(tmp_path_factory, order):
+def test_no_order_of_claims_and_amendments_loses_a_message_or_gives_it_to_two(
+    places: Callable[[Path], Place], tmp_path_factory: pytest.TempPathFactory, order: list[str | int]
+) -> None:
     """Whatever is done in whatever order: a message is gone only when it was delivered, dropped, or never there."""
-    directory = tmp_path_factory.mktemp("spool")
+    place = places(tmp_path_factory.mktemp("spool"))
 
-    async def check(worker: SqliteSpool, postmaster: Postmaster) -> None:
+    async def check(worker: OperatedSpool, postmaster: Hands) -> None:
         id = await put(worker, SMALL, message(owed=True))
         held: list[Stored] = []
         gone = False
@@ -543,10 +551,66 @@ def test_no_order_of_claims_and_amendments_loses_a_message_or_gives_it_to_two(tm
             else:
                 results = await postmaster.amend([id], AMENDMENTS[int(step)], by="anna")
                 gone = gone or (AMENDMENTS[int(step)] == Drop() and results[id].done)
-                worker._shards[0].stale = True  # what the worker sees about once a second
+                place.heed(worker)
             assert (await postmaster.one(id) is None) == gone
 
-    on_spool(directory, check)
+    on_spool(place, check)
+
+
+# Suspending
+
+ONE, TWO = (Suspension(f"smtp:{name}.test:25", "anna", NOW, "moving") for name in ("one", "two"))
+
+
+async def nobody(_: frozenset[str]) -> None:
+    """Nobody is told."""
+
+
+def test_what_is_suspended_is_so_until_it_is_resumed_and_may_be_again(place: Place):
+    async def check(worker: OperatedSpool, postmaster: Hands) -> None:
+        assert await postmaster.suspend(ONE) and await postmaster.suspend(TWO)
+        again = replace(ONE, by="bob", since=NOW + 9)
+        assert not await postmaster.suspend(again), "who was first stays named"
+        assert await postmaster.suspensions() == {ONE.destination: ONE, TWO.destination: TWO}
+        assert await postmaster.resume(ONE.destination, by="bob") == ONE
+        assert await postmaster.resume(ONE.destination, by="bob") is None
+        assert await worker.postmaster.suspensions() == {TWO.destination: TWO}
+        assert await postmaster.suspend(again)
+        assert (await postmaster.suspensions())[ONE.destination] == again
+
+    on_spool(place, check)
+
+
+def test_workers_know_what_is_suspended_within_a_look_and_say_who_ended_it(place: Place):
+    async def check(worker: OperatedSpool, postmaster: Hands) -> None:
+        watch = Watch(worker.postmaster.listing, nobody)
+        assert await watch.look() == frozenset() and not watch.suspended(ONE.destination)
+        await postmaster.suspend(ONE)
+        assert await watch.look() == frozenset() and watch.suspended(ONE.destination)
+        assert await watch.look() == frozenset() and watch.suspended(ONE.destination)
+        await postmaster.resume(ONE.destination, by="bob")
+        with structlog.testing.capture_logs() as logs:
+            assert await watch.look() == {ONE.destination} and not watch.suspended(ONE.destination)
+        assert [(log["event"], log["by"]) for log in logs] == [("destination.resumed", "bob")]
+
+    on_spool(place, check)
+
+
+def test_so_many_are_suspended_and_no_more_and_old_endings_are_forgotten(place: Place, monkeypatch):
+    for module in (suspensions, shared_suspensions):
+        monkeypatch.setattr(module, "COUNT_MAX", 1)
+
+    async def check(worker: OperatedSpool, postmaster: Hands) -> None:
+        for n in range(suspensions.ENDED_MAX + 5):
+            assert await postmaster.suspend(Suspension(f"smtp:h{n}.test:25", "anna", NOW))
+            with pytest.raises(SpoolError, match="1 destinations"):
+                await postmaster.suspend(TWO)
+            await postmaster.resume(f"smtp:h{n}.test:25", by="bob")
+        listed = await postmaster.listing.look()
+        assert listed is not None and not listed.suspended
+        assert len(listed.ended) == suspensions.ENDED_MAX and listed.ended[-1].destination == f"smtp:h{n}.test:25"
+
+    on_spool(place, check)
 
 
 # Moving
@@ -560,12 +624,13 @@ async def blocks(content: bytes, size: int = 1000) -> AsyncIterator[bytes]:
 @pytest.mark.parametrize(
     "content", [SMALL, b"Subject: x\r\n\r\n" + b"y" * 70 + b"\r\n" * 300_000], ids=["small", "large"]
 )
-def test_a_message_leaves_one_spool_and_enters_another_as_it_was(tmp_path, content):
-    async def check(worker: SqliteSpool, postmaster: Postmaster) -> None:
+def test_a_message_leaves_one_spool_and_enters_another_as_it_was(place: Place, content):
+    async def check(worker: OperatedSpool, postmaster: Hands) -> None:
         id = await deferred(worker, recipients=("ben", "cem"), owed=True)
         await put(worker, content, one := message(owed=True, state=State.HOLD, reason="why"))
-        other = await SqliteSpool.open(options(tmp_path / "other"))
-        desk = await open_all(options(tmp_path / "other"))
+        elsewhere = place.other()
+        other = await open_worker(elsewhere.options)
+        desk = await open_all(elsewhere.options)
         for name in (id, one.id):
             claimed = await worker.show(name)
             assert claimed is not None
@@ -579,12 +644,12 @@ def test_a_message_leaves_one_spool_and_enters_another_as_it_was(tmp_path, conte
             assert await deeds(other, name) == [("imported", "anna")] * len(claimed.message.slots)
         await desk.close()
         await other.close()
-        other = await SqliteSpool.open(options(tmp_path / "other"))
+        other = await open_worker(elsewhere.options)
         assert {one.id for one in await other.list()} == {id, one.id}
         assert set(await take(other, 9.5e9)) == {id}
         await other.close()
 
-    on_spool(tmp_path, check)
+    on_spool(place, check)
 
 
 NO_PARCELS: list[tuple[dict[str, Any], bytes | None]] = [
@@ -610,11 +675,11 @@ NO_PARCELS: list[tuple[dict[str, Any], bytes | None]] = [
 """What is changed in a description, and the content that comes with it where that is another one."""
 
 
-def test_what_is_no_exported_message_does_not_enter(tmp_path):
+def test_what_is_no_exported_message_does_not_enter(place: Place):
     def check_next_hop(text: str) -> None:
         raise ValueError("no next hop")
 
-    async def check(worker: SqliteSpool, postmaster: Postmaster) -> None:
+    async def check(worker: OperatedSpool, postmaster: Hands) -> None:
         id = await put(worker, b"body\r\n")
         described = await postmaster.describe(id, "")
         assert described is not None
@@ -624,10 +689,9 @@ def test_what_is_no_exported_message_does_not_enter(tmp_path):
             data |= {key: value for key, value in changes.items() if key != "content"}
             with pytest.raises(parcel.ParcelError):
                 await postmaster.enter_described(data, check_next_hop, blocks(content or whole, 3), by="anna")
-        assert [one.id for one in await worker.list()] == [id]
-        assert not content_files(options(tmp_path))
+        assert [one.id for one in await worker.list()] == [id] and place.contents() == 1
 
-    on_spool(tmp_path, check)
+    on_spool(place, check)
 
 
 def test_a_draft_that_a_starting_gateway_removed_is_a_problem_and_no_corrupt_message(tmp_path, monkeypatch):

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from gateway.ops.operations import Suspension
 from gateway.spool import suspensions
 from gateway.spool.spool import SpoolError
-from gateway.spool.suspensions import NAME, Watch, read, resume, suspend
+from gateway.spool.suspensions import NAME, ListFile, Watch, read, resume, suspend
 
 ONE, TWO = (Suspension(f"smtp:{name}.test:25", "anna", 1.7e9, "moving") for name in ("one", "two"))
 
@@ -83,23 +83,23 @@ def test_so_many_are_kept_and_no_more(tmp_path, monkeypatch):
 
 
 def test_a_worker_knows_within_a_look_and_says_what_is_resumed(tmp_path):
-    watch = Watch(tmp_path, nothing)
-    assert watch.look() == frozenset() and not watch.suspended(ONE.destination)
+    watch = Watch(ListFile(tmp_path), nothing)
+    assert asyncio.run(watch.look()) == frozenset() and not watch.suspended(ONE.destination)
     suspend(tmp_path, ONE)
-    assert watch.look() == frozenset() and watch.suspended(ONE.destination)
+    assert asyncio.run(watch.look()) == frozenset() and watch.suspended(ONE.destination)
     resume(tmp_path, ONE.destination, "bob")
     assert watch.suspended(ONE.destination), "until it looks"
     with structlog.testing.capture_logs() as logs:
-        assert watch.look() == {ONE.destination} and not watch.suspended(ONE.destination)
+        assert asyncio.run(watch.look()) == {ONE.destination} and not watch.suspended(ONE.destination)
     assert [(log["event"], log["by"]) for log in logs] == [("destination.resumed", "bob")]
 
 
 def test_while_the_list_cannot_be_read_what_it_said_last_holds(tmp_path):
     suspend(tmp_path, ONE)
-    watch = Watch(tmp_path, nothing)
-    watch.look()
+    watch = Watch(ListFile(tmp_path), nothing)
+    asyncio.run(watch.look())
     (tmp_path / NAME).write_text("{")
-    assert watch.look() == frozenset() and watch.suspended(ONE.destination)
+    assert asyncio.run(watch.look()) == frozenset() and watch.suspended(ONE.destination)
     with pytest.raises(SpoolError, match="cannot be read"):
         suspend(tmp_path, TWO)
     assert (tmp_path / NAME).read_text() == "{", "it is left for somebody to look at"
@@ -119,8 +119,8 @@ def test_who_waits_for_a_resumption_is_told_and_told_again_a_little_later(tmp_pa
                 twice.set()
 
         suspend(tmp_path, ONE)
-        watch = Watch(tmp_path, resumed)
-        watch.look()
+        watch = Watch(ListFile(tmp_path), resumed)
+        await watch.look()
         task = asyncio.get_running_loop().create_task(watch.run())
         resume(tmp_path, ONE.destination, "bob")
         async with asyncio.timeout(20):

@@ -10,7 +10,7 @@ import signal
 import socket
 import struct
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -52,7 +52,15 @@ class PostgresServer:
     With a `password` it asks for that (SCRAM), with a certificate it offers TLS.
     """
 
-    def __init__(self, *settings: str, password: str = "", certificate: Certificate | None = None) -> None:
+    def __init__(
+        self,
+        *settings: str,
+        password: str = "",
+        certificate: Certificate | None = None,
+        prepare: Callable[[], None] | None = None,
+    ) -> None:
+        """`prepare` is called in the new process."""
+        self._prepare = prepare
         self.home = new_directory("postgres")
         self.port = free_port()
         self._settings = [*_SETTINGS, *settings]
@@ -88,7 +96,7 @@ class PostgresServer:
         places = ("listen_addresses=127.0.0.1", f"unix_socket_directories={self.home}")
         settings = [part for setting in (*places, *self._settings) for part in ("-c", setting)]
         argv = [_program("postgres"), "-D", str(self.home / "data"), "-p", str(self.port), *settings]
-        self._process = Process(_as_server(argv), self.home / "log", cwd=self.home)
+        self._process = Process(_as_server(argv), self.home / "log", cwd=self.home, prepare=self._prepare)
         self._process.wait_ready(self._answers)
 
     def _answers(self) -> bool:

@@ -19,6 +19,7 @@ from gateway.spool.postgres.bell import Ring, ring
 from gateway.spool.postgres.content import PostgresContent
 from gateway.spool.postgres.database import Database
 from gateway.spool.postgres.lease import Lease
+from gateway.spool.postgres.postmaster import PostgresPostmaster
 from gateway.spool.postgres.tables import COUNT
 from gateway.spool.postgres.writer import PostgresWriter
 from gateway.spool.spool import SET_ASIDE, Claimed, Explained, SpoolError, State, Stored
@@ -43,10 +44,11 @@ class Desk:
 
     lines: Lines
 
-    def __init__(self, notes: Notes, executor: Executor, lease: Lease | None) -> None:
+    def __init__(self, notes: Notes, executor: Executor, lease: Lease | None, drafts: str) -> None:
         self._notes = notes
         self._executor = executor
         self._lease = lease
+        self._drafts = drafts
         self._stale = False
         """What memory says of unclaimed messages may not hold any more."""
         self._next_due = 0.0
@@ -59,7 +61,7 @@ class Desk:
     @property
     def postmaster(self) -> Hands:
         """Finds and amends messages."""
-        raise SpoolError("queue commands that search or amend are not there for spool.postgres")
+        return PostgresPostmaster(self.lines, self._look, self._alter, self._notes, self._executor, self._drafts)
 
     def _read(self, row: tuple[Any, ...]) -> Claimed:
         """A row of `schema.COLUMNS` with its content. Raises `schema.Unreadable`."""

@@ -35,18 +35,21 @@ _log = log.get()
 GRACE_SECONDS: Final = 5.0
 """For a worker whose session has ended: it may have lost its connection only."""
 _BEATS: Final = 10.0
+"""So often within its lease a worker says that it lives: its last word may be so much older than its session's end."""
 _SWEEP: Final = (
     "UPDATE message SET claimed = 0 WHERE claimed <> 0 AND NOT EXISTS (SELECT 1 FROM worker WHERE n = message.claimed)"
 )
 """Frees what a worker claimed after it was taken for dead and before it knew."""
-_DEAD: Final = """
-SELECT w.n FROM worker w WHERE w.n <> ? AND w.seen < clock_timestamp() - make_interval(secs => CASE WHEN EXISTS (
+_SILENT: Final = """
+w.seen < clock_timestamp() - make_interval(secs => CASE WHEN EXISTS (
     SELECT 1 FROM pg_locks l WHERE l.locktype = 'advisory' AND l.objsubid = 2 AND l.objid = w.n::oid
         AND l.classid = 'worker'::regclass::oid
         AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
     ) THEN CASE WHEN ? THEN w.lease ELSE 1e9 END ELSE least(w.lease, ?) END)
-FOR UPDATE OF w SKIP LOCKED
 """
+_DEAD: Final = f"SELECT w.n FROM worker w WHERE w.n <> ? AND {_SILENT} FOR UPDATE OF w SKIP LOCKED"
+_LIVING: Final = f"SELECT w.n FROM worker w WHERE NOT ({_SILENT})"
+_UP: Final = "SELECT extract(epoch FROM clock_timestamp() - pg_postmaster_start_time())::float8, max(lease) FROM worker"
 _LOCK: Final = "SELECT pg_try_advisory_lock('worker'::regclass::oid::integer, ?)"
 _KEEP: Final = "SELECT pg_try_advisory_lock('record'::regclass::oid::integer, 0)"
 
@@ -140,8 +143,9 @@ class Lease:
         return db.execute(seen, (self.number,)).rowcount == 0
 
     def _bury(self, db: Database, *, hung: bool) -> None:
+        grace = GRACE_SECONDS + self._options.lease / _BEATS
         db.execute("BEGIN")
-        dead = [n for (n,) in db.execute(_DEAD, (self.number, hung, GRACE_SECONDS)).fetchall()]
+        dead = [n for (n,) in db.execute(_DEAD, (self.number, hung, grace)).fetchall()]
         freed = _free(db, dead)
         if dead:
             ring(db, Ring.DUE)
@@ -177,3 +181,24 @@ def _free(db: Database, workers: list[int]) -> int:
     )
     db.execute("DELETE FROM worker WHERE n = ANY (?)", (workers,))
     return freed
+
+
+def living(db: Database) -> frozenset[int]:
+    """The workers that are not dead, as somebody sees it who is none and has just come."""
+    return frozenset(n for (n,) in db.execute(_LIVING, _patience(db)))
+
+
+def bury(db: Database) -> int:
+    """Free what dead workers have in hand, in a transaction of the caller's; gives how many messages."""
+    dead = [n for (n,) in db.execute(_DEAD, (0, *_patience(db))).fetchall()]
+    freed = _free(db, dead)
+    if dead:
+        ring(db, Ring.DUE)
+    return freed
+
+
+def _patience(db: Database) -> tuple[bool, float]:
+    """Whether who hangs counts as dead, and the grace for who has no session: none is given up after an outage."""
+    up, lease = db.execute(_UP).fetchone() or (0.0, None)
+    grace = GRACE_SECONDS + (lease or 0.0) / _BEATS
+    return up >= (lease or 0.0), grace if up >= grace else 1e9

@@ -53,6 +53,7 @@ async def open_worker(options: SpoolOptions, *, worker: int, on_step: OnStep) ->
         )
         heard.append(spool.heard)
         database = await _connected(lease.open, server)
+        _check_durable(database)
         _begin(spool, database, lease.open, server, name)
         spool.release_lock = partial(os.close, lock)
         await _recover(spool, lease, on_step)
@@ -61,6 +62,12 @@ async def open_worker(options: SpoolOptions, *, worker: int, on_step: OnStep) ->
         with contextlib.suppress(OSError):
             os.close(lock)
         raise
+
+
+def _check_durable(database: Database) -> None:
+    (fsync,) = database.execute("SHOW fsync").fetchone() or ("",)
+    if fsync != "on":
+        _log.error("spool.not_durable", setting="fsync", value=fsync)
 
 
 async def _recover(spool: PostgresSpool, lease: Lease, on_step: OnStep) -> None:
@@ -97,15 +104,18 @@ async def open_view(options: SpoolOptions) -> PostgresSpool:
 async def _open(options: SpoolOptions, notes: Notes, *, make: bool) -> PostgresSpool:
     server = _server(options)
     name = _name()
-    opened = partial(_plain, server, f"{name} writer", make=make)
+    opened = partial(plain, server, f"{name} writer", make=make)
     database = await _connected(opened, server)
+    if make:
+        _check_durable(database)
     executor = ThreadPoolExecutor(1, thread_name_prefix="spool-file")
     spool = PostgresSpool(options, notes, executor, no_step, options.path, None)
     _begin(spool, database, opened, server, name)
     return spool
 
 
-def _plain(server: PostgresOptions, name: str, *, make: bool) -> Database:
+def plain(server: PostgresOptions, name: str, *, make: bool) -> Database:
+    """A connection to a spool that is there, or is made now. Raises `SpoolError`, psycopg.Error."""
     db = connect(server, name)
     try:
         if make:
@@ -122,9 +132,6 @@ def _begin(
     spool: PostgresSpool, database: Database, open: Callable[[], Database], server: PostgresOptions, name: str
 ) -> None:
     """Give it its connections: the one that there is, and two that are made when they are needed."""
-    (fsync,) = database.execute("SHOW fsync").fetchone() or ("",)
-    if fsync != "on":
-        _log.error("spool.not_durable", setting="fsync", value=fsync)
     writer = PostgresWriter(open, database, name="spool-postgres", idle=spool.upkeep, back=spool.back)
     bulk, reader = (
         PostgresWriter(partial(connect, server, f"{name} {kind}"), Unconnected(), name=f"spool-{kind}")

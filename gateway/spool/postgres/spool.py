@@ -69,10 +69,9 @@ class PostgresSpool(Desk):
         drafts: str,
         lease: Lease | None,
     ) -> None:
-        super().__init__(notes, executor, lease)
+        super().__init__(notes, executor, lease, drafts)
         self._options = options
         self._on_step = on_step
-        self._drafts = drafts
         self._loop = asyncio.get_running_loop()
         self._fresh: deque[Claimed] = deque()
         self._claimed: dict[str, tuple[int, int]] = {}

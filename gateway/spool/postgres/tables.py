@@ -85,7 +85,7 @@ CREATE TABLE worker (
 );
 CREATE TABLE suspension (
     destination {_ORDERED} PRIMARY KEY, suspended_by text NOT NULL, since double precision NOT NULL,
-    reason text NOT NULL
+    reason text NOT NULL, ended double precision, ended_by text NOT NULL DEFAULT ''
 );
 CREATE TABLE version (schema integer NOT NULL);
 INSERT INTO version VALUES ({VERSION});

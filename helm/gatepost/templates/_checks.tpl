@@ -4,6 +4,7 @@
 {{- $v := .Values -}}
 {{- include "gatepost.checkServices" . -}}
 {{- include "gatepost.checkConfig" . -}}
+{{- include "gatepost.checkStores" . -}}
 {{- include "gatepost.checkTls" . -}}
 {{- include "gatepost.checkQueue" . -}}
 {{- include "gatepost.checkScaling" . -}}
@@ -111,6 +112,28 @@
 {{- end }}
 {{- end }}
 
+{{- define "gatepost.checkStores" -}}
+{{- $root := . -}}
+{{- $config := .Values.config -}}
+{{- $stores := dict "config.spool.postgres" (default dict $config.spool).postgres "config.state.redis" (default dict $config.state).redis -}}
+{{- range $at, $store := $stores }}
+{{- if regexMatch "^[a-z]+://[^@/]*:[^@/]*@" (include "gatepost.url" $store) }}
+{{- fail (printf "%s has a password in its URL, which everybody could read in a ConfigMap; put it into a Secret, name that in secrets, and its file in %s.password_file" $at $at) }}
+{{- end }}
+{{- if kindIs "map" $store }}
+{{- $file := default "" $store.password_file -}}
+{{- $name := regexFind "^/etc/gatepost/secrets/[^/]+/" $file | trimPrefix "/etc/gatepost/secrets/" | trimSuffix "/" -}}
+{{- if and $name (not (hasKey $root.Values.secrets $name)) }}
+{{- fail (printf "%s.password_file is %s, and secrets has no %s; say there which Secret is mounted" $at $file $name) }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- $s := .Values.stateless -}}
+{{- if and (has (toString $s.maxUnavailable) (list "0" "0%")) (has (toString $s.maxSurge) (list "0" "0%")) }}
+{{- fail (printf "stateless.maxUnavailable is %v and stateless.maxSurge is %v; no pod could ever be replaced" $s.maxUnavailable $s.maxSurge) }}
+{{- end }}
+{{- end }}
+
 {{- define "gatepost.checkTls" -}}
 {{- $tls := .Values.tls -}}
 {{- if and $tls.existingSecret $tls.certificate.enabled }}
@@ -127,7 +150,14 @@
 {{- define "gatepost.checkQueue" -}}
 {{- $p := .Values.persistence -}}
 {{- $several := or (include "gatepost.scaled" .) (gt (int .Values.replicas) 1) -}}
-{{- if and (not $p.enabled) (not $p.acceptLoss) }}
+{{- $postgres := include "gatepost.postgres" . -}}
+{{- if and $postgres (eq (toString $p.enabled) "true") }}
+{{- fail "config.spool.postgres is given and persistence.enabled is true; the queue is in the database, and pods have no claims: leave persistence.enabled at auto" }}
+{{- end }}
+{{- if and $postgres $p.existingClaim }}
+{{- fail (printf "config.spool.postgres is given and persistence.existingClaim is %s; the queue is in the database, and it would not be used" $p.existingClaim) }}
+{{- end }}
+{{- if and (not $postgres) (not $p.enabled) (not $p.acceptLoss) }}
 {{- fail "persistence.enabled is false and persistence.acceptLoss is false; without a claim accepted mail goes with the pod: set acceptLoss if that is meant" }}
 {{- end }}
 {{- if and (not $p.enabled) $p.existingClaim }}

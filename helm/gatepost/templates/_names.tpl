@@ -67,6 +67,27 @@ app.kubernetes.io/managed-by: {{ $root.Release.Service }}
 {{- if ne .type "ClusterIP" }}{{ default "Local" .externalTrafficPolicy }}{{ end }}
 {{- end }}
 
+{{/* The URL of the database that holds the queue of all pods; empty where each pod has its own. */}}
+{{- define "gatepost.postgres" -}}
+{{- include "gatepost.url" (default dict .Values.config.spool).postgres }}
+{{- end }}
+
+{{/* The URL in an option that has a short form, the URL by itself. */}}
+{{- define "gatepost.url" -}}
+{{- if kindIs "map" . }}{{ default "" .url }}{{ else }}{{ default "" . }}{{ end }}
+{{- end }}
+
+{{/* What runs the pods. */}}
+{{- define "gatepost.workload" -}}
+{{- if include "gatepost.postgres" . }}Deployment{{ else }}StatefulSet{{ end }}
+{{- end }}
+
+{{/* A pattern for the names of its pods, and of no Job's; ReplicaSets name theirs without vowels. */}}
+{{- define "gatepost.podPattern" -}}
+{{- $random := "[b-df-hj-np-tv-xz2-9]" -}}
+{{- include "gatepost.fullname" . }}-{{ if include "gatepost.postgres" . }}{{ $random }}+-{{ $random }}{5}{{ else }}[0-9]+{{ end }}
+{{- end }}
+
 {{/* "true" when an autoscaler decides on the number of pods. */}}
 {{- define "gatepost.scaled" -}}
 {{- if or .Values.autoscaling.enabled .Values.keda.enabled }}true{{ end }}

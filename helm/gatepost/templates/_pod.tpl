@@ -1,4 +1,4 @@
-{{/* Parts that the pods of the gateway and the Job that checks its configuration share. */}}
+{{/* The pods of the gateway, and what the Job that checks its configuration shares with them. */}}
 
 {{- define "gatepost.pullSecrets" -}}
 {{- with uniq (concat .Values.global.imagePullSecrets .Values.image.pullSecrets) }}
@@ -218,4 +218,116 @@ metadata:
 data:
   {{- toYaml $data | nindent 2 }}
 {{- end }}
+{{- end }}
+
+{{/* The queue's volume, where it is no claim of the StatefulSet's own making. */}}
+{{- define "gatepost.queueVolume" -}}
+{{- $p := .Values.persistence -}}
+{{- if include "gatepost.postgres" . }}
+- name: queue
+  emptyDir:
+    sizeLimit: {{ .Values.stateless.sizeLimit }}
+{{- else if not $p.enabled }}
+- name: queue
+  emptyDir: {}
+{{- else if $p.existingClaim }}
+- name: queue
+  persistentVolumeClaim:
+    claimName: {{ $p.existingClaim }}
+{{- end }}
+{{- end }}
+
+{{/* The pod of the StatefulSet, or of the Deployment. */}}
+{{- define "gatepost.podTemplate" -}}
+metadata:
+  labels:
+    {{- include "gatepost.selector" . | nindent 4 }}
+    # Set to off by hand, the pod gets no new sessions and works on.
+    gatepost/traffic: "on"
+    {{- with .Values.podLabels }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
+  annotations:
+    kubectl.kubernetes.io/default-container: gatepost
+    gatepost/config: {{ include "gatepost.fingerprint" . | quote }}
+    {{- with .Values.podAnnotations }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
+spec:
+  serviceAccountName: {{ include "gatepost.serviceAccount" . }}
+  automountServiceAccountToken: false
+  enableServiceLinks: false
+  terminationGracePeriodSeconds: {{ .Values.terminationGracePeriodSeconds }}
+  {{- include "gatepost.pullSecrets" . | nindent 2 }}
+  {{- include "gatepost.placement" . | nindent 2 }}
+  {{- with .Values.affinity }}
+  affinity:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+  {{- include "gatepost.spread" . | nindent 2 }}
+  {{- with .Values.podSecurityContext }}
+  securityContext:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+  {{- if or (include "gatepost.pythonPath" .) .Values.initContainers }}
+  initContainers:
+    {{- with include "gatepost.pluginContainers" . | trim }}
+    {{- . | nindent 4 }}
+    {{- end }}
+    {{- with .Values.initContainers }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
+  {{- end }}
+  containers:
+    - name: gatepost
+      image: {{ include "gatepost.image" . }}
+      imagePullPolicy: {{ .Values.image.pullPolicy }}
+      args: [run, --config, /etc/gatepost/config/gatepost.yaml]
+      {{- with include "gatepost.env" . | trim }}
+      env:
+        {{- . | nindent 8 }}
+      {{- end }}
+      {{- with .Values.extraEnvFrom }}
+      envFrom:
+        {{- toYaml . | nindent 8 }}
+      {{- end }}
+      ports:
+        {{- range $name, $service := include "gatepost.services" . | fromYaml }}
+        - name: {{ $name }}
+          containerPort: {{ $service.targetPort }}
+          protocol: TCP
+        {{- end }}
+        - name: health
+          containerPort: {{ include "gatepost.healthPort" . }}
+          protocol: TCP
+      # Never a dependency, and never the SMTP port: a store that is down must not end the queue before it.
+      startupProbe:
+        httpGet: {path: /startupz, port: health}
+        {{- toYaml .Values.probes.startup | nindent 8 }}
+      livenessProbe:
+        httpGet: {path: /livez, port: health}
+        {{- toYaml .Values.probes.live | nindent 8 }}
+      readinessProbe:
+        httpGet: {path: /readyz, port: health}
+        {{- toYaml .Values.probes.ready | nindent 8 }}
+      {{- with .Values.resources }}
+      resources:
+        {{- toYaml . | nindent 8 }}
+      {{- end }}
+      {{- with .Values.securityContext }}
+      securityContext:
+        {{- toYaml . | nindent 8 }}
+      {{- end }}
+      volumeMounts:
+        - name: queue
+          mountPath: /var/lib/gatepost
+        {{- include "gatepost.mounts" . | nindent 8 }}
+    {{- with .Values.sidecars }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
+  volumes:
+    {{- with include "gatepost.queueVolume" . | trim }}
+    {{- . | nindent 4 }}
+    {{- end }}
+    {{- include "gatepost.volumes" (list . "") | nindent 4 }}
 {{- end }}

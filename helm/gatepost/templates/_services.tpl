@@ -11,3 +11,17 @@
 {{- end }}
 {{- toYaml $found }}
 {{- end }}
+
+{{/* TCP ports of the stores that pods share; for fromYamlArray. */}}
+{{- define "gatepost.storePorts" -}}
+{{- $found := list -}}
+{{- $redis := include "gatepost.url" (default dict .Values.config.state).redis -}}
+{{- range $url, $port := dict (include "gatepost.postgres" .) "5432" $redis "6379" }}
+{{- if $url }}
+{{- range splitList "," (regexReplaceAll "^[a-z]+://([^@/]*@)?([^/]*).*$" $url "${2}") }}
+{{- $found = append $found (default $port (regexFind ":[0-9]+$" . | trimPrefix ":") | int) -}}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- toYaml (uniq $found | sortAlpha) }}
+{{- end }}

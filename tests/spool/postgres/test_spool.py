@@ -35,7 +35,7 @@ from gateway.spool.postgres.database import Database
 from gateway.spool.postgres.lease import GRACE_SECONDS
 from gateway.spool.postgres.options import parse_url
 from gateway.spool.postgres.spool import PostgresSpool
-from gateway.spool.spool import RecipientStatus, Settlement, SpoolError, SpoolFull, SpoolOptions, State
+from gateway.spool.spool import RecipientStatus, Room, Settlement, SpoolError, SpoolFull, SpoolOptions, State
 from tests.spool.postgres.rig import Schemas, opened, until
 
 
@@ -153,6 +153,36 @@ def test_two_workers_of_one_directory_are_not_possible(schemas: Schemas, tmp_pat
     with_spools(schemas, tmp_path, work)
 
 
+def test_lanes_share_what_room_there_is_and_what_is_over_its_time_comes_anyway(
+    schemas: Schemas, tmp_path: Path
+) -> None:
+    async def work(machines: Any, one: PostgresSpool, two: PostgresSpool) -> None:
+        ids = [await put(one) for _ in range(7)]
+        claimed = await take(one)
+        for number, id in enumerate(ids):
+            slots = after(claimed[id].message, RecipientStatus.DEFERRED, NOW + 1 + number)
+            lane, deadline = ("late", NOW + 50) if number == 6 else ("ab"[number % 2], NOW + 1000)
+            await one.settle(Settlement(id, slots, lane=lane, deadline=deadline))
+        assert await one.next_due(NOW) == NOW + 1
+
+        async def lanes(spool: PostgresSpool, now: float, room: Room) -> list[str | None]:
+            spool._next_due = 0.0
+            return sorted(found.lane or "" for found in await spool.claim(now, 10, room))
+
+        proven = frozenset("ab")
+        shares = Room(10, 10, 10, 1, proven=proven, lanes={"late": (0, 0, 0)})
+        assert await lanes(one, NOW + 20, shares) == ["a", "b"]
+        assert await lanes(two, NOW + 20, shares) == ["a", "b"]
+        closed = Room(10, 10, 10, 1, lanes={lane: (0, 0, 0) for lane in ("a", "b", "late")})
+        assert await lanes(one, NOW + 49, closed) == []
+        assert await lanes(one, NOW + 50, closed) == ["late"]
+        # Given another way, a message is filed under nothing.
+        schemas.query(machines[0], "UPDATE message SET envelope = envelope || ' ' WHERE claimed = 0")
+        assert await lanes(two, NOW + 50, closed) == ["", ""]
+
+    with_spools(schemas, tmp_path, work, 2)
+
+
 # Leases
 
 
@@ -182,7 +212,7 @@ def test_what_a_dead_machine_had_in_hand_goes_to_the_others_after_a_grace(schema
         age(one, GRACE_SECONDS)
         await until(lambda: one._lease is not None and one._lease._next_beat > 0)
         assert await take(one) == {}, "it was heard of a moment ago"
-        schemas.query(machines[0], "UPDATE worker SET seen = seen - interval '6 s' WHERE n <> %s", one._number())
+        schemas.query(machines[0], "UPDATE worker SET seen = seen - interval '9 s' WHERE n <> %s", one._number())
         age(one, 0)
         await until(lambda: set(claims(schemas, machines[0]).values()) == {0})
         await until(lambda: one._next_due == 0.0)
