@@ -251,7 +251,7 @@ def test_a_destination_is_suspended_until_it_is_resumed(either: Bench) -> None:
 def test_top_shows_what_waits_for_each_destination(either: Bench) -> None:
     add_proved(either)
     picture = either.json("queue", "top")
-    assert picture["states"] == {"queued": 2, "hold": 1, "quarantine": 1, "corrupt": 0}
+    assert picture["states"] == {"queued": 2, "hold": 1, "quarantine": 1, "corrupt": 0, "leaving": 0}
     waiting = {one["destination"]: one for one in picture["destinations"]}
     assert set(waiting) == {STORE, "mx:example.com"}
     assert (waiting[STORE]["recipients"], waiting[STORE]["due"], waiting[STORE]["last"]) == (1, 0, "451 later")

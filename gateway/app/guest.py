@@ -22,6 +22,7 @@ from gateway.app.keeping import FIXED_FOR_GUESTS
 from gateway.app.supervisor import EXIT_CONFIG, Child, StartError, Supervisor, bind, usable
 from gateway.config import Config, ConfigError
 from gateway.ops import log
+from gateway.ops.handover_api import Intake
 from gateway.sdk.endpoint import Endpoint
 
 _log = log.get()
@@ -55,10 +56,14 @@ class GuestSupervisor(Supervisor):
         self._children.append(Child("worker 0", 0, partial(self._work, 0)))
         admin = ""
         if "admin" in config.model_fields_set:
-            listener, health = self._bind_admin()
-            self._children.append(Child("admin", -1, partial(self._admin, listener, health)))
+            listener, *narrow = self._bind_admin()
+            self._children.append(Child("admin", -1, partial(self._admin, listener, *narrow)))
             admin = wiring.name_of(listener)
         _log.info("guest.listening", through=lending.through, address=str(lending.listen), admin=admin)
+
+    def _intake(self) -> Intake | None:
+        """It keeps no mail."""
+        return None
 
     def _work(self, index: int) -> int:
         sock = self._sockets[0][0] if self._sockets else None

@@ -23,7 +23,7 @@ from typing import ClassVar, Final
 
 from prometheus_client import multiprocess
 
-from gateway.app import certificates, wiring
+from gateway.app import certificates, evacuation, wiring
 from gateway.app.destinations import FromFile
 from gateway.app.keeping import FIXED
 from gateway.app.reload import Outcome, Reload, Result
@@ -33,6 +33,7 @@ from gateway.config import Config, ConfigError
 from gateway.ops import log, metrics
 from gateway.ops.admin import Deps, run_admin
 from gateway.ops.board import Board, WorkerState
+from gateway.ops.handover_api import Intake
 from gateway.ops.orders import BELL, Orders
 from gateway.ops.requests import Requests
 from gateway.services.clock import SystemClock
@@ -46,6 +47,7 @@ _BACKLOG: Final = 1024
 _HASTE: Final = 5.0
 _PAUSE_MAX: Final = 30.0
 _DRAIN_MARGIN: Final = 25.0
+_EVACUATION_MARGIN: Final = 20.0
 _PR_SET_PDEATHSIG: Final = 1  # prctl(2)
 EXIT_CONFIG: Final = 2
 
@@ -168,25 +170,31 @@ class Supervisor:
             usable(path)
         for listener in config.listeners:
             self._sockets.append(bind(str(listener.address.ip), listener.address.port, config.workers))
-        admin, health = self._bind_admin()
+        admin, *narrow = self._bind_admin()
         for i in range(config.workers):
             self._children.append(Child(f"worker {i}", i, partial(self._work, i)))
-        self._children.append(Child("admin", -1, partial(self._admin, admin, health)))
+        self._children.append(Child("admin", -1, partial(self._admin, admin, *narrow)))
         names = [wiring.name_of(group[0]) for group in self._sockets]
         _log.info("gatepost.listening", smtp=names, admin=wiring.name_of(admin), workers=config.workers)
 
-    def _bind_admin(self) -> tuple[socket.socket, socket.socket | None]:
-        """The sockets of the admin server: its own, and the one for probes and metrics where there is one."""
+    def _bind_admin(self) -> tuple[socket.socket, socket.socket | None, socket.socket | None]:
+        """The sockets of the admin server: its own, those for probes and metrics and for other gateways, if any."""
         options = self._config.admin
         (admin,) = bind(str(options.address.ip), options.address.port, 1)
         health = bind(str(options.health.ip), options.health.port, 1)[0] if options.health else None
-        return admin, health
+        handover = bind(str(options.handover.ip), options.handover.port, 1)[0] if options.handover else None
+        return admin, health, handover
 
     def _work(self, index: int) -> int:
         sockets = [group[index] for group in self._sockets]
         return work(self._config, self._generation, index, self._board, self._orders, sockets, self._on_step)
 
-    def _admin(self, sock: socket.socket, health_sock: socket.socket | None = None) -> int:
+    def _admin(
+        self,
+        sock: socket.socket,
+        health_sock: socket.socket | None = None,
+        handover_sock: socket.socket | None = None,
+    ) -> int:
         log.setup(self._config.log.format, self._config.log.level, worker="admin")
         parent = os.getppid()
         options = self._config.spool.options()
@@ -194,18 +202,24 @@ class Supervisor:
             sock,
             Deps(
                 self._board,
-                self._config.admin.token.get_secret_value() if self._config.admin.token else "",
+                self._config.admin.secret,
                 lambda: os.kill(parent, signal.SIGTERM),
-                lambda: open_all(options),
+                lambda: open_all(options, self._on_step),
                 SpoolError,
                 State,
                 FromFile(self._config),
                 self._requests,
                 lambda: os.kill(parent, signal.SIGHUP),
+                self._intake(),
             ),
             health_sock,
+            handover_sock,
         )
         return 0
+
+    def _intake(self) -> Intake | None:
+        """How mail of other gateways is taken over."""
+        return evacuation.intake(self._config)
 
     def _start(self, child: Child) -> None:
         sys.stdout.flush()
@@ -358,6 +372,7 @@ class Supervisor:
             if child.pid and child.index >= 0:
                 _log.error("worker.killed", name=child.name, pid=child.pid)
                 os.kill(child.pid, signal.SIGKILL)
+        self._evacuate()
         # The admin server goes last: it says why readiness is gone while the workers drain.
         self._signal(signal.SIGTERM)
         deadline = time.monotonic() + 6.0
@@ -367,6 +382,22 @@ class Supervisor:
         self._signal(signal.SIGKILL)
         _log.info("gatepost.stopped")
         return self._status
+
+    def _evacuate(self) -> None:
+        """Have what is left handed over, where that is wanted, by a process of its own: no worker is there any more."""
+        options = self._config.evacuate
+        if options.when != "drain" or self._status or self._config.spool.postgres is not None:
+            return
+        child = Child("evacuation", -1, partial(evacuation.work, self._config, self._on_step))
+        self._children.append(child)
+        self._start(child)
+        deadline = time.monotonic() + options.time + _EVACUATION_MARGIN
+        while child.pid and time.monotonic() < deadline:
+            signal.sigtimedwait({signal.SIGCHLD}, 0.2)
+            self._collect()
+        if child.pid:
+            _log.error("worker.killed", name=child.name, pid=child.pid)
+            os.kill(child.pid, signal.SIGKILL)
 
     def _collect(self) -> None:
         for child in self._children:

@@ -22,6 +22,7 @@ import uvloop
 
 from gateway.app import wiring
 from gateway.app.destinations import hasten, hop_of
+from gateway.app.evacuation import settle_again_and_again
 from gateway.app.keeping import FIXED, keep
 from gateway.app.outbox import SpoolOutbox
 from gateway.app.renewal import Bench, Renewal
@@ -162,6 +163,9 @@ class Worker:
         keeper = Keeper(self._spool, self._clock, lambda: renewal.current.config.quarantine.keep)
         self._keeper = self._tasks.start(keeper.run(), name="quarantine")
         self._watching = self._tasks.start(self._watch.run(), name="suspensions")
+        # What an evacuation that was cut off has left in any worker's shards.
+        settler = settle_again_and_again(lambda: renewal.current.config, self._spool)
+        self._settling = self._tasks.start(settler, name="handover")
         await self._front.listen(list(zip(equipment.listeners, sockets, strict=True)))
         loop.add_signal_handler(BELL, renewal.ring)
         self._slot.set_state(WorkerState.READY)
@@ -221,6 +225,7 @@ class Worker:
         queue.cancel()
         self._keeper.cancel()
         self._watching.cancel()
+        self._settling.cancel()
         await self._renewal.close()
         await self._spool.close()
         await self._state.close()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from gateway.cli import output, queue_changes, queue_live, queue_moves
+from gateway.cli import output, queue_changes, queue_evacuate, queue_live, queue_moves
 from gateway.cli.office import Office, in_office
 from gateway.cli.options import AnswerNo, config_option, json_option, read_config
 from gateway.cli.selection import selection_options
@@ -244,5 +244,5 @@ for _command in (queue_changes.drop, queue_changes.reroute, queue_changes.redire
     queue.add_command(_command)
 for _command in (queue_live.top, queue_live.suspend, queue_live.resume, queue_live.suspended):
     queue.add_command(_command)
-for _command in (queue_moves.export, queue_moves.import_):
+for _command in (queue_moves.export, queue_moves.import_, queue_evacuate.evacuate):
     queue.add_command(_command)

@@ -52,8 +52,8 @@ def _ask(config: Config) -> tuple[int, dict[str, Any]]:
         raise Failure("admin.address has port 0, so nobody knows where to ask; send SIGHUP instead")
     host = _HERE.get(str(address.ip), str(address.ip))
     url = f"http://{f'[{host}]' if ':' in host else host}:{address.port}/api/v1/reload"
-    token = config.admin.token
-    headers = {"Authorization": f"Bearer {token.get_secret_value()}"} if token else {}
+    token = config.admin.secret
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
     body = b""
     try:
         # The environment's proxies are no way to a server on this machine.

@@ -11,7 +11,7 @@ import click
 from gateway.ops.operations import Selection, SelectionError
 from gateway.sdk.options import parse_duration, parse_size
 
-STATES = ("queued", "hold", "quarantine", "corrupt")
+STATES = ("queued", "hold", "quarantine", "corrupt", "leaving")
 
 
 def _age(_: click.Context, __: click.Parameter, value: str | None) -> float | None:

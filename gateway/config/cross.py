@@ -19,6 +19,10 @@ def check_together(document: Document) -> None:
     _domains(document)
     _pipelines(document)
     _transports(document)
+    if _mapping(document.values, "evacuate").get("when") == "drain" and _mapping(document.values, "spool").get(
+        "postgres"
+    ):
+        document.refuse(("evacuate", "when"), "is drain, and who shares spool.postgres delivers its mail anyway: never")
 
 
 def _mapping(value: Any, key: str) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from gateway.config.bounces import Bounces, SrsOptions, To, VerpOptions, short_b
 from gateway.config.cross import DEFAULT_PIPELINE
 from gateway.config.destinations import Destinations, QueueOptions, Retry
 from gateway.config.document import Document
-from gateway.config.operations import Admin, Log, ReloadOptions
+from gateway.config.operations import Admin, Evacuate, Log, ReloadOptions
 from gateway.config.outbound import OutboundTls
 from gateway.config.postgres import Postgres, short_postgres
 from gateway.config.problems import Path, Problem, dotted
@@ -312,6 +312,8 @@ class Config(Section):
     """The Sender Rewriting Scheme, for mail of others that is sent on to others. Default: senders stay as they are."""
     log: Log = section()
     """Log events on standard error."""
+    evacuate: Evacuate = section()
+    """Mail that other gateways take over when this one stops."""
     reload: ReloadOptions = section()
     """Reloading without being asked."""
 

@@ -32,6 +32,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway.ops import health, log, quarantine_api
 from gateway.ops.board import Board
+from gateway.ops.handover_api import HandoverApi, Intake
 from gateway.ops.quarantine_api import QuarantineApi, id_of
 from gateway.ops.queue_api import Places, QueueApi
 from gateway.ops.requests import Requests
@@ -72,16 +73,28 @@ class Deps:
     places: Callable[[], Places]
     requests: Requests = field(default_factory=Requests)
     ring: Callable[[], None] = lambda: None
+    intake: Intake | None = None
+    """For mail that other gateways hand over; None takes none."""
 
 
-def run_admin(sock: socket.socket, deps: Deps, health_sock: socket.socket | None = None) -> None:
+def run_admin(
+    sock: socket.socket,
+    deps: Deps,
+    health_sock: socket.socket | None = None,
+    handover_sock: socket.socket | None = None,
+) -> None:
     """Serve on sockets that are bound already, until SIGTERM or SIGINT. Blocks; for a process of its own.
 
-    What comes in on `health_sock` gets the probes and the metrics, and nothing else.
+    What comes in on `health_sock` gets the probes and the metrics, what comes in on `handover_sock` may hand mail over,
+    and nothing else.
     """
-    sockets = [sock] if health_sock is None else [sock, health_sock]
+    sockets = [one for one in (sock, health_sock, handover_sock) if one is not None]
+    serve: ASGIApp = app(deps)
+    for narrow, narrow_sock in ((open_app, health_sock), (handover_app, handover_sock)):
+        if narrow_sock is not None:
+            serve = by_port(narrow_sock.getsockname()[1], narrow(deps), serve)
     config = uvicorn.Config(
-        app(deps) if health_sock is None else by_port(health_sock.getsockname()[1], open_app(deps), app(deps)),
+        serve,
         log_config=None,
         access_log=False,
         server_header=False,
@@ -109,8 +122,13 @@ def by_port(port: int, there: ASGIApp, elsewhere: ASGIApp) -> ASGIApp:
 def open_app(deps: Deps) -> Starlette:
     """What anybody may ask who reaches it: the probes and the metrics."""
     server = _Server(deps)
-    routes = [*server.probes(), Route("/metrics", metrics)]
-    return Starlette(routes=routes, exception_handlers={HTTPException: _refusal, Exception: _failure})
+    return _application([*server.probes(), Route("/metrics", metrics)])
+
+
+def handover_app(deps: Deps) -> Starlette:
+    """What other gateways may ask that hand mail over."""
+    server = _Server(deps)
+    return _application(server.guarded(server.handovers()))
 
 
 def app(deps: Deps) -> Starlette:
@@ -137,8 +155,10 @@ def app(deps: Deps) -> Starlette:
         ("/api/v1/quarantine/{id}/release", "POST", server.quarantine.release),
         ("/api/v1/explain/{id}", "GET", server.explain),
     ]
-    routes = server.probes()
-    routes += [Route(path, server.guard(handler), methods=[method]) for path, method, handler in guarded]
+    return _application([*server.probes(), *server.guarded(guarded), *server.guarded(server.handovers())])
+
+
+def _application(routes: list[Route]) -> Starlette:
     return Starlette(routes=routes, exception_handlers={HTTPException: _refusal, Exception: _failure})
 
 
@@ -150,6 +170,7 @@ class _Server:
         self._deps = deps
         self.quarantine = QuarantineApi(self._spool, deps.states("quarantine"))
         self.queue = QueueApi(self._spool, deps.places, [str(state) for state in deps.states], deps.spool_error)
+        self.handover = HandoverApi(deps.open_spool, deps.places, deps.board, deps.intake, deps.spool_error)
 
     @asynccontextmanager
     async def _spool(self) -> AsyncIterator[SpoolView]:
@@ -170,6 +191,18 @@ class _Server:
             Route("/readyz", self.probe(health.ready)),
             Route("/startupz", self.probe(health.started)),
         ]
+
+    def handovers(self) -> list[tuple[str, str, Handler]]:
+        """What other gateways ask."""
+        message = "/api/v1/handover/{spool}/{id}/{offer}"
+        return [
+            ("/api/v1/handover", "GET", self.handover.look),
+            (message, "PUT", self.handover.take),
+            (message, "DELETE", self.handover.withdraw),
+        ]
+
+    def guarded(self, handlers: list[tuple[str, str, Handler]]) -> list[Route]:
+        return [Route(path, self.guard(handler), methods=[method]) for path, method, handler in handlers]
 
     def probe(self, check: Callable[[Board, float], health.Health]) -> Handler:
         async def answer(_: Request) -> Response:

@@ -139,6 +139,12 @@ QUEUE_OPERATIONS = Counter(
     "What postmasters did to messages over the admin API, by what came of it.",
     ["operation", "outcome"],
 )
+HANDOVER_SENT = Counter(
+    "gatepost_handover_sent", "Messages offered to other gateways, by what came of the offer.", ["outcome"]
+)
+HANDOVER_RECEIVED = Counter(
+    "gatepost_handover_received", "Messages that other gateways offered, by what came of it.", ["outcome"]
+)
 QUARANTINE_EXPIRED = Counter("gatepost_quarantine_expired", "Messages dropped since they were in quarantine for long.")
 ATTEMPTS = Counter("gatepost_attempts", "Delivery attempts per recipient.", ["outcome", "transport"])
 ATTEMPT_SECONDS = Histogram("gatepost_attempt_seconds", "Time of a delivery attempt.", ["transport"], buckets=_FAST)

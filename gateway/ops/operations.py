@@ -147,7 +147,20 @@ class Drop:
     """Remove it for good, and tell nobody."""
 
 
-Amendment = Hold | Release | Retry | Reroute | Redirect | EditRecipients | Return | Drop
+@dataclass(frozen=True, slots=True)
+class Leave:
+    """Offer it to another gateway: `spool` is the id of that one's spool, `url` where it is asked, `name` its name.
+
+    `offer` is the offer's own id; no other one has it.
+    """
+
+    offer: str
+    spool: str
+    url: str
+    name: str
+
+
+Amendment = Hold | Release | Retry | Reroute | Redirect | EditRecipients | Return | Drop | Leave
 
 _ANY: Final = ("queued", "hold", "quarantine")
 STATES: Final[dict[type[Any], tuple[str, ...]]] = {
@@ -159,6 +172,7 @@ STATES: Final[dict[type[Any], tuple[str, ...]]] = {
     EditRecipients: _ANY,
     Return: _ANY,
     Drop: (*_ANY, "corrupt"),
+    Leave: _ANY,
 }
 """The states of messages that it can be done to."""
 
@@ -174,6 +188,7 @@ DEEDS: Final[dict[type[Any], str]] = {
     EditRecipients: "edited",
     Return: "returned",
     Drop: "dropped",
+    Leave: "offered",
 }
 """The word for what was done, in records, logs and metrics."""
 

@@ -48,6 +48,8 @@ def reasons(message: StoredView, scene: Scene) -> list[Reason]:
     state = str(message.state)
     if state == "corrupt":
         return [Reason("corrupt", f"{message.reason}; it can only be dropped")]
+    if state == "leaving":
+        return [Reason("leaving", f"{message.reason}, which has not said yet whether it took it")]
     if state == "hold":
         return [Reason("hold", f"on hold: {message.reason or 'no reason given'}; until released or dropped")]
     if state == "quarantine":

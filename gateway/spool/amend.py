@@ -22,6 +22,7 @@ from gateway.ops.operations import (
     Drop,
     EditRecipients,
     Hold,
+    Leave,
     Redirect,
     Release,
     Reroute,
@@ -84,7 +85,10 @@ def amend(
         found = db.execute(rows.find, (id,)).fetchone()
         if found is None:
             continue
-        if isinstance(amendment, Drop):
+        if isinstance(amendment, Drop) and found[0] == State.LEAVING:
+            # It may be another's by now.
+            out.append((id, Amended.WRONG_STATE, ""))
+        elif isinstance(amendment, Drop):
             _note_drop(db, id, _read(id, found), f"{found[0]}: {found[3]}", by, now, notes)
             out.append((id, Amended.UNDERWAY if found[1] else Amended.DONE, rows.remove(db, id)))
         else:
@@ -123,6 +127,9 @@ def _amend(db: Database, row: _Row, amendment: Amendment, by: str, now: float, n
         return Amended.UNDERWAY if row.claimed else Amended.DONE
     if row.claimed:
         return Amended.CLAIMED
+    if isinstance(amendment, Leave):
+        _offer(db, row, amendment)
+        return Amended.DONE
     # Whom it concerns: those who were to get it, and who are to get it now.
     concerned = {_address(slot): None for slot in row.undelivered}
     problem = _apply(row, amendment)
@@ -137,6 +144,16 @@ def _amend(db: Database, row: _Row, amendment: Amendment, by: str, now: float, n
         (row.state.value, row.reason, due, schema.dumps(row.slots), schema.dumps(row.envelope), row.id),
     )
     return Amended.DONE
+
+
+def _offer(db: Database, row: _Row, to: Leave) -> None:
+    """Where it stands is left as it is, for the other one to go on there, or for us."""
+    for statement in schema.HANDOVER:
+        db.execute(statement)
+    values = (row.id, to.offer, to.spool, to.url, to.name, row.state.value, row.reason)
+    db.execute("INSERT OR REPLACE INTO offer VALUES (?, ?, ?, ?, ?, ?, ?)", values)
+    reason = f"offered to {to.name} at {to.url}"
+    db.execute("UPDATE message SET state = ?, reason = ? WHERE id = ?", (State.LEAVING.value, reason, row.id))
 
 
 def _said(amendment: Amendment, was: str) -> str:

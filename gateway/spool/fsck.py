@@ -238,6 +238,7 @@ class _Check:
         ).fetchall():
             self._find(Kind.ORPHAN, f"content {n}", f"{octets} octets without a message", f"moved to {ASIDE}")
             self._mends.append(lambda db, n=n: self._export(db, n))  # type: ignore[misc]
+        self._look_at_offers(db)
         if (counts := _kept(db)) is not None and counts != [_count(db)]:
             self._find(Kind.COUNT, "kept", "the count of decision records is wrong", "counted again")
             self._mends.append(_recount)
@@ -278,6 +279,15 @@ class _Check:
         if (found := untimely(message, due, self._now)) is not None:
             self._find(Kind.SCHEDULE, id, found.text, found.repair)
             self._mends.append(found.mend)
+
+    def _look_at_offers(self, db: sqlite3.Connection) -> None:
+        known = db.execute("SELECT 1 FROM sqlite_master WHERE name = 'offer'").fetchone()
+        condition = " AND id NOT IN (SELECT id FROM offer)" if known else ""
+        text = "leaving, and it is not known to whom: another gateway may have it"
+        hold = "UPDATE message SET state = 'hold', reason = ? WHERE id = ? AND state = 'leaving'"
+        for (id,) in db.execute(f"SELECT id FROM message WHERE state = 'leaving'{condition}").fetchall():
+            self._find(Kind.SCHEDULE, str(id), text, "put on hold")
+            self._mends.append(lambda db, id=id: db.execute(hold, (text, id)))  # type: ignore[misc]
 
     def _corrupt(self, kind: Kind, id: Any, reason: str) -> None:
         """`id` is as the database gave it: text, octets, or text of octets that are none."""

@@ -29,10 +29,10 @@ async def open_guest(options: SpoolOptions) -> OperatedSpool:
     return await sqlite.SqliteSpool.open_guest(options)
 
 
-async def open_all(options: SpoolOptions) -> OperatedSpool:
+async def open_all(options: SpoolOptions, on_step: OnStep = no_step) -> OperatedSpool:
     """The operator's view of all mail, whether or not gateways are running. Raises `SpoolError`."""
     if options.postgres is not None:
         from gateway.spool.postgres import opening
 
         return await opening.open_view(options)
-    return await sqlite.open_all(options)
+    return await sqlite.open_all(options, on_step)

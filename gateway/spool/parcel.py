@@ -128,7 +128,7 @@ def from_json(data: Any, check_next_hop: Callable[[str], object]) -> Parcel:
     if not all(math.isfinite(slot.due) and 0 <= slot.attempts < 1 << 31 for slot in parcel.slots):
         raise ParcelError("a recipient's times or attempts are none")
     if parcel.state not in (State.QUEUED, *SET_ASIDE):
-        raise ParcelError("a corrupt message cannot be entered")
+        raise ParcelError(f"a message that is {parcel.state} cannot be entered")
     return parcel
 
 
@@ -158,34 +158,73 @@ def _size(value: Any) -> int:
     return value
 
 
+Insert = Callable[[sqlite3.Connection, FileDraft], bool]
+"""Stores the row of a message that has arrived, or says that it is not to be."""
+
+
 async def enter(
     shard: Shard, parcel: Parcel, blocks: AsyncIterator[bytes], by: str, notes: Notes, executor: Executor
 ) -> Entered:
     """Store it in a shard, whoever owns that. Raises `ParcelError` for other content, and `SpoolError`."""
+
+    def insert(db: sqlite3.Connection, draft: FileDraft) -> bool:
+        if has(db, parcel.id):
+            return False
+        insert_row(db, shard, draft, parcel)
+        note(db, parcel, "imported", by, notes)
+        return True
+
+    done = await receive(shard, parcel, blocks, executor, insert)
+    return Entered.DONE if done else Entered.THERE
+
+
+async def receive(
+    shard: Shard,
+    parcel: Parcel,
+    blocks: AsyncIterator[bytes],
+    executor: Executor,
+    insert: Insert,
+    *,
+    mark: str = "",
+    lines: bool = True,
+    check_room: Callable[[int], None] = lambda _: None,
+    after: Callable[[], None] | None = None,
+) -> bool:
+    """Have its content arrive and `insert` store it, durably; gives what that says. `after` runs once it is durable.
+
+    Several that arrive at once under one id differ by their `mark`. `lines` has line ends checked. Raises `ParcelError`
+    for other content, and `SpoolError`.
+    """
     final = shard.path_of(parcel.id)
-    draft = FileDraft(parcel.id, f"{final}.incoming", executor, no_step, lambda _: None)
+    arriving = f"{final}.{mark}.incoming" if mark else f"{final}.incoming"
+    draft = FileDraft(parcel.id, arriving, executor, no_step, check_room)
     try:
-        await receive(draft, parcel, blocks)
-        await draft.sync([f"{final}.incoming"])
-        done = await shard.writer.submit(lambda db: _insert(db, shard, draft, parcel, by, notes))
+        await fill(draft, parcel, blocks, lines=lines)
+        await draft.sync([arriving])
+        done = await shard.writer.submit(lambda db: insert(db, draft), after=after)
     except BaseException:
         await draft.abandon()
-        if draft.file is not None and not await shard.writer.read(lambda db: _has(db, parcel.id)):
-            with suppress(OSError):
-                os.unlink(final)
+        if draft.file is not None:
+            # As a step of the writer's, so that it is not taken from somebody who is just giving a file that name.
+            await shard.writer.submit(lambda db: None if has(db, parcel.id) else _unlink(final))
         raise
     if not done:
         await draft.abandon()
-        return Entered.THERE
+        return False
     shard.next_due = 0.0
-    return Entered.DONE
+    return True
+
+
+def _unlink(path: str) -> None:
+    with suppress(OSError):
+        os.unlink(path)
 
 
 def no_step(step: Step) -> None:
     """No crash test looks here: what is not entered yet was promised to nobody."""
 
 
-async def receive(draft: FileDraft, parcel: Parcel, blocks: AsyncIterator[bytes]) -> None:
+async def fill(draft: FileDraft, parcel: Parcel, blocks: AsyncIterator[bytes], *, lines: bool = True) -> None:
     """Write the content to a draft. Raises `ParcelError` for another than is described, and `SpoolError`."""
     digest = hashlib.sha256()
     before = b""
@@ -195,31 +234,30 @@ async def receive(draft: FileDraft, parcel: Parcel, blocks: AsyncIterator[bytes]
         digest.update(block)
         seen = before + block
         # A CR at the very end may have its LF in the next block.
-        if _BARE.search(seen[:-1] if seen.endswith(b"\r") else seen, len(before)):
+        if lines and _BARE.search(seen[:-1] if seen.endswith(b"\r") else seen, len(before)):
             raise ParcelError("the message has line ends that are no CRLF")
         before = block[-1:]
         await draft.write(block)
     if draft.size != parcel.size:
         raise ParcelError(f"the message has {draft.size} octets, and its description says {parcel.size}")
-    if before == b"\r":
+    if lines and before == b"\r":
         raise ParcelError("the message has line ends that are no CRLF")
     if digest.hexdigest() != parcel.sha256:
         raise ParcelError("the message is not the one that was exported: its SHA-256 differs")
 
 
-def _has(db: sqlite3.Connection, id: str) -> bool:
+def has(db: sqlite3.Connection, id: str) -> bool:
+    """Whether a message of this id is here."""
     return db.execute("SELECT 1 FROM message WHERE id = ?", (id,)).fetchone() is not None
 
 
-def _insert(db: sqlite3.Connection, shard: Shard, draft: FileDraft, parcel: Parcel, by: str, notes: Notes) -> bool:
-    if _has(db, parcel.id):
-        return False
+def insert_row(db: sqlite3.Connection, shard: Shard, draft: FileDraft, parcel: Parcel) -> None:
+    """Store a message whose content has arrived, and give a content file its name. Raises `SpoolError`."""
     file = draft.file is not None
-    if file:
-        _name(f"{shard.path_of(parcel.id)}.incoming", shard.path_of(parcel.id))
+    if draft.file is not None:
+        _name(draft.file.path, shard.path_of(parcel.id))
     shard.insert(db, row_of(parcel, draft), b"", None if file else bytes(draft.memory), None)
-    finish(db, parcel, by, notes)
-    return True
+    finish(db, parcel)
 
 
 def row_of(parcel: Parcel, draft: FileDraft) -> tuple[Any, ...]:
@@ -237,14 +275,18 @@ def row_of(parcel: Parcel, draft: FileDraft) -> tuple[Any, ...]:
     return schema.new_row(message, parcel.slots, parcel.size, draft.eight_bit, file=int(draft.file is not None))
 
 
-def finish(db: Database, parcel: Parcel, by: str, notes: Notes) -> None:
-    """What a new row has not yet of the state that the message was in; with `by` it is noted who entered it."""
+def finish(db: Database, parcel: Parcel) -> None:
+    """What a new row has not yet of the state that the message was in."""
     query = "UPDATE message SET due = ?, warned = ? WHERE id = ?"
     db.execute(query, (schema.due_of(parcel.slots), parcel.warned, parcel.id))
+
+
+def note(db: Database, parcel: Parcel, outcome: str, by: str, notes: Notes) -> None:
+    """Note that it came in."""
     if by:
         now = time.time_ns() / 1e9
         whom = [str(slot.recipient.address) for slot in parcel.slots]
-        notes.add_attempts(db, parcel.id, [AttemptRecord(now, one, "imported", parcel.state.value, by) for one in whom])
+        notes.add_attempts(db, parcel.id, [AttemptRecord(now, one, outcome, parcel.state.value, by) for one in whom])
 
 
 def _name(draft: str, final: str) -> None:

@@ -44,7 +44,7 @@ class Postmaster:
     """
 
     def __init__(self, root: Path, shards: Sequence[Shard], notes: Notes, executor: Executor) -> None:
-        self._root = root
+        self.root = root
         self._shards = shards
         self._notes = notes
         self._executor = executor
@@ -96,7 +96,7 @@ class Postmaster:
                 knocked = True
                 await self._knock()
             await asyncio.sleep(_PAUSE)
-        for result in out.values():
+        for result in out.values() if by else ():
             metrics.QUEUE_OPERATIONS.labels(DEEDS[type(amendment)], result.value).inc()
         return out
 
@@ -161,35 +161,35 @@ class Postmaster:
         """Store a message that was exported, with the state that it was in. Raises `SpoolError`."""
         if await self.one(parcel.id) is not None:
             return Entered.THERE
-        shard = next(filter(_for_mail, self._shards), None)
+        shard = next(filter(for_mail, self._shards), None)
         if shard is None:
             raise SpoolError("there is no shard for mail yet: start Gatepost once")
         return await enter(shard, parcel, blocks, by, self._notes, self._executor)
 
     async def suspensions(self) -> dict[str, Suspension]:
         """What is suspended. Raises `SpoolError`."""
-        return await asyncio.to_thread(suspensions.read, self._root)
+        return await asyncio.to_thread(suspensions.read, self.root)
 
     async def suspend(self, suspension: Suspension) -> bool:
         """Have nothing delivered there, from about now on; False when that is so already. Raises `SpoolError`."""
-        return await asyncio.to_thread(suspensions.suspend, self._root, suspension)
+        return await asyncio.to_thread(suspensions.suspend, self.root, suspension)
 
     async def resume(self, destination: str, *, by: str) -> Suspension | None:
         """Have mail delivered there again; None when it was not suspended. Raises `SpoolError`."""
-        return await asyncio.to_thread(suspensions.resume, self._root, destination, by)
+        return await asyncio.to_thread(suspensions.resume, self.root, destination, by)
 
     @property
     def listing(self) -> Source:
         """The list of what is suspended, to be looked at again and again."""
-        return suspensions.ListFile(self._root)
+        return suspensions.ListFile(self.root)
 
     async def unattended(self) -> bool:
         """Whether there are shards with mail that no gateway works on."""
         owned = await asyncio.to_thread(self._owned)
-        return not all(owns for shard, owns in zip(self._shards, owned, strict=True) if _for_mail(shard))
+        return not all(owns for shard, owns in zip(self._shards, owned, strict=True) if for_mail(shard))
 
 
-def _for_mail(shard: Shard) -> bool:
+def for_mail(shard: Shard) -> bool:
     """Whether it is a gateway's, and not a guest's."""
     return shard.directory.name.startswith("shard-")
 

@@ -26,6 +26,12 @@ from gateway.spool.writer import connect
 
 REBUILD: Final = ".rebuild"
 _WHOLE: Final = "whole"
+_NOTES: Final = (
+    ("record", "id, body"),
+    ("attempt", "id, n, body"),
+    ("offer", "id, offer, spool, url, name, state, reason"),
+    ("taken", "offer, id, taken, spool"),
+)
 _BATCH: Final = 500
 _NAMES: Final = (
     *("id", "state", "claimed", "due", "received", "size", "envelope", "slots", "owed", "trusted", "warned", "reason"),
@@ -105,7 +111,9 @@ def _copy(directory: Path, made: Path, new: sqlite3.Connection) -> None:
         return
     old = _open(path)
     try:
-        for table, fields in (("record", "id, body"), ("attempt", "id, n, body")):
+        for statement in schema.HANDOVER:
+            new.execute(statement)
+        for table, fields in _NOTES:
             _copy_notes(old, new, table, fields)
         new.execute("BEGIN")
         of_message, of_content = _columns(old, "message", _NAMES), _columns(old, "content", ("n", "head", "body"))

@@ -2,7 +2,7 @@
 
 One row of `message` is one accepted message; its recipients are one JSON column, so that every settlement is one
 row. Content up to 256 KiB lies in `content`, more in a file beside the database. `record` and
-`attempt` outlive the message.
+`attempt` outlive the message. `offer` says to whom a message is leaving, `taken` what others have offered us.
 """
 
 from __future__ import annotations
@@ -34,6 +34,14 @@ def _counting(table: str, records: int) -> list[str]:
         for event, change in changes.items()
     ]
 
+
+HANDOVER: Final = (
+    "CREATE TABLE IF NOT EXISTS offer (id TEXT PRIMARY KEY, offer TEXT NOT NULL, spool TEXT NOT NULL,"
+    " url TEXT NOT NULL, name TEXT NOT NULL, state TEXT NOT NULL, reason TEXT NOT NULL) WITHOUT ROWID",
+    "CREATE TABLE IF NOT EXISTS taken (offer TEXT, id TEXT, taken INTEGER NOT NULL, spool TEXT NOT NULL,"
+    " PRIMARY KEY (offer, id)) WITHOUT ROWID",
+)
+"""Tables that few spools need: whoever hands mail over, or takes it over, makes them where they are not there yet."""
 
 SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS message (

@@ -349,7 +349,9 @@ def _own(directory: Path, options: SpoolOptions, notes: Notes, executor: Executo
         raise
 
 
-def view_shard(directory: Path, options: SpoolOptions, notes: Notes, executor: Executor) -> Shard | None:
+def view_shard(
+    directory: Path, options: SpoolOptions, notes: Notes, executor: Executor, on_step: OnStep = no_step
+) -> Shard | None:
     """Look at a shard that another process may own; None when it is only just being made. Raises `SpoolError`."""
     path = directory / "spool.db"
     try:
@@ -360,7 +362,7 @@ def view_shard(directory: Path, options: SpoolOptions, notes: Notes, executor: E
             if database.execute("SELECT 1 FROM sqlite_master WHERE name = 'attempt'").fetchone() is None:
                 database.close()
                 return None
-            return Shard(directory, database, -1, options, notes, executor, no_step)
+            return Shard(directory, database, -1, options, notes, executor, on_step)
         except BaseException:
             database.close()
             raise

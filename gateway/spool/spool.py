@@ -39,10 +39,14 @@ class State(StrEnum):
     """Set aside by a policy."""
     CORRUPT = "corrupt"
     """Content missing or not what was stored."""
+    LEAVING = "leaving"
+    """Offered to another gateway, which may own it by now: see `gateway.spool.handover`."""
 
 
 SET_ASIDE: Final = (State.HOLD, State.QUARANTINE)
 """States that a message stays in until somebody releases it."""
+OURS: Final = tuple(state for state in State if state is not State.LEAVING)
+"""States in which the message is certainly ours."""
 RETURNED: Final = "returned"
 """How the `reason` of a queued message begins whose sender is to get it back: nobody is tried any more."""
 
@@ -332,7 +336,7 @@ class Spool(Inlet, Protocol):
         that the message was in and the reason.
         """
 
-    async def drop(self, ids: Sequence[str], *, by: str = "", states: Collection[State] = tuple(State)) -> int:
+    async def drop(self, ids: Sequence[str], *, by: str = "", states: Collection[State] = OURS) -> int:
         """Remove messages in one of `states` for good, without a DSN; `by` is kept as ``dropped``."""
 
     async def expire(self, state: State, before: float, limit: int, *, by: str = "") -> Sequence[Stored]:
@@ -378,6 +382,15 @@ class Step(StrEnum):
     FILE_REMOVED = "file-removed"
     RECOVERY_BEGUN = "recovery-begun"
     RECOVERY_DONE = "recovery-done"
+    LEAVE_DONE = "leave-done"
+    TAKE_BEGUN = "take-begun"
+    TAKE_DONE = "take-done"
+    LEFT_BEGUN = "left-begun"
+    LEFT_DONE = "left-done"
+
+
+HANDOVER_STEPS: Final = (Step.LEAVE_DONE, Step.TAKE_BEGUN, Step.TAKE_DONE, Step.LEFT_BEGUN, Step.LEFT_DONE)
+"""Those of messages that go from one gateway to another."""
 
 
 @dataclass(frozen=True, slots=True)

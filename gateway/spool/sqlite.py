@@ -22,11 +22,13 @@ from gateway.ops import log
 from gateway.spool import operator, schema
 from gateway.spool.draft import FileDraft, MemoryContent
 from gateway.spool.free import FreeSpace
+from gateway.spool.handover import Handover
 from gateway.spool.notes import RECORD, Notes, open_notes
 from gateway.spool.postmaster import Postmaster
 from gateway.spool.recovery import InUse, make_root
 from gateway.spool.shard import GUEST_NAME, OnStep, Shard, claim_from, no_step, open_shard, shard_numbers, view_shard
 from gateway.spool.spool import (
+    OURS,
     SET_ASIDE,
     Claimed,
     Draft,
@@ -46,6 +48,7 @@ _log = log.get()
 # Messages committed a moment ago are handed to the scheduler from memory, up to these bounds.
 _FRESH_MESSAGES: Final = 2000
 _FRESH_OCTETS: Final = 32 << 20
+_GUESTS: Final = 64
 _Insert = Callable[[sqlite3.Connection], None]
 _Landed = Callable[[SpoolError | None], None]
 
@@ -54,9 +57,6 @@ def _ours(draft: Draft) -> FileDraft:
     if not isinstance(draft, FileDraft):
         raise TypeError("the draft is of another spool")
     return draft
-
-
-_GUESTS: Final = 64
 
 
 class SqliteSpool:
@@ -288,6 +288,11 @@ class SqliteSpool:
         """Finds and amends messages of these shards."""
         return Postmaster(Path(self._options.path), self._shards, self._notes, self._executor)
 
+    @property
+    def handover(self) -> Handover:
+        """Hands messages of these shards over to another gateway, and takes over those of another."""
+        return Handover(self._shards, self._notes, self._executor, self.postmaster, self.check_room)
+
     async def _read(self, step: Callable[[sqlite3.Connection], list[Any]]) -> list[Any]:
         """What `step` finds in all shards."""
         found = await asyncio.gather(*(shard.writer.read(step) for shard in self._shards))
@@ -347,7 +352,7 @@ class SqliteSpool:
             shard.stale = True
         return sum(await asyncio.gather(*(shard.writer.submit(step) for shard in self._shards)))
 
-    async def drop(self, ids: Sequence[str], *, by: str = "", states: Collection[State] = tuple(State)) -> int:
+    async def drop(self, ids: Sequence[str], *, by: str = "", states: Collection[State] = OURS) -> int:
         return sum([len(await shard.drop(list(ids), "dropped", by, states)) for shard in self._shards])
 
     async def expire(self, state: State, before: float, limit: int, *, by: str = "") -> Sequence[Stored]:
@@ -410,12 +415,11 @@ class SqliteSpool:
         self._executor.shutdown(wait=True)
 
 
-async def open_all(options: SpoolOptions) -> SqliteSpool:
+async def open_all(options: SpoolOptions, on_step: OnStep = no_step) -> SqliteSpool:
     """All shards, owned or not by a running gateway, for the operator's commands. Raises `SpoolError`."""
     root = Path(options.path)
     try:
-        names = [f"shard-{n:02}" for n in shard_numbers(root)]
-        names += sorted(filter(GUEST_NAME.match, os.listdir(root)))
+        names = [f"shard-{n:02}" for n in shard_numbers(root)] + sorted(filter(GUEST_NAME.match, os.listdir(root)))
     except OSError as error:
         raise SpoolError(f"cannot read spool directory {root}: {error.strerror}") from error
     if not names:
@@ -425,10 +429,10 @@ async def open_all(options: SpoolOptions) -> SqliteSpool:
     shards: list[Shard] = []
     try:
         for name in names:
-            shard = view_shard(root / name, options, notes, executor)
+            shard = view_shard(root / name, options, notes, executor, on_step)
             if shard is not None:
                 shards.append(shard)
     except SpoolError:
-        await SqliteSpool(options, notes, shards, executor, no_step).close()
+        await SqliteSpool(options, notes, shards, executor, on_step).close()
         raise
-    return SqliteSpool(options, notes, shards, executor, no_step)
+    return SqliteSpool(options, notes, shards, executor, on_step)

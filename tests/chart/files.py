@@ -18,7 +18,7 @@ CHART: Final = ROOT / "helm/gatepost"
 SCHEMA: Final = CHART / "values.schema.json"
 README: Final = CHART / "README.md"
 _BEGIN, _END = "<!-- values: begin (make chart-files) -->\n", "<!-- values: end -->\n"
-_OWNED: Final = ("listeners", "admin", "reload")
+_OWNED: Final = ("listeners", "admin", "evacuate", "reload")
 """Keys of the configuration that are made from other values: anything passes, and a template says where it belongs."""
 _OWNED_BELOW: Final = {"Spool": ("path",), "StateStore": ("path",), "Timeouts": ("drain", "drain_delay")}
 
@@ -37,7 +37,7 @@ def schema() -> dict[str, Any]:
     del config["$schema"], config["required"]
     for key in _OWNED:
         config["properties"][key] = {"description": "Made from other values."}
-    for name in ("Admin", "ListenerTls", "ProxyProtocol", "Xclient", "ReloadOptions"):
+    for name in ("Admin", "Evacuate", "ListenerTls", "ProxyProtocol", "Xclient", "ReloadOptions"):
         del definitions[f"Gatepost{name}"]
     own["properties"]["config"] = {
         "description": own["properties"]["config"]["description"],

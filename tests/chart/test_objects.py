@@ -141,6 +141,8 @@ def test_what_the_configuration_names_is_mounted(file: str) -> None:
         if whose.startswith("Pod "):
             continue
         paths = {mount["mountPath"] for container in spec["containers"] for mount in container.get("volumeMounts", [])}
+        if "token_file" in config["admin"]:
+            assert config["admin"]["token_file"].rpartition("/")[0] in paths, whose
         if any("tls" in listener for listener in config["listeners"]):
             assert "/etc/gatepost/tls" in paths, whose
         if "policy_folder" in config and config["policy_folder"].startswith("/etc/gatepost"):
@@ -180,8 +182,11 @@ def test_the_grace_period_holds_all_that_the_gateway_may_need() -> None:
     from gateway.sdk.options import parse_duration
 
     for file in EXAMPLES:
-        timeouts = configuration(rendered(file))["timeouts"]
+        config = configuration(rendered(file))
+        timeouts, evacuate = config["timeouts"], config.get("evacuate", {"when": "never"})
         longest = parse_duration(timeouts["drain_delay"]) + parse_duration(timeouts["drain"]) + supervisor._DRAIN_MARGIN
+        if evacuate["when"] == "drain":
+            longest += parse_duration(evacuate["time"]) + supervisor._EVACUATION_MARGIN
         # The admin server has 6 seconds after that.
         spec = workload(rendered(file))["spec"]["template"]["spec"]
         assert spec["terminationGracePeriodSeconds"] >= longest + 6
@@ -257,3 +262,47 @@ def test_hooks_never_touch_what_the_release_keeps() -> None:
     for kind, name in referred(job):
         if kind == "ConfigMap":
             assert (kind, name) in hooks or not GIVEN.match(name), f"{name} is still the old one before an upgrade"
+
+
+def test_pods_that_hand_over_find_each_other_and_nobody_else_comes_in() -> None:
+    documents = rendered("ci/evacuate-values.yaml")
+    config = configuration(documents)
+    assert config["admin"]["handover"] == "0.0.0.0:9926" and config["admin"]["address"] == "127.0.0.1:9925"
+    service = only(documents, "Service", suffix="-pods")
+    assert service["spec"]["publishNotReadyAddresses"] is True, "one that is ending still says what it took"
+    host = f"{service['metadata']['name']}.mail.svc.cluster.example"
+    assert config["evacuate"] == {"when": "drain", "peers": f"http://{host}:9926", "time": "90s"}
+    assert {"name": "handover", "port": 9926, "targetPort": "handover", "protocol": "TCP"} in service["spec"]["ports"]
+    policy = only(documents, "NetworkPolicy")["spec"]
+    (rule,) = (rule for rule in policy["ingress"] if rule["ports"] == [{"port": "handover", "protocol": "TCP"}])
+    allowed = [peer["podSelector"]["matchLabels"] for peer in rule["from"]]
+    for whose, _, labels in pods(documents):
+        comes_in = any(wanted.items() <= labels.items() for wanted in allowed)
+        assert comes_in is (whose.startswith("StatefulSet") or "-evacuate-" in whose), whose
+    assert any(rule["ports"] == [{"port": 9926, "protocol": "TCP"}] for rule in policy["egress"])
+    plain = rendered("examples/minimal.yaml")
+    assert "handover" not in configuration(plain)["admin"] and "evacuate" not in configuration(plain)
+
+
+def test_a_job_evacuates_each_claim_of_a_pod_that_is_gone() -> None:
+    documents = rendered("ci/evacuate-values.yaml")
+    jobs = {d["metadata"]["name"]: d for d in of_kind(documents, "Job") if "-evacuate-" in d["metadata"]["name"]}
+    claims = {}
+    for name, job in jobs.items():
+        assert job["metadata"]["annotations"]["helm.sh/hook"] == "post-upgrade"
+        assert job["spec"]["activeDeadlineSeconds"] == 600
+        spec = job["spec"]["template"]["spec"]
+        (container,) = spec["containers"]
+        assert container["args"][:4] == ["queue", "evacuate", "--wait", "570s"], "it ends before it is ended"
+        assert {"name": "queue", "mountPath": "/var/lib/gatepost"} in container["volumeMounts"]
+        claims[name] = spec["volumes"][0]["persistentVolumeClaim"]["claimName"]
+    (template,) = only(documents, "StatefulSet")["spec"]["volumeClaimTemplates"]
+    assert claims.pop("rel-gatepost-evacuate-9") == f"{template['metadata']['name']}-rel-gatepost-9"
+    assert claims.pop("rel-gatepost-evacuate-10") == "queue-rel-gatepost-10"
+    assert list(claims.values()) == ["queue-old-0"]
+    assert not [d for d in of_kind(rendered("ci/everything-values.yaml"), "Job") if "evacuate" in d["metadata"]["name"]]
+
+
+def test_an_autoscaler_takes_pods_away_one_at_a_time_where_they_hand_over() -> None:
+    hpa = only(rendered("ci/evacuate-values.yaml"), "HorizontalPodAutoscaler")["spec"]
+    assert hpa["behavior"]["scaleDown"]["policies"] == [{"type": "Pods", "value": 1, "periodSeconds": 300}]

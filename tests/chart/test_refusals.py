@@ -12,6 +12,8 @@ pytestmark = pytest.mark.slow
 
 CERTIFICATE = {"enabled": True, "issuer": {"name": "le"}, "dnsNames": ["mx.example.org"]}
 
+PEERS = {"enabled": True, "secret": "peers"}
+
 CASES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "PROXY without networks": (
         {"services": {"mx": {"proxyProtocol": True}}},
@@ -164,6 +166,39 @@ CASES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
         {"keda": {"enabled": True, "prometheus": "http://p", "queueMessages": 0, "sessions": 0}},
         ("keda.enabled is true", "keda.queueMessages", "keda.sessions"),
     ),
+    "evacuation twice": ({"config": {"evacuate": {"when": "drain"}}}, ("config.evacuate", "made from evacuate")),
+    "peers without a token": (
+        {"evacuate": {"enabled": True}},
+        ("evacuate.enabled is true", "evacuate.secret is empty"),
+    ),
+    "a hand-over to nobody": (
+        {"evacuate": {"when": "drain"}},
+        ("evacuate.when is drain", "evacuate.enabled is false"),
+    ),
+    "nothing to hand over": (
+        {"evacuate": PEERS, "config": {"spool": {"postgres": "postgresql://gatepost@db/gatepost"}}},
+        ("evacuate.enabled is true", "config.spool.postgres"),
+    ),
+    "orphans for nobody": (
+        {"evacuate": {"claims": ["queue-old-0"]}},
+        ("evacuate.claims", "evacuate.enabled is false"),
+    ),
+    "orphans without claims": (
+        {"evacuate": {**PEERS, "orphans": [1]}, "persistence": {"existingClaim": "q"}, "replicas": 1},
+        ("evacuate.orphans", "persistence.existingClaim"),
+    ),
+    "an orphan that is none": (
+        {"evacuate": {**PEERS, "orphans": [2, 1]}},
+        ("evacuate.orphans has 1", "2 pods"),
+    ),
+    "too little time to hand over": (
+        {"evacuate": {**PEERS, "when": "drain", "seconds": 30}},
+        ("terminationGracePeriodSeconds is 120", "evacuate.seconds 30", "155"),
+    ),
+    "the peers' port": (
+        {"services": {"mx": {"targetPort": 9926}}},
+        ("services.mx.targetPort is 9926", "mail of other pods"),
+    ),
     "latest": ({"image": {"tag": "latest"}}, ("image.tag is latest", "image.digest")),
     "two monitors": (
         {"monitoring": {"podMonitor": {"enabled": True}, "serviceMonitor": {"enabled": True}}},
@@ -198,8 +233,8 @@ def test_every_guard_has_a_case() -> None:
     from tests.chart.helm import CHART
 
     guards = (CHART / "templates/_checks.tpl").read_text().count("fail ")
-    # Four guards have two cases each: paths, ports, what only load balancers have, and claims for several pods.
-    assert guards + 4 == len(CASES), "a guard without a case, or a case without one"
+    # Four guards have more than one case: paths, ports (three), what only load balancers have, claims for several pods.
+    assert guards + 5 == len(CASES), "a guard without a case, or a case without one"
 
 
 def test_what_comes_close_is_rendered() -> None:
@@ -209,6 +244,8 @@ def test_what_comes_close_is_rendered() -> None:
         {"services": {"mx": proxied}, "config": {"relay_from": ["192.0.2.0/24"]}},
         {"persistence": {"enabled": False, "acceptLoss": True}},
         {"persistence": {"existingClaim": "q"}, "replicas": 1},
+        {"evacuate": {**PEERS, "orphans": [2]}},
+        {"evacuate": {**PEERS, "when": "drain", "seconds": 30}, "terminationGracePeriodSeconds": 155},
         {"persistence": {"retention": {"whenScaled": "Delete"}, "acceptLoss": True}},
         {"persistence": {"enabled": False}, "config": {"spool": {"postgres": "postgresql://u@db/x"}}},
         {"drain": {"delaySeconds": 20, "sessionSeconds": 65}},

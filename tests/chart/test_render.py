@@ -85,6 +85,9 @@ def test_the_gateway_takes_the_configuration_of_every_example(file: str, certifi
     text = text.replace("/etc/gatepost/tls/tls.crt", str(certificate.certificate))
     text = text.replace("/etc/gatepost/tls/tls.key", str(certificate.key))
     text = re.sub(r"/etc/gatepost/secrets/\S+/password", str(certificate.key), text)
+    token = certificate.key.with_name("peers.token")
+    token.write_text("a-token-of-sixteen-or-more\n")
+    text = text.replace("/etc/gatepost/handover/peers.token", str(token))
     config = parse(text.encode(), "/etc/gatepost/config/gatepost.yaml")
     assert config.admin.health is not None and config.admin.address.ip.is_loopback
     assert config.spool.path.startswith("/var/lib/gatepost/") and config.state.path.startswith("/var/lib/gatepost/")

@@ -148,6 +148,29 @@ class Drain(Values):
     """How long sessions may go on then."""
 
 
+class Evacuate(Values):
+    enabled: bool
+    """Whether pods take over each other's mail, at a port of their own that answers nothing else."""
+    secret: NameOrNone
+    """Name of a Secret with the token that pods show each other."""
+    key: Annotated[str, Field(pattern=r"^[-._a-zA-Z0-9]+$")]
+    """Its key in that Secret."""
+    when: Literal["never", "drain"]
+    """`drain`: a pod that ends hands over what is left in its queue, at every restart, too. `never`: it stays on its
+    claim, and goes on when the pod is back."""
+    seconds: Seconds
+    """How long that may take, after the sessions."""
+    orphans: Annotated[list[Annotated[int, Field(ge=0, le=999)]], Field(max_length=100)]
+    """Ordinals of pods that are gone for good: after each upgrade a Job for each of them hands over the mail on its
+    claim. The claims must be there."""
+    claims: Annotated[list[Name], Field(max_length=100)]
+    """Other claims with a queue that nobody works on, by their names."""
+    jobSeconds: Seconds
+    """How long such a Job may take."""
+    clusterDomain: Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")]
+    """The cluster's domain: pods find each other by the full name of a Service."""
+
+
 class Retention(Values):
     whenDeleted: Literal["Retain", "Delete"]
     """What becomes of the claims when the release goes."""
@@ -422,6 +445,8 @@ class Chart(Values):
     """How a pod ends."""
     terminationGracePeriodSeconds: Annotated[int, Field(ge=1)]
     """How long it may take to; at least both of `drain` and 35 s."""
+    evacuate: Evacuate
+    """What becomes of the queue of a pod that ends, or has ended for good."""
     persistence: Persistence
     """Queue and state."""
     stateless: Stateless

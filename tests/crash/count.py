@@ -55,17 +55,29 @@ def number_of(text: str) -> int | None:
 class Load:
     """Clients that send one message after the other, each message once, and note which of them got 250.
 
-    `small` is the size of five messages of six.
+    `small` is the size of five messages of six. Several loads that share `numbers` send each
+    message once among them. Each client pauses after a message.
     """
 
-    def __init__(self, port: int, recipients: Sequence[str] = ("ben@example.com",), *, small: int = SMALL) -> None:
+    def __init__(
+        self,
+        port: int,
+        recipients: Sequence[str] = ("ben@example.com",),
+        *,
+        small: int = SMALL,
+        numbers: Iterator[int] | None = None,
+        threads: int = THREADS,
+        pause: float = 0.0,
+    ) -> None:
         self.acknowledged: set[int] = set()
         self.refused = 0
         """How many were refused in an open session."""
         self._port = port
         self._recipients = list(recipients)
         self._small = small
-        self._numbers = itertools.count()
+        self._numbers = numbers or itertools.count()
+        self._count = threads
+        self._pause = pause
         self._ended = threading.Event()
         self._threads: list[threading.Thread] = []
 
@@ -81,20 +93,29 @@ class Load:
                             self.acknowledged.add(number)
                         else:
                             self.refused += 1
+                        self._ended.wait(self._pause)
 
     @contextmanager
     def running(self) -> Iterator[Load]:
         """Under load inside the block; at its end the clients finish what they are at. There may be several."""
-        self._ended.clear()
-        self._threads = [threading.Thread(target=self._send, daemon=True) for _ in range(THREADS)]
-        for thread in self._threads:
-            thread.start()
+        self.begin()
         try:
             yield self
         finally:
-            self._ended.set()
-            for thread in self._threads:
-                thread.join(60)
+            self.end()
+
+    def begin(self) -> None:
+        """Have the clients begin."""
+        self._ended.clear()
+        self._threads = [threading.Thread(target=self._send, daemon=True) for _ in range(self._count)]
+        for thread in self._threads:
+            thread.start()
+
+    def end(self) -> None:
+        """Have the clients finish what they are at, and end."""
+        self._ended.set()
+        for thread in self._threads:
+            thread.join(60)
 
     def reaches(self, count: int) -> None:
         """Wait until so many messages were acknowledged."""

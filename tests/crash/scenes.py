@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from gateway.spool.spool import Step
+from gateway.spool.spool import HANDOVER_STEPS, Step
 from tests.crash import shared
 from tests.crash.count import MIDDLE, SMALL, Load, Result, Victim, count, number_of, numbers_in
 from tests.crash.disk import Disk
@@ -28,7 +28,7 @@ from tests.support.postfix import SmtpSink
 from tests.support.process import binary, free_port, wait_until
 
 RECOVERY = (Step.RECOVERY_BEGUN, Step.RECOVERY_DONE)
-STEPS = tuple(step for step in Step if step not in RECOVERY)
+STEPS = tuple(step for step in Step if step not in (*RECOVERY, *HANDOVER_STEPS))
 HOP_STEPS = (Step.COMMIT_DONE, Step.SETTLE_BEGUN, Step.SETTLE_DONE)
 BOUNCE_STEPS = (Step.SETTLE_BEGUN, Step.SETTLE_DONE)
 WORKERS = (1, 2, 5)

@@ -101,6 +101,8 @@ def test_the_example_is_a_good_configuration_with_and_without_its_comments(tmp_p
     (tmp_path / "redis.secret").write_text("secret\n")
     (tmp_path / "postgres.secret").write_text("secret\n")
     (tmp_path / "hook.token").write_text("token\n")
+    (tmp_path / "admin.token").write_text("a token of some length\n")
+    (tmp_path / "peers.token").write_text("another token of some length\n")
     (tmp_path / "srs.secrets").write_text("a secret of some length\n")
     (tmp_path / "srs.secrets").chmod(0o600)
     (tmp_path / "gatepost.yaml").write_text(COMMENTED.sub(r"\1\2", EXAMPLE))

@@ -24,7 +24,7 @@ from gateway.spool.draft import FileDraft
 from gateway.spool.finding import merged
 from gateway.spool.hands import Found, Hop
 from gateway.spool.notes import Notes
-from gateway.spool.parcel import Entered, Parcel, finish, from_json, no_step, receive, row_of, to_json
+from gateway.spool.parcel import Entered, Parcel, fill, finish, from_json, no_step, note, row_of, to_json
 from gateway.spool.postgres import finding, lease, mail, suspensions
 from gateway.spool.postgres.bell import Ring, ring
 from gateway.spool.postgres.database import Database
@@ -171,7 +171,7 @@ class PostgresPostmaster:
             with tempfile.TemporaryDirectory(prefix="import-", dir=self._place()) as directory:
                 draft = FileDraft(parcel.id, f"{directory}/content", self._executor, no_step, lambda _: None)
                 try:
-                    await receive(draft, parcel, blocks)
+                    await fill(draft, parcel, blocks)
                     return await self._enter(draft, parcel, by)
                 finally:
                     await draft.abandon()
@@ -192,7 +192,8 @@ class PostgresPostmaster:
 
         def step(db: Database) -> None:
             mail.insert(db, new, 0, self._notes)
-            finish(db, parcel, by, self._notes)
+            finish(db, parcel)
+            note(db, parcel, "imported", by, self._notes)
             ring(db, Ring.DUE)
 
         try:

@@ -8,6 +8,7 @@
 {{- include "gatepost.checkTls" . -}}
 {{- include "gatepost.checkQueue" . -}}
 {{- include "gatepost.checkScaling" . -}}
+{{- include "gatepost.checkEvacuation" . -}}
 {{- if eq $v.image.tag "latest" }}
 {{- fail "image.tag is latest, which says nothing about what runs; give a version, or image.digest" }}
 {{- end }}
@@ -27,7 +28,7 @@
 
 {{- define "gatepost.checkServices" -}}
 {{- $root := . -}}
-{{- $ports := dict (include "gatepost.healthPort" .) "probes and metrics" (include "gatepost.adminPort" .) "the admin API" -}}
+{{- $ports := dict (include "gatepost.healthPort" .) "probes and metrics" (include "gatepost.adminPort" .) "the admin API" (include "gatepost.handoverPort" .) "mail of other pods" -}}
 {{- $any := false -}}
 {{- range $name, $service := include "gatepost.services" . | fromYaml }}
 {{- $any = true -}}
@@ -92,6 +93,9 @@
 {{- end }}
 {{- if hasKey $config "admin" }}
 {{- fail "config.admin is given, and the chart binds probes, metrics and the API itself; leave it out" }}
+{{- end }}
+{{- if hasKey $config "evacuate" }}
+{{- fail "config.evacuate is given, and it is made from evacuate; set that" }}
 {{- end }}
 {{- range $section := list "spool" "state" }}
 {{- if hasKey (default dict (get $config $section)) "path" }}
@@ -174,6 +178,37 @@
 {{- $needed := add (int .Values.drain.delaySeconds) (int .Values.drain.sessionSeconds) 35 -}}
 {{- if lt (int .Values.terminationGracePeriodSeconds) (int $needed) }}
 {{- fail (printf "terminationGracePeriodSeconds is %v, and drain.delaySeconds %v + drain.sessionSeconds %v + 35 s for attempts in flight and the spool are %v; the pod would be killed in the middle of it" .Values.terminationGracePeriodSeconds .Values.drain.delaySeconds .Values.drain.sessionSeconds $needed) }}
+{{- end }}
+{{- end }}
+
+{{- define "gatepost.checkEvacuation" -}}
+{{- $e := .Values.evacuate -}}
+{{- if and $e.enabled (not $e.secret) }}
+{{- fail "evacuate.enabled is true and evacuate.secret is empty; anybody who reaches a pod could put mail into its queue: name a Secret with a token" }}
+{{- end }}
+{{- if and $e.enabled (include "gatepost.postgres" .) }}
+{{- fail "evacuate.enabled is true and config.spool.postgres is given; the queue is in the database, and there is nothing to hand over" }}
+{{- end }}
+{{- if and (eq $e.when "drain") (not $e.enabled) }}
+{{- fail "evacuate.when is drain and evacuate.enabled is false; no pod would take the mail" }}
+{{- end }}
+{{- if and (or $e.orphans $e.claims) (not $e.enabled) }}
+{{- fail "evacuate.orphans or evacuate.claims is given and evacuate.enabled is false; no pod would take the mail" }}
+{{- end }}
+{{- if and $e.orphans (or (not .Values.persistence.enabled) .Values.persistence.existingClaim) }}
+{{- fail "evacuate.orphans is given, and pods have no claims of their own (persistence.enabled is false, or persistence.existingClaim is set)" }}
+{{- end }}
+{{- $replicas := include "gatepost.replicas" . | int -}}
+{{- range $e.orphans }}
+{{- if lt (int .) $replicas }}
+{{- fail (printf "evacuate.orphans has %v and there are %v pods at least (replicas), so that one is no orphan" . $replicas) }}
+{{- end }}
+{{- end }}
+{{- if eq $e.when "drain" }}
+{{- $needed := add (int .Values.drain.delaySeconds) (int .Values.drain.sessionSeconds) 35 (int $e.seconds) 20 -}}
+{{- if lt (int .Values.terminationGracePeriodSeconds) (int $needed) }}
+{{- fail (printf "terminationGracePeriodSeconds is %v, and drain.delaySeconds %v + drain.sessionSeconds %v + 35 s + evacuate.seconds %v + 20 s are %v; the pod would be killed in the middle of it" .Values.terminationGracePeriodSeconds .Values.drain.delaySeconds .Values.drain.sessionSeconds $e.seconds $needed) }}
+{{- end }}
 {{- end }}
 {{- end }}
 

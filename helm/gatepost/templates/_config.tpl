@@ -2,6 +2,7 @@
 
 {{- define "gatepost.healthPort" -}}8080{{- end }}
 {{- define "gatepost.adminPort" -}}9925{{- end }}
+{{- define "gatepost.handoverPort" -}}9926{{- end }}
 
 {{/* All addresses of a family. */}}
 {{- define "gatepost.anyAddress" -}}
@@ -39,6 +40,12 @@
 {{- $config := deepCopy .Values.config -}}
 {{- $_ := set $config "listeners" (include "gatepost.listeners" . | fromYamlArray) -}}
 {{- $admin := dict "address" (printf "127.0.0.1:%s" (include "gatepost.adminPort" .)) "health" (printf "%s:%s" (include "gatepost.anyAddress" (first .Values.ipFamilies)) (include "gatepost.healthPort" .)) -}}
+{{- if .Values.evacuate.enabled }}
+{{- $_ := set $admin "token_file" (printf "/etc/gatepost/handover/%s" .Values.evacuate.key) -}}
+{{- $_ := set $admin "handover" (printf "%s:%s" (include "gatepost.anyAddress" (first .Values.ipFamilies)) (include "gatepost.handoverPort" .)) -}}
+{{- $peers := printf "http://%s-pods.%s.svc.%s:%s" (include "gatepost.fullname" .) .Release.Namespace .Values.evacuate.clusterDomain (include "gatepost.handoverPort" .) -}}
+{{- $_ := set $config "evacuate" (dict "when" .Values.evacuate.when "peers" $peers "time" (printf "%vs" .Values.evacuate.seconds)) -}}
+{{- end }}
 {{- $_ := set $config "admin" $admin -}}
 {{- $_ := set $config "spool" (merge (dict "path" "/var/lib/gatepost/spool") (default dict $config.spool)) -}}
 {{- $_ := set $config "state" (merge (dict "path" "/var/lib/gatepost/state") (default dict $config.state)) -}}

@@ -132,6 +132,11 @@ hostAliases:
   mountPath: /etc/gatepost/secrets/{{ $name }}
   readOnly: true
 {{- end }}
+{{- if .Values.evacuate.enabled }}
+- name: handover
+  mountPath: /etc/gatepost/handover
+  readOnly: true
+{{- end }}
 {{- if .Values.plugins.inline }}
 - name: policies
   mountPath: /etc/gatepost/policies
@@ -167,6 +172,12 @@ hostAliases:
 - name: secret-{{ $name }}
   secret:
     secretName: {{ $secret }}
+    defaultMode: 0440
+{{- end }}
+{{- if $root.Values.evacuate.enabled }}
+- name: handover
+  secret:
+    secretName: {{ $root.Values.evacuate.secret }}
     defaultMode: 0440
 {{- end }}
 {{- if $root.Values.plugins.inline }}
@@ -300,6 +311,11 @@ spec:
         - name: health
           containerPort: {{ include "gatepost.healthPort" . }}
           protocol: TCP
+        {{- if .Values.evacuate.enabled }}
+        - name: handover
+          containerPort: {{ include "gatepost.handoverPort" . }}
+          protocol: TCP
+        {{- end }}
       # Never a dependency, and never the SMTP port: a store that is down must not end the queue before it.
       startupProbe:
         httpGet: {path: /startupz, port: health}
