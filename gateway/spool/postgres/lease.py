@@ -200,4 +200,5 @@ def bury(db: Database) -> int:
 def _patience(db: Database) -> tuple[bool, float]:
     """Whether who hangs counts as dead, and the grace for who has no session: none is given up after an outage."""
     up, lease = db.execute(_UP).fetchone() or (0.0, None)
-    return up >= (lease or 0.0), GRACE_SECONDS if up >= GRACE_SECONDS else 1e9
+    grace = GRACE_SECONDS + (lease or 0.0) / _BEATS
+    return up >= (lease or 0.0), grace if up >= grace else 1e9

@@ -37,6 +37,7 @@ def test_gateways_and_operators_that_cross_each_other_lose_nothing(place: Postgr
     """Two gateways try all mail again and again, while two operators change all of it."""
     orders: list[Amendment] = [Hold(), Release(), Reroute("smtp:x.test:25"), Retry(), Redirect((BEN,))]
     count = 40
+    moved: set[str] = set()
 
     async def deliver(worker: PostgresSpool, ended: asyncio.Event) -> int:
         tried = 0
@@ -53,7 +54,10 @@ def test_gateways_and_operators_that_cross_each_other_lose_nothing(place: Postgr
         view = await open_all(place.options)
         seen: set[Amended] = set()
         for order in orders * 2:
-            seen |= set((await view.postmaster.amend(ids, order, by=f"operator {worker}", wait=0.1)).values())
+            results = await view.postmaster.amend(ids, order, by=f"operator {worker}", wait=0.1)
+            seen |= set(results.values())
+            if isinstance(order, Redirect):
+                moved.update(id for id, result in results.items() if result is Amended.DONE)
         await view.close()
         return seen
 
@@ -70,7 +74,9 @@ def test_gateways_and_operators_that_cross_each_other_lose_nothing(place: Postgr
         assert not (seen[0] | seen[1]) & {Amended.MISSING, Amended.UNREADABLE}
         left = {one.message.id: one for one in await workers[0].postmaster.find(Selection(), hop, limit=count + 1)}
         assert sorted(left) == sorted(ids)
-        assert {str(s.recipient.address) for one in left.values() for s in one.message.slots} == {"ben@other.test"}
+        # Who was told that it is done finds it done, whatever a gateway had to say meanwhile.
+        to = {id: [str(slot.recipient.address) for slot in one.message.slots] for id, one in left.items()}
+        assert moved and all(to[id] == ["ben@other.test"] for id in moved)
         for worker in workers:
             await worker.close()
         assert place.query("SELECT count(*) FROM message WHERE claimed <> 0") == [(0,)]
