@@ -9,6 +9,9 @@ JOBS := 4
 
 JOBS_CHART := 2
 
+# Tests and benchmarks start many processes, which would compile everything anew where the environment says so.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help run test test-fast lint chart chart-full chart-files image image-test e2e bench bench-asked bench-filtered bench-plugins bench-depth bench-outage bench-queue bench-postgres day durability lock public-names clean setup-run setup-test setup-image
 
 help:

@@ -98,6 +98,11 @@ class MailParameters:
     requiretls: bool = False
 
 
+_PLAIN: Final = MailParameters()
+_ELSEWHERE: Final = frozenset({"sender", "next_hop", "origin", "priority"})
+"""What an envelope's JSON holds beside the parameters."""
+
+
 @dataclass(frozen=True, slots=True)
 class Origin:
     """The client whom a message came from, for next hops that are to know. `name` and `helo` may be empty."""
@@ -171,13 +176,15 @@ class Envelope:
     def from_json(cls, data: dict[str, Any], recipients: tuple[Recipient, ...]) -> Envelope:
         s = data.get("sender")
         sender: Sender = Address(s["local"], s["domain"]) if s else NULL_SENDER
-        parameters = MailParameters(
-            body=Body(data["body"]) if "body" in data else Body.SEVEN_BIT,
-            smtputf8=bool(data.get("smtputf8", False)),
-            ret=Ret(data["ret"]) if "ret" in data else None,
-            envid=data.get("envid", ""),
-            requiretls=bool(data.get("requiretls", False)),
-        )
+        parameters = _PLAIN
+        if not data.keys() <= _ELSEWHERE:
+            parameters = MailParameters(
+                body=Body(data["body"]) if "body" in data else Body.SEVEN_BIT,
+                smtputf8=bool(data.get("smtputf8", False)),
+                ret=Ret(data["ret"]) if "ret" in data else None,
+                envid=data.get("envid", ""),
+                requiretls=bool(data.get("requiretls", False)),
+            )
         origin = Origin.from_json(data["origin"]) if "origin" in data else None
         priority = Priority(data["priority"]) if "priority" in data else Priority.NORMAL
         return cls(sender, recipients, parameters, str(data.get("next_hop", "")), origin, priority)

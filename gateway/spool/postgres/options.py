@@ -16,12 +16,11 @@ PORT: Final = 5432
 HOSTS_MAX: Final = 8
 PASSWORD_OCTETS: Final = 4096
 _NAME: Final = r"[^:@/?#\[\]\s]{1,200}"
-_URL: Final = re.compile(
-    rf"postgres(?:ql)?://(?:(?P<user>{_NAME})(?P<password>:[^@/]*)?@)?(?P<hosts>[^@/?#\s]{{1,2000}})/(?P<database>{_NAME})\Z"
-)
-_HOST: Final = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9_.%-]{1,253})(?::(?P<port>[0-9]{1,5}))?\Z")
+_URL: Final = rf"postgres(?:ql)?://(?:(?P<user>{_NAME})(?P<password>:[^@/]*)?@)?(?P<hosts>[^@/?#\s]{{1,2000}})/(?P<database>{_NAME})\Z"
+_HOST: Final = r"(?P<host>\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9_.%-]{1,253})(?::(?P<port>[0-9]{1,5}))?\Z"
 _LABEL: Final = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9])?"
-_HOST_NAME: Final = re.compile(rf"{_LABEL}(?:\.{_LABEL})*\.?\Z")
+_HOST_NAME: Final = rf"{_LABEL}(?:\.{_LABEL})*\.?\Z"
+# Not compiled here: most configurations have no such URL, and it takes longer than the rest of the module.
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +65,7 @@ def parse_url(text: str) -> PostgresServer:
     The directory of a Unix socket is written with ``%2F`` for its slashes. What is wrong is said without the URL:
     there may be a password in it.
     """
-    match = _URL.match(text)
+    match = re.match(_URL, text)
     if match is None:
         raise ValueError("is no URL of a database; write postgresql://USER@HOST:PORT/DATABASE")
     if match["password"]:
@@ -83,7 +82,7 @@ def parse_url(text: str) -> PostgresServer:
 
 
 def _host(text: str) -> tuple[str, int]:
-    match = _HOST.match(text)
+    match = re.match(_HOST, text)
     if match is None:
         raise ValueError("names a host that is neither a host name nor an IP address")
     host, port = unquote(match["host"]), int(match["port"] or PORT)
@@ -92,7 +91,7 @@ def _host(text: str) -> tuple[str, int]:
             host = str(ipaddress.IPv6Address(host[1:-1]))
         except ValueError:
             raise ValueError("has something in [] that is no IPv6 address") from None
-    elif not host.startswith("/") and not _HOST_NAME.match(host):
+    elif not host.startswith("/") and not re.match(_HOST_NAME, host):
         raise ValueError("names a host that is neither a host name nor an IP address")
     if "," in host or not host.isprintable():
         raise ValueError("names a directory that cannot be one of a socket")
