@@ -25,7 +25,7 @@ def server(running) -> ScriptedDns:
     return running(ScriptedDns(RECORDS))
 
 
-def ask(server: ScriptedDns, name: str = "host.test", rdtype: str = "A", timeout: float = 0.3) -> Answer:
+def ask(server: ScriptedDns, name: str = "host.test", rdtype: str = "A", timeout: float = 1.0) -> Answer:
     """Each time by a resolver that remembers nothing."""
     host, _, port = server.address.rpartition(":")
 

@@ -250,7 +250,7 @@ FIRST = {row.plugin: row for row in reversed(ASKING)}
 def hurried() -> Iterator[Rig]:
     """An entry for each plugin and `on_error`, with less time than the DNS takes to say that there is trouble."""
     entries = {
-        f"{plugin}-{on_error}": [*row.before, {plugin: dict(row.options), "timeout": "400ms", "on_error": on_error}]
+        f"{plugin}-{on_error}": [*row.before, {plugin: dict(row.options), "timeout": "700ms", "on_error": on_error}]
         for plugin, row in FIRST.items()
         for on_error in ON_ERROR
     }
