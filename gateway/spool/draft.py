@@ -17,7 +17,7 @@ from contextlib import aclosing, suppress
 from typing import Final
 
 from gateway.ops import metrics
-from gateway.spool.spool import SpoolError, SpoolFull, Step
+from gateway.spool.spool import Draft, SpoolError, SpoolFull, Step
 
 SPILL: Final = 256 << 10
 _BLOCK: Final = 256 << 10
@@ -338,3 +338,10 @@ class StoredContent:
             return
         except OSError as error:
             raise translate(error) from error
+
+
+def own_draft(draft: Draft) -> FileDraft:
+    """A draft that one of our spools has given. Raises TypeError for another's."""
+    if not isinstance(draft, FileDraft):
+        raise TypeError("the draft is of another spool")
+    return draft

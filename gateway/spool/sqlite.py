@@ -20,7 +20,7 @@ from typing import Any, Final, Self
 from gateway.mail.envelope import Recipient
 from gateway.ops import log
 from gateway.spool import operator, schema
-from gateway.spool.draft import FileDraft, MemoryContent
+from gateway.spool.draft import FileDraft, MemoryContent, own_draft
 from gateway.spool.free import FreeSpace
 from gateway.spool.handover import Handover
 from gateway.spool.notes import RECORD, Notes, open_notes
@@ -51,12 +51,6 @@ _FRESH_OCTETS: Final = 32 << 20
 _GUESTS: Final = 64
 _Insert = Callable[[sqlite3.Connection], None]
 _Landed = Callable[[SpoolError | None], None]
-
-
-def _ours(draft: Draft) -> FileDraft:
-    if not isinstance(draft, FileDraft):
-        raise TypeError("the draft is of another spool")
-    return draft
 
 
 class SqliteSpool:
@@ -138,9 +132,9 @@ class SqliteSpool:
 
     async def commit(self, draft: Draft, message: NewMessage, *copies: NewMessage) -> None:
         # The draft comes first: it gives its name away before an edited one takes it.
-        drafts: dict[FileDraft, list[NewMessage]] = {_ours(draft): []}
+        drafts: dict[FileDraft, list[NewMessage]] = {own_draft(draft): []}
         for one in (message, *copies):
-            drafts.setdefault(_ours(one.content or draft), []).append(one)
+            drafts.setdefault(own_draft(one.content or draft), []).append(one)
         try:
             await self._sync(drafts)
             await self._insert(drafts)

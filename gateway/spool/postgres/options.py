@@ -6,15 +6,15 @@
 from __future__ import annotations
 
 import ipaddress
-import os
 import re
 from dataclasses import dataclass
 from typing import Final
 from urllib.parse import unquote
 
+from gateway.services.password import read_password
+
 PORT: Final = 5432
 HOSTS_MAX: Final = 8
-PASSWORD_OCTETS: Final = 4096
 _NAME: Final = r"[^:@/?#\[\]\s]{1,200}"
 _URL: Final = rf"postgres(?:ql)?://(?:(?P<user>{_NAME})(?P<password>:[^@/]*)?@)?(?P<hosts>[^@/?#\s]{{1,2000}})/(?P<database>{_NAME})\Z"
 _HOST: Final = r"(?P<host>\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9_.%-]{1,253})(?::(?P<port>[0-9]{1,5}))?\Z"
@@ -105,22 +105,7 @@ def password(options: PostgresOptions) -> str:
 
     Raises OSError, and ValueError when neither has one, for a file that cannot be used.
     """
-    if options.password_env and (value := os.environ.get(options.password_env)):
-        return value
-    if not options.password_file:
-        if options.password_env:
-            raise ValueError(f"the environment variable {options.password_env} is not set")
-        return ""
-    with open(options.password_file, "rb") as file:
-        line = file.readline(PASSWORD_OCTETS + 1).strip(b"\r\n")
-    if not line:
-        raise ValueError("the first line is empty; it must hold the password")
-    if len(line) > PASSWORD_OCTETS:
-        raise ValueError(f"the first line is longer than {PASSWORD_OCTETS} octets")
-    try:
-        return line.decode()
-    except UnicodeDecodeError:
-        raise ValueError("the first line is not UTF-8") from None
+    return read_password(options.password_env, options.password_file)
 
 
 def check_library() -> None:

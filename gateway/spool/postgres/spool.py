@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from gateway.ops import log
 from gateway.spool import schema
-from gateway.spool.draft import SPILL, FileDraft, MemoryContent
+from gateway.spool.draft import SPILL, FileDraft, MemoryContent, own_draft
 from gateway.spool.free import FreeSpace
 from gateway.spool.notes import RECORD, Notes
 from gateway.spool.postgres import mail
@@ -178,9 +178,9 @@ class PostgresSpool(Desk):
         return FileDraft(id, path + ".edited" if edited else path, self._executor, self._on_step, self._free.check)
 
     async def commit(self, draft: Draft, message: NewMessage, *copies: NewMessage) -> None:
-        drafts: dict[FileDraft, list[NewMessage]] = {_ours(draft): []}
+        drafts: dict[FileDraft, list[NewMessage]] = {own_draft(draft): []}
         for one in (message, *copies):
-            drafts.setdefault(_ours(one.content or draft), []).append(one)
+            drafts.setdefault(own_draft(one.content or draft), []).append(one)
         try:
             self.check_room(0)
             await self._finish(drafts)
@@ -418,9 +418,3 @@ async def _end(line: PostgresWriter) -> None:
     """Finish what was submitted, and end the thread and its connection."""
     line.end()
     await asyncio.to_thread(line.close)
-
-
-def _ours(draft: Draft) -> FileDraft:
-    if not isinstance(draft, FileDraft):
-        raise TypeError("the draft is of another spool")
-    return draft
