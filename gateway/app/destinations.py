@@ -10,7 +10,7 @@ from gateway.app.outbound import make_router
 from gateway.config import Config, ConfigError, load
 from gateway.mail.address import NULL_SENDER, Address, Sender, parse_domain
 from gateway.ops import log
-from gateway.ops.operations import Retry, Selection
+from gateway.ops.operations import Selection
 from gateway.queue.lane import SUSPENDED
 from gateway.spool.hands import Hands, Hop
 from gateway.transport.routing import Router, parse_next_hop, parse_own_next_hop
@@ -19,7 +19,6 @@ from gateway.transport.transport import Kind
 UNKNOWN: Final = "?"
 """What stands for a destination where there is no route."""
 _log = log.get()
-_PAGE: Final = 500
 _BY: Final = "the end of a suspension"
 
 
@@ -107,11 +106,4 @@ class FromFile:
 async def hasten(postmaster: Hands, hop: Hop, destinations: Collection[str]) -> None:
     """Make due what was put off because these destinations were suspended. Raises `SpoolError`."""
     for destination in destinations:
-        wanted = Selection(states=("queued",), next_hop=destination, reason=SUSPENDED.text)
-        after = ""
-        while True:
-            found = await postmaster.find(wanted, hop, limit=_PAGE, after=after)
-            await postmaster.amend([one.message.id for one in found], Retry(), by=_BY)
-            if len(found) < _PAGE:
-                break
-            after = found[-1].message.id
+        await postmaster.hasten(Selection(next_hop=destination, reason=SUSPENDED.text), hop, by=_BY)

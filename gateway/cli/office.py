@@ -163,6 +163,9 @@ class Change:
         async def work(office: Office) -> tuple[Amendment, dict[str, Amended]]:
             one = amendment(office) if callable(amendment) else amendment
             wanted = self._wanted if self._wanted.states else replace(self._wanted, states=STATES[type(one)])
+            if isinstance(one, Retry) and not (self._ids or self._wanted.states or self._dry_run):
+                wanted, hop = office.selected(wanted)
+                return one, await office.postmaster.hasten(wanted, hop, by=who(), wait=self._wait)
             chosen = self._ids or await office.ids(wanted)
             if self._dry_run:
                 return one, dict.fromkeys(chosen, Amended.UNCHANGED)

@@ -38,15 +38,24 @@ def find(db: sqlite3.Connection, wanted: Selection, after: str, limit: int, hop:
     return db.execute(text, values).fetchall()
 
 
-def query(wanted: Selection, after: str, limit: int) -> tuple[str, tuple[Any, ...]]:
+def find_to_hasten(db: sqlite3.Connection, wanted: Selection, after: str, limit: int, hop: Hop) -> list[Any]:
+    """Id, whether it is claimed, reason and slots of what is queued and meant, by id. Raises sqlite3.Error."""
+    _know(db, hop)
+    text, values = query(wanted, after, limit, "id, claimed, reason, slots")
+    return db.execute(text, values).fetchall()
+
+
+def query(
+    wanted: Selection, after: str, limit: int, columns: str = f"{schema.COLUMNS}, claimed"
+) -> tuple[str, tuple[Any, ...]]:
     """The statement and its values."""
     conditions, values = ["m.id > ?"], [after]
     for condition, given in (*of_columns(wanted), *_of_message(wanted), *_of_recipient(wanted)):
         conditions.append(condition)
         values += given
-    columns = ", ".join(f"m.{name.strip()}" for name in schema.COLUMNS.split(","))
+    named = ", ".join(f"m.{name.strip()}" for name in columns.split(","))
     where = " AND ".join(conditions)
-    return f"SELECT {columns}, m.claimed FROM message m WHERE {where} ORDER BY m.id LIMIT ?", (*values, limit)
+    return f"SELECT {named} FROM message m WHERE {where} ORDER BY m.id LIMIT ?", (*values, limit)
 
 
 _Condition = tuple[str, list[Any]]

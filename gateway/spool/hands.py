@@ -52,6 +52,9 @@ class Hands(Protocol):
         `by` says who wants it so: that is kept with the attempts.
         """
 
+    async def hasten(self, wanted: Selection, hop: Hop, *, by: str, wait: float = 0.0) -> dict[str, Amended]:
+        """Have all queued messages that are meant tried again now: `Retry`, for many at once."""
+
     async def describe(self, id: str, sha256: str) -> dict[str, Any] | None:
         """What an export says of a message whose content has this digest; None for one that is not there whole."""
 

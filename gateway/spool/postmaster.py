@@ -15,12 +15,13 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from gateway.ops import metrics
-from gateway.ops.operations import DEEDS, Amended, Amendment, Drop, Selection, Suspension, Waiting
+from gateway.ops.operations import DEEDS, STATES, Amended, Amendment, Drop, Retry, Selection, Suspension, Waiting
 from gateway.spool import amend as amending
 from gateway.spool import finding, schema, suspensions
 from gateway.spool.hands import Found, Hop
@@ -98,6 +99,39 @@ class Postmaster:
             await asyncio.sleep(_PAUSE)
         for result in out.values() if by else ():
             metrics.QUEUE_OPERATIONS.labels(DEEDS[type(amendment)], result.value).inc()
+        return out
+
+    async def hasten(self, wanted: Selection, hop: Hop, *, by: str, wait: float = 0.0) -> dict[str, Amended]:
+        """Have all queued messages that are meant tried again now: `Retry`, for many at once.
+
+        Between two steps a shard is left to its gateway for as long as the step took: it has mail to take, and what is
+        due by now to deliver.
+        """
+        await self._free()
+        wanted = replace(wanted, states=STATES[Retry])
+        out: dict[str, Amended] = {}
+        for results in await asyncio.gather(*(self._hasten(shard, wanted, hop, by) for shard in self._shards)):
+            out |= results
+        done = sum(result is Amended.DONE for result in out.values())
+        metrics.QUEUE_OPERATIONS.labels(DEEDS[Retry], Amended.DONE.value).inc(done)
+        left = [id for id, result in out.items() if result is not Amended.DONE]
+        return out | await self.amend(left, Retry(), by=by, wait=wait) if left else out
+
+    async def _hasten(self, shard: Shard, wanted: Selection, hop: Hop, by: str) -> dict[str, Amended]:
+        out: dict[str, Amended] = {}
+        after: str | None = ""
+        while after is not None:
+
+            def step(db: sqlite3.Connection, after: str = after) -> list[tuple[str, Amended]]:
+                rows = finding.find_to_hasten(db, wanted, after, _PAGE, hop)
+                return amending.hasten(db, rows, by, time.time_ns() / 1e9, self._notes)
+
+            begun = time.monotonic()
+            page = await shard.writer.submit(step)
+            shard.next_due = 0.0
+            out |= dict(page)
+            after = page[-1][0] if len(page) == _PAGE else None
+            await asyncio.sleep(time.monotonic() - begun)
         return out
 
     async def _page(self, shard: Shard, ids: Sequence[str], amendment: Amendment, by: str) -> dict[str, Amended]:

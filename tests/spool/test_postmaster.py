@@ -329,6 +329,66 @@ def test_what_is_retried_or_rerouted_is_due_now(place: Place):
     on_spool(place, check)
 
 
+def test_all_that_is_meant_is_hastened_and_nothing_else(place: Place):
+    async def check(worker: OperatedSpool, postmaster: Hands) -> None:
+        meant = [await deferred(worker) for _ in range(3)]
+        other = await deferred(worker, envelope=envelope("ann@sender.test", "cem@other.test"))
+        held, broken = await deferred(worker), await deferred(worker)
+        await postmaster.amend([held], Hold(), by="anna")
+        place.query("UPDATE message SET slots = replace(slots, 'ben', '\\ud800') WHERE id = ?", broken)
+        in_hand = await put(worker, SMALL, message())
+        assert in_hand in await take(worker)
+        results = await postmaster.hasten(Selection(recipient="ben@example.test"), hop, by="anna")
+        # The broken one is not found, since nobody can say to whom it goes.
+        assert results == {**dict.fromkeys(meant, Amended.DONE), in_hand: Amended.CLAIMED}
+        for id in meant:
+            one = await look(postmaster, id)
+            assert (one.due, [slot.status for slot in one.slots]) == (0.0, [RecipientStatus.DEFERRED])
+            assert (await deeds(worker, id)) == [("retried", "anna")]
+        assert (await look(postmaster, other)).due == 9e9
+        place.heed(worker)
+        assert sorted(await take(worker)) == sorted(meant)
+        results = await postmaster.hasten(Selection(), hop, by="anna")
+        assert results == {
+            **dict.fromkeys((*meant, in_hand), Amended.CLAIMED),
+            broken: Amended.UNREADABLE,
+            other: Amended.DONE,
+        }
+        assert await deeds(worker, held) == [("held", "anna")]
+
+    on_spool(place, check)
+
+
+def test_who_has_got_it_is_not_hastened(place: Place):
+    async def check(worker: OperatedSpool, postmaster: Hands) -> None:
+        id = await put(worker, SMALL, message(envelope=envelope("ann@sender.test", "a@example.test", "b@example.test")))
+        (claimed,) = (await take(worker)).values()
+        done = after(claimed.message, RecipientStatus.DELIVERED)[0]
+        waits = after(claimed.message, RecipientStatus.DEFERRED, due=9e9)[1]
+        await worker.settle(Settlement(id, (done, waits)))
+        assert await postmaster.hasten(Selection(), hop, by="anna") == {id: Amended.DONE}
+        assert (await look(postmaster, id)).slots == (done, replace(waits, due=0.0))
+        (explained,) = await worker.explain(id)
+        assert [note["recipient"] for note in explained.attempts if note["outcome"] == "retried"] == ["b@example.test"]
+
+    on_spool(place, check)
+
+
+def test_hastening_goes_through_all_pages(place: Place):
+    async def check(worker: OperatedSpool, postmaster: Hands) -> None:
+        ids = [await put(worker, SMALL, message()) for _ in range(401)]
+        taken: list[str] = []
+        while found := await take(worker):
+            taken += found
+            for claimed in found.values():
+                await defer(worker, claimed.message, 9e9)
+        assert sorted(taken) == sorted(ids)
+        assert await postmaster.hasten(Selection(), hop, by="anna") == dict.fromkeys(ids, Amended.DONE)
+        assert {one.message.due for one in await postmaster.find(Selection(), hop, limit=1000)} == {0.0}
+
+    on_spool(place, check)
+
+
 def test_a_redirected_message_goes_to_others_and_who_has_got_it_stays_done(place: Place):
     async def check(worker: OperatedSpool, postmaster: Hands) -> None:
         to = (

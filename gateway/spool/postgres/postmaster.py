@@ -13,11 +13,12 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import Executor
+from dataclasses import replace
 from functools import partial
 from typing import Any, Final, Protocol
 
 from gateway.ops import metrics
-from gateway.ops.operations import DEEDS, Amended, Amendment, Selection, Suspension, Waiting
+from gateway.ops.operations import DEEDS, STATES, Amended, Amendment, Retry, Selection, Suspension, Waiting
 from gateway.spool import amend as amending
 from gateway.spool import schema, writer
 from gateway.spool.draft import FileDraft
@@ -135,6 +136,20 @@ class PostgresPostmaster:
         for result in out.values():
             metrics.QUEUE_OPERATIONS.labels(DEEDS[type(amendment)], result.value).inc()
         return out
+
+    async def hasten(self, wanted: Selection, hop: Hop, *, by: str, wait: float = 0.0) -> dict[str, Amended]:
+        """Have all queued messages that are meant tried again now: `Retry`, for many at once."""
+        wanted = replace(wanted, states=STATES[Retry])
+        out: dict[str, Amended] = {}
+        after = ""
+        while True:
+            page = [one.message.id for one in await self.find(wanted, hop, limit=_PAGE, after=after)]
+            out |= await self.amend(page, Retry(), by=by)
+            if len(page) < _PAGE:
+                break
+            after = page[-1]
+        left = [id for id, result in out.items() if result is Amended.CLAIMED] if wait else []
+        return out | await self.amend(left, Retry(), by=by, wait=wait) if left else out
 
     async def _page(self, ids: Sequence[str], amendment: Amendment, by: str) -> dict[str, Amended]:
         step = partial(
