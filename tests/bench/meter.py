@@ -11,6 +11,7 @@ import contextlib
 import os
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from tests.support.process import descendants
@@ -36,6 +37,7 @@ class Meter:
                 group.mkdir()
                 self._group = group
         self._stop = threading.Event()
+        self._resting = threading.Event()
         self._thread = threading.Thread(target=self._sample, daemon=True)
         self._thread.start()
 
@@ -90,8 +92,23 @@ class Meter:
                     total += _pss(pid)
         return total
 
+    @contextlib.contextmanager
+    def resting(self) -> Iterator[None]:
+        """Take no samples for a while.
+
+        Where single milliseconds count they cost too much: the kernel adds up a process's pages under the lock that
+        the process itself needs to have more of them, and the longer the more it has.
+        """
+        self._resting.set()
+        try:
+            yield
+        finally:
+            self._resting.clear()
+
     def _sample(self) -> None:
         while not self._stop.wait(0.5):
+            if self._resting.is_set():
+                continue
             self.peak_pss = max(self.peak_pss, self.pss())
             if self._group is None:
                 with self._lock:

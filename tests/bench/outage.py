@@ -162,7 +162,10 @@ def run(directory: Path, options: argparse.Namespace) -> dict[str, Any]:
         for number in range(options.rounds):
             order = contenders if number % 2 == 0 else contenders[::-1]
             for contender in order:
-                calm.append(quiet(contender, round(options.seconds * options.rate), options.rate))
+                with contextlib.ExitStack() as rest:
+                    for other in contenders:
+                        rest.enter_context(other.gateway.meter.resting())
+                    calm.append(quiet(contender, round(options.seconds * options.rate), options.rate))
                 print(f"round {number + 1}  quiet   {calm[-1]}", flush=True)
             for contender in order:
                 drained.append(outage(contender, options.backlog))
