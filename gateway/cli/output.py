@@ -7,9 +7,11 @@ character.
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, Final
 
 import click
@@ -41,9 +43,14 @@ def text(value: object, style: str = "") -> Text:
 def when(seconds: float) -> str:
     """A moment as the log writes it."""
     try:
-        return datetime.fromtimestamp(seconds, UTC).isoformat(" ", "seconds")[:19] + "Z"
+        return _second(math.floor(seconds))
     except (OverflowError, OSError, ValueError):
         return "-"
+
+
+@lru_cache(maxsize=10_000)
+def _second(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(" ", "seconds")[:19] + "Z"
 
 
 def as_json(value: Any) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ipaddress
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 from typing import Any, Final
 
 from gateway.mail.address import NULL_SENDER, Address, Sender
@@ -103,6 +104,9 @@ _ELSEWHERE: Final = frozenset({"sender", "next_hop", "origin", "priority"})
 """What an envelope's JSON holds beside the parameters."""
 
 
+_ip_address = lru_cache(maxsize=4096)(ipaddress.ip_address)
+
+
 @dataclass(frozen=True, slots=True)
 class Origin:
     """The client whom a message came from, for next hops that are to know. `name` and `helo` may be empty."""
@@ -131,7 +135,7 @@ class Origin:
         if not isinstance(port, int) or not 0 <= port <= 0xFFFF:
             raise ValueError("no port")
         name, helo = str(data.get("name", "")), str(data.get("helo", ""))
-        return cls(ipaddress.ip_address(str(data["client"])), port, name, helo, bool(data.get("esmtp", True)))
+        return cls(_ip_address(str(data["client"])), port, name, helo, bool(data.get("esmtp", True)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,7 +62,10 @@ class RecipientStatus(StrEnum):
 
     @property
     def open(self) -> bool:
-        return self in (RecipientStatus.PENDING, RecipientStatus.DEFERRED)
+        return self in _OPEN
+
+
+_OPEN: Final = (RecipientStatus.PENDING, RecipientStatus.DEFERRED)
 
 
 @dataclass(frozen=True, slots=True)
