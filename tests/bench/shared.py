@@ -29,28 +29,28 @@ _NAMES = ("sqlite", "postgres")
 @contextlib.contextmanager
 def with_postgres(directory: Path, workers: int) -> Iterator[Gateway]:
     """Gatepost with its queue in a PostgreSQL of its own."""
-    meter, sink = Meter(_NAMES[1]), SmtpSink(dump=True)
-    server = PostgresServer("shared_buffers=128MB", prepare=meter.enter)
-    meter.watch(server.pid)
-    to = {"next_hop": f"smtp:127.0.0.1:{sink.port}", "recipients": "any", "tls": "none"}
-    process = GatepostProcess(
-        {
-            "workers": workers,
-            "spool": {"path": str(directory / "spool"), "postgres": server.url},
-            "state": {"path": str(directory / "state")},
-            "domains": {"example.test": to},
-            "pipeline": [],
-        },
-        prepare=meter.enter,
-    )
-    meter.watch(process.process.pid)
-    try:
+    with contextlib.ExitStack() as stack:
+        meter = Meter(_NAMES[1])
+        stack.callback(meter.close)
+        server = PostgresServer("shared_buffers=128MB", prepare=meter.enter)
+        stack.callback(server.stop)
+        meter.watch(server.pid)
+        sink = SmtpSink(dump=True)
+        to = {"next_hop": f"smtp:127.0.0.1:{sink.port}", "recipients": "any", "tls": "none"}
+        process = GatepostProcess(
+            {
+                "workers": workers,
+                "spool": {"path": str(directory / "spool"), "postgres": server.url},
+                "state": {"path": str(directory / "state")},
+                "domains": {"example.test": to},
+                "pipeline": [],
+            },
+            prepare=meter.enter,
+        )
+        stack.callback(shutil.rmtree, process.directory)
+        stack.callback(process.stop)
+        meter.watch(process.process.pid)
         yield Gateway(_NAMES[1], process.port, sink, meter, lambda: server.query("SELECT count(*) FROM message")[0][0])
-    finally:
-        process.stop()
-        server.stop()
-        shutil.rmtree(process.directory)
-        meter.close()
 
 
 def report(rounds: Sequence[Round], sizes: Sequence[int]) -> list[dict[str, Any]]:

@@ -112,6 +112,11 @@ class PostgresServer:
         return True
 
     @property
+    def pid(self) -> int:
+        """The postmaster's."""
+        return self._process.pid
+
+    @property
     def url(self) -> str:
         return f"postgresql://test@127.0.0.1:{self.port}/postgres"
 
