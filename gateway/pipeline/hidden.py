@@ -8,6 +8,7 @@ asked about a hash that it would take for the truth.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection
 from typing import Any, NoReturn
 
@@ -80,7 +81,13 @@ class HiddenAddress(Address):
 
 def read_address(text: str, *, redacted: bool, redactor: Redactor | None) -> Address:
     """An address of a record. Raises `gateway.mail.address.AddressError`."""
-    return HiddenAddress(text, redactor) if redacted and is_hidden(text) else parse_mailbox(text, utf8=True)
+    return HiddenAddress(text, redactor) if redacted and is_hidden(text) else _parse(text)
+
+
+@functools.lru_cache(maxsize=10_000)
+def _parse(text: str) -> Address:
+    """Who got mail once got more of it, and who sends wrote before."""
+    return parse_mailbox(text, utf8=True)
 
 
 def recorded(address: Address) -> str:

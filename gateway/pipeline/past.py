@@ -20,7 +20,7 @@ from gateway.pipeline.hidden import Hidden, NotTold, read_address, recorded
 from gateway.pipeline.lookup import Fault, FaultKind
 from gateway.pipeline.plan import Node
 from gateway.pipeline.recall import Memory, RecallError
-from gateway.pipeline.told import FindingNote, Told, UnreadableRecord, read_told
+from gateway.pipeline.told import Told, UnreadableRecord, read_told
 from gateway.sdk.findings import Finding
 from gateway.sdk.stage import Stage, Transaction
 
@@ -28,6 +28,7 @@ __all__ = ["NotTold", "Past", "recorded"]
 
 _SESSION: Final = {"helo": "session.helo", "client.name": "session.name", "tls.sni": "session.tls.sni"}
 """What of a session may have been redacted, as the record and as policies call it."""
+_ALL_TOLD: Final[dict[str, Any]] = {}
 
 
 class Past:
@@ -53,7 +54,6 @@ class Past:
             self.recipients = [(Recipient(read(to.address)), to.reply) for to in told.recipients if "@" in to.address]
         except (LookupError, TypeError, ValueError, AttributeError, AddressError, OverflowError) as error:
             raise NotTold("the record cannot be read") from error
-        self._notes: dict[tuple[str, str], list[FindingNote]] = {}
         self._transactions: dict[tuple[Recipient, ...], Transaction] = {}
         self.reached = self._reached()
 
@@ -103,7 +103,7 @@ class Past:
         that of the same stage counts. Raises `NotTold`.
         """
         name = node.finder.finding.__name__
-        notes = self._found().get((name, whom), ())
+        notes = [note for note in self.told.findings if note.finding == name and note.recipient == whom]
         if len(notes) == 1 and notes[0].plugin == entry:
             note = notes[0]
         else:
@@ -128,13 +128,6 @@ class Past:
             return None
         raise NotTold(f"{name} was not waited for")
 
-    def _found(self) -> Mapping[tuple[str, str], list[FindingNote]]:
-        """What was found, by what it is and about whom; sorted when it is asked for first."""
-        if not self._notes:
-            for note in self.told.findings:
-                self._notes.setdefault((note.finding, note.recipient), []).append(note)
-        return self._notes
-
 
 _findings: Final = Memory()
 _address = functools.lru_cache(maxsize=10_000)(ipaddress.ip_address)
@@ -143,7 +136,7 @@ _address = functools.lru_cache(maxsize=10_000)(ipaddress.ip_address)
 def _session(told: Told, trusted: Callable[[Any], bool]) -> Session:
     client, tls = told.client, told.tls
     address = _address(client.ip)
-    hidden: dict[str, Any] = {name: Hidden(_SESSION[name]) for name in told.redacted or ()}
+    hidden: dict[str, Any] = {name: Hidden(_SESSION[name]) for name in told.redacted} if told.redacted else _ALL_TOLD
     return Session(
         id=told.session,
         client=address,

@@ -99,9 +99,11 @@ class Entry:
 
     def applied(self, session: Session, txn: Transaction | None) -> Entry:
         """The entry as it counts here: itself, or in shadow where its rollout has not come."""
-        if self.rollout is None or self.rollout.covers(self.name, session, txn):
-            return self
-        return replace(self, shadow=True)
+        return self if self.enforced(session, txn) else replace(self, shadow=True)
+
+    def enforced(self, session: Session, txn: Transaction | None) -> bool:
+        """Whether its rollout has come here, if it has one."""
+        return self.rollout is None or self.rollout.covers(self.name, session, txn)
 
 
 # A source that is a number is a place in the tuple that the runner holds ready at each stage.

@@ -326,8 +326,8 @@ class _Course:
 
     def _turn(self, plan: StagePlan, step: Step, given: tuple[Any, ...]) -> Said | None:
         """One entry's turn, as `gateway.pipeline.runner` gives it."""
-        entry = step.entry if step.entry.rollout is None else step.entry.applied(given[0], given[1])
-        if entry.shadow:
+        entry = step.entry
+        if entry.shadow or not entry.enforced(given[0], given[1]):
             # Whatever it says changes nothing.
             return None
         try:

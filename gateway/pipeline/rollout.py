@@ -41,9 +41,7 @@ class Rollout:
 
     def covers(self, entry: str, session: Session, txn: Transaction | None) -> bool:
         """Whether the entry of this name is enforced here."""
-        key = f"{entry} {self._key(session, txn)}"
-        digest = hashlib.blake2b(key.encode("utf-8", "surrogateescape"), digest_size=4).digest()
-        return int.from_bytes(digest) < self.share * _PARTS
+        return _place(entry, self._key(session, txn)) < self.share * _PARTS
 
     def _key(self, session: Session, txn: Transaction | None) -> str:
         if self.by is By.SENDER and txn is not None and isinstance(txn.sender, Address):
@@ -57,6 +55,12 @@ class Rollout:
 @functools.lru_cache(maxsize=10_000)
 def _network(client: IPAddress) -> str:
     return str(ipaddress.ip_network((client, _PREFIX[client.version]), strict=False))
+
+
+@functools.lru_cache(maxsize=10_000)
+def _place(entry: str, key: str) -> int:
+    digest = hashlib.blake2b(f"{entry} {key}".encode("utf-8", "surrogateescape"), digest_size=4).digest()
+    return int.from_bytes(digest)
 
 
 def parse_rollout(value: Any) -> Rollout:

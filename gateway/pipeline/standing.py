@@ -27,7 +27,6 @@ Turn = Callable[[StagePlan, Step, Transaction | None, Recipient | None], Verdict
 _OURS: Final = ("gateway", "plugins", "policies")
 """Packages whose policies change their version with what they say. Authors change theirs while they try them."""
 _DOOR: Final = (Stage.CONNECT, Stage.HELO, Stage.MAIL)
-_KEPT: Final = 10_000
 
 
 class Standing:
@@ -58,39 +57,35 @@ class Standing:
         self._others = {names.get(e.name) for e in now.entries} - set(self._same)
         self._gone = {entry.name for entry in then.entries} - set(names.values())
         self._opens = any(self._asked[stage] for stage in _DOOR)
-        self._sound: dict[tuple[tuple[str, str], ...], bool] = {}
+        self._versions = {name: entry.policy.version if entry.policy else "" for name, entry in self._same.items()}
+        self._known = self._others | self._gone
+        self._stages = [(number, stage) for number, stage in enumerate(ORDER) if self._asked.get(stage)]
 
     def holds(self, past: Past, turn: Turn, *, own_door: bool) -> bool:
         """Whether it ends as it did. `own_door` says that this pipeline judged the session too."""
         told = past.told
         if not self._comparable or told.config != self._config or (self._opens and not own_door):
             return False
-        if not self._are_sound(told, own_door) or any(note.fault for note in told.findings):
-            return False
-        if self._gone and not all(note.silent for note in told.verdicts if note.plugin in self._gone):
-            return False
+        for found in told.findings:
+            if found.fault:
+                return False
+        for note in told.verdicts:
+            if not self._is_sound(note, own_door):
+                return False
         return all(
             _alike(turn(self._plans[stage], step, txn, to), self._said(told, step.entry, stage, to))
-            for stage, txn, to in _turns(past, self._asked)
+            for stage, txn, to in self._turns(past)
             for step in self._asked[stage]
         )
 
-    def _are_sound(self, told: Told, own_door: bool) -> bool:
-        """Whether all verdicts are of entries and versions that are known."""
-        key = tuple([(note.plugin, note.version) for note in told.verdicts])
-        sound = self._sound.get(key)
-        if sound is None:
-            sound = all(self._is_sound(name, version, own_door) for name, version in key)
-            if len(self._sound) >= _KEPT:
-                self._sound.clear()
-            self._sound[key] = sound
-        return sound
-
-    def _is_sound(self, name: str, version: str, own_door: bool) -> bool:
-        entry = self._same.get(name)
-        if entry is not None:
-            return version == (entry.policy.version if entry.policy else "")
-        return name in self._others or name in self._gone or (bool(name) and not own_door)
+    def _is_sound(self, note: VerdictNote, own_door: bool) -> bool:
+        """Whether a verdict is of an entry and a version that is known, and none of an entry that is gone counted."""
+        name = note.plugin
+        if (version := self._versions.get(name)) is not None:
+            return version == note.version
+        if name in self._gone and not note.silent:
+            return False
+        return name in self._known or (bool(name) and not own_door)
 
     def _said(self, told: Told, entry: Entry, stage: Stage, to: Recipient | None) -> VerdictNote | None:
         name, whom = self._names.get(entry.name), recorded(to.address) if to else ""
@@ -99,28 +94,25 @@ class Standing:
                 return None if note.silent else note
         return None
 
-
-def _turns(
-    past: Past, asked: Mapping[Stage, Collection[Step]]
-) -> Iterator[tuple[Stage, Transaction | None, Recipient | None]]:
-    """The stages at which somebody has to be asked, as far as the record tells: at RCPT, once for each recipient."""
-    last = ORDER.index(past.reached)
-    for number, stage in enumerate(ORDER):
-        if number > last or not asked.get(stage):
-            continue
-        if stage in (Stage.CONNECT, Stage.HELO, Stage.AUTH):
-            yield stage, None, None
-        elif stage is Stage.MAIL:
-            yield stage, past.transaction(()), None
-        elif stage is Stage.RCPT:
-            taken: list[Recipient] = []
-            for recipient, reply in past.recipients:
-                yield stage, past.transaction(tuple(taken)), recipient
-                if reply.startswith("2") and recipient not in taken:
-                    taken.append(recipient)
-        else:
-            everybody = dict.fromkeys(recipient for recipient, reply in past.recipients if reply.startswith("2"))
-            yield stage, past.transaction(tuple(everybody)), None
+    def _turns(self, past: Past) -> Iterator[tuple[Stage, Transaction | None, Recipient | None]]:
+        """The stages at which somebody is to be asked, as far as the record tells: at RCPT, once for each recipient."""
+        last = ORDER.index(past.reached)
+        for number, stage in self._stages:
+            if number > last:
+                return
+            if stage in (Stage.CONNECT, Stage.HELO, Stage.AUTH):
+                yield stage, None, None
+            elif stage is Stage.MAIL:
+                yield stage, past.transaction(()), None
+            elif stage is Stage.RCPT:
+                taken: list[Recipient] = []
+                for recipient, reply in past.recipients:
+                    yield stage, past.transaction(tuple(taken)), recipient
+                    if reply.startswith("2") and recipient not in taken:
+                        taken.append(recipient)
+            else:
+                everybody = dict.fromkeys(recipient for recipient, reply in past.recipients if reply.startswith("2"))
+                yield stage, past.transaction(tuple(everybody)), None
 
 
 def _alike(now: Verdict | None, then: VerdictNote | None) -> bool:
