@@ -219,7 +219,7 @@ def _print_message(message: Stored) -> None:
         ("size", f"{message.size} octets"),
         ("sender", view["sender"] or "<>"),
     ]
-    lines += [(key, view[key]) for key in ("body", "ret", "envid", "next_hop") if view[key]]
+    lines += [(key, view[key]) for key in ("body", "ret", "envid", "next_hop", "priority") if view[key]]
     lines.append(("bounce", "owed to the sender" if message.owed else "not owed"))
     for key, value in lines:
         click.echo(f"{key + ':':<11}{output.safe(value)}")

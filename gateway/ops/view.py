@@ -94,6 +94,7 @@ def stored_json(stored: StoredView) -> dict[str, Any]:
         "ret": parameters.ret.value if parameters.ret else None,
         "envid": parameters.envid,
         "next_hop": stored.envelope.next_hop,
+        "priority": stored.envelope.priority.value,
         "owed": stored.owed,
         "trusted": stored.trusted,
         "warned": stored.warned,

@@ -26,7 +26,7 @@ STORED = Stored(
 def test_a_stored_message_has_its_keys_and_is_json() -> None:
     assert json.loads(json.dumps(stored_json(STORED))) == {
         **{"id": "0ABC", "state": "hold", "reason": "nobody to tell", "received": 1.5, "size": 99, "sender": ""},
-        **{"body": "8BITMIME", "smtputf8": False, "ret": "FULL", "envid": "e", "next_hop": ""},
+        **{"body": "8BITMIME", "smtputf8": False, "ret": "FULL", "envid": "e", "next_hop": "", "priority": "normal"},
         **{"owed": True, "trusted": False, "warned": False},
         "recipients": [
             {
