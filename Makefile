@@ -68,7 +68,7 @@ chart: setup-test
 	$(PY) -m pytest -n $(JOBS_CHART) --dist loadfile tests/chart $(ARGS)
 
 chart-full: setup-image
-	$(PY) -m pytest $(addprefix tests/chart/full_,values.py custom.py release.py image.py pod.py stateless.py e2e.py) $(ARGS)
+	$(PY) -m pytest $(addprefix tests/chart/full_,values.py custom.py release.py image.py pod.py stateless.py evacuation.py e2e.py) $(ARGS)
 
 image-test: setup-image
 	$(PY) -m pytest tests/chart/full_image.py $(ARGS)

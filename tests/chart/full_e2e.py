@@ -18,24 +18,20 @@ import pytest
 from tests.chart.api import STARTED, Api, Key
 from tests.chart.helm import MAJORS, ROOT, Document, program
 from tests.chart.images import IMAGE, build_gateway
-from tests.chart.mount import Mount
-from tests.chart.pod import CONTAINERS_CONF, Pod
+from tests.chart.pod import CONTAINERS_CONF, Job, Pod
 from tests.support.process import binary
-
-CONFIG = "/etc/gatepost/config"
 
 
 class Node:
     """The kubelet, the controller of StatefulSets, and the way from a Service to a pod."""
 
-    def __init__(self, scratch: Path) -> None:
+    def __init__(self) -> None:
         self.api = Api(self._ends, self)
         self.pods: dict[str, Pod] = {}
         self.said: dict[str, str] = {}
         """What a pod that ended has said."""
         self.ran: list[str] = []
         """What it did, in order."""
-        self._scratch = scratch
         self._template: Document = {}
 
     def changed(self, document: Document) -> None:
@@ -92,14 +88,11 @@ class Node:
     def _ends(self, document: Document, api: Api) -> bool:
         """Run a hook: the check of a configuration in a container of its own, the test in the first pod's network."""
         if document["kind"] == "Job":
-            spec = document["spec"]["template"]["spec"]
-            (container,) = spec["containers"]
-            name = next(v["configMap"]["name"] for v in spec["volumes"] if v["name"] == "config")
-            mount = Mount(self._scratch / f"check-{len(self.ran)}")
-            mount.put(api.of_kind("ConfigMap")[name]["data"])
-            volume = f"--volume={mount.path}:{CONFIG}:ro"
-            options = ("--rm", "--network=none", "--read-only", "--tmpfs=/tmp", "--user=10001:10001", volume)
-            status = self._podman("run", *options, container["image"], *container["args"])[2]
+            job = Job(document, [*api.of_kind("ConfigMap").values()])
+            try:
+                status = job.run()
+            finally:
+                job.remove()
             self.ran.append(f"check {status}")
             return status == 0
         statuses = []
@@ -130,7 +123,7 @@ class Node:
 def surroundings(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Node, dict[str, str]]]:
     """A node, and the environment of the script."""
     build_gateway()
-    node = Node(tmp_path)
+    node = Node()
     major: int = request.param
     kubectl = ROOT / f".venv/tools/kubectl{major}"
     assert kubectl.exists(), "run tools/setup.sh image, which installs it"

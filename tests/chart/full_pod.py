@@ -9,6 +9,7 @@ import shutil
 import socket
 import ssl
 import subprocess
+import sys
 import time
 import zipfile
 from collections.abc import Iterator
@@ -19,8 +20,9 @@ from typing import Any
 import pytest
 from cryptography import x509
 
+from tests.chart.helm import only
 from tests.chart.images import BASE, BUILD_BASE, build_gateway, build_plugin
-from tests.chart.pod import Pod, made
+from tests.chart.pod import Job, Pod, made
 from tests.support.clients import MESSAGE, queue_id, transact
 from tests.support.process import binary, new_directory, wait_until
 from tests.support.servers import make_certificate
@@ -119,25 +121,12 @@ def pod() -> Iterator[Pod]:
 
 
 def test_it_runs_confined(pod: Pod) -> None:
-    status = dict(
-        line.split(":\t", 1) for line in Path(f"/proc/{pod.pid}/status").read_text().splitlines() if ":\t" in line
-    )
+    status = pod.status
     assert status["Uid"].split() == ["10001"] * 4 and status["Gid"].split() == ["10001"] * 4
     assert int(status["CapEff"], 16) == int(status["CapBnd"], 16) == 0
     assert (status["NoNewPrivs"], status["Seccomp"]) == ("1", "2")
     assert status["NSpid"].split()[-1] == "1", "the supervisor is not process 1"
-    mounts = [line.split() for line in Path(f"/proc/{pod.pid}/mounts").read_text().splitlines()]
-    writable = {where for _, where, _, options, *_ in mounts if "rw" in options.split(",")}
-    assert {"/tmp", "/var/lib/gatepost"} <= writable
-    ours = {where for where in writable if not where.startswith(("/proc", "/sys", "/dev"))}
-    assert ours <= {
-        "/tmp",
-        "/var/lib/gatepost",
-        "/etc/hosts",
-        "/etc/hostname",
-        "/etc/resolv.conf",
-        "/run/.containerenv",
-    }
+    assert pod.writable == {"/tmp", "/var/lib/gatepost"}
 
 
 def test_it_takes_mail_refuses_to_relay_and_shows_its_metrics(pod: Pod) -> None:
@@ -164,6 +153,28 @@ def test_packages_from_images_are_asked_whoever_copies_them(pod: Pod) -> None:
         assert (code, "not accepted here for now" in text) == ((451, True) if decided else (250, False)), text
         if decided:
             wait_until(partial(deferrals, pod, f"ann@{name}", decided), "the record says who decided")
+
+
+def test_a_check_before_an_installation_loads_packages_from_a_claim(tmp_path: Path) -> None:
+    build_gateway()
+    wheel(tmp_path)
+    packages = new_directory("packages")
+    asked = {
+        "config": {"hostname": "mx.example.org", "domains": {}, "pipeline": ["wheel"]},
+        "plugins": {"existingClaim": "packages"},
+        "checkBeforeInstall": True,
+    }
+    documents = made(asked)
+    job = Job(only(documents, "Job", suffix="-check"), documents, claims={"packages": packages})
+    try:
+        assert job.run() == 2
+        assert "wheel" in job.log, job.log
+        install = [sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check", "--no-index"]
+        subprocess.run([*install, "--target", str(packages), *map(str, tmp_path.glob("*.whl"))], check=True)
+        assert job.run() == 0, job.log
+    finally:
+        job.remove()
+        shutil.rmtree(packages)
 
 
 def deferrals(pod: Pod, sender: str, plugin: str) -> list[Any]:

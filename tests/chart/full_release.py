@@ -15,7 +15,7 @@ import yaml
 from gateway.app import load_pipelines
 from gateway.config import ConfigError, parse
 from tests.chart.api import Api
-from tests.chart.helm import CHART, MAJORS, Document, program
+from tests.chart.helm import CHART, MAJORS, ROOT, Document, program
 
 
 class Release:
@@ -25,7 +25,7 @@ class Release:
         self.ran: list[tuple[str, list[str]]] = []
         """Jobs and pods, and what they were told to run."""
         self.api = Api(self._ends)
-        self._program = program(major)
+        self._major = major
         self._home = home
         self._config = home / "kubeconfig"
         self._config.write_text(self.api.kubeconfig())
@@ -47,9 +47,18 @@ class Release:
 
     def helm(self, *arguments: str, values: dict[str, Any] | None = None, status: int = 0) -> str:
         options = ["--values", "-"] if values is not None else []
+        given = json.dumps(values) if values is not None else ""
+        return self._run(program(self._major), *arguments, *options, given=given, status=status)
+
+    def kubectl(self, *arguments: str) -> str:
+        path = ROOT / f".venv/tools/kubectl{self._major}"
+        assert path.exists(), "run tools/setup.sh image, which installs it"
+        return self._run(path, *arguments)
+
+    def _run(self, path: Path, *arguments: str, given: str = "", status: int = 0) -> str:
         result = subprocess.run(
-            [str(self._program), *arguments, *options, "--namespace", "mail"],
-            input=json.dumps(values) if values is not None else "",
+            [str(path), *arguments, "--namespace", "mail"],
+            input=given,
             capture_output=True,
             text=True,
             timeout=120,
@@ -95,12 +104,30 @@ def test_a_release_lives_from_its_installation_to_its_removal(release: Release) 
     larger = values(persistence={"size": "99Gi"}, **more)
     said = release.helm("upgrade", "rel", str(CHART), *wait, values=larger, status=1)
     assert "volumeClaimTemplates" in said and "Forbidden" in said
+    # As UPGRADING.md has it: the StatefulSet is made anew around its pods.
+    release.kubectl("delete", "statefulset", "rel-gatepost", "--cascade=orphan")
+    release.helm("upgrade", "rel", str(CHART), *wait, values=larger)
+    (claim,) = release.api.of_kind("StatefulSet")["rel-gatepost"]["spec"]["volumeClaimTemplates"]
+    assert claim["spec"]["resources"]["requests"]["storage"] == "99Gi"
 
     release.ran.clear()
     release.helm("test", "rel")
     assert release.ran == [("rel-gatepost-selftest", ["selftest", "selftest"])]
 
+    # A rollback to claims of another size needs the same.
+    release.kubectl("delete", "statefulset", "rel-gatepost", "--cascade=orphan")
     release.helm("rollback", "rel", "1", *wait)
     assert "pipeline" not in release.configuration()
     release.helm("uninstall", "rel", "--wait")
     assert {(key.plural, key.name) for key in release.api.objects} == {("pods", "rel-gatepost-selftest")}
+
+
+def test_an_installation_may_be_checked_before_anything_is_made(release: Release) -> None:
+    bad = values(config={"pipeline": ["no-such-plugin"]}, checkBeforeInstall=True)
+    release.helm("install", "rel", str(CHART), values=bad, status=1)
+    assert release.ran == [("rel-gatepost-check", ["check"])]
+    assert not release.api.of_kind("StatefulSet") and not release.api.of_kind("ServiceAccount")
+    release.ran.clear()
+    release.helm("upgrade", "--install", "rel", str(CHART), values=values(checkBeforeInstall=True))
+    assert release.ran == [("rel-gatepost-check", ["check"])]
+    assert release.api.of_kind("StatefulSet") and release.api.of_kind("ServiceAccount")

@@ -16,6 +16,7 @@ OTHERWISE: Final[dict[str, Any]] = {
     "autoscaling.cpu": 50,
     "autoscaling.minReplicas": 3,
     "autoscaling.maxReplicas": 9,
+    "checkBeforeInstall": True,
     "checkBeforeUpgrade": False,
     "drain.delaySeconds": 11,
     "drain.sessionSeconds": 61,

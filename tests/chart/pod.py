@@ -1,8 +1,8 @@
-"""The first pod of a rendered chart, run by podman, with the test in the kubelet's part.
+"""Pods of a rendered chart, the gateway's and Jobs', run by podman, with the test in the kubelet's part.
 
 The kubelet's part is: volumes, whose ConfigMaps and Secrets are mounted as it mounts them, an emptyDir of each pod's
-own, the claim with the group of `fsGroup`, and probes, which the test asks itself. The pod has a network of its own
-with nothing but a loopback interface, which the test steps into to talk to it.
+own, the claim with the group of `fsGroup`, and probes, which the test asks itself. Each pod has a network of its own
+with nothing but a loopback interface, which the test steps into to talk to it; or several have one together.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import subprocess
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final, TypeVar
 
 import yaml
@@ -52,39 +53,202 @@ def made(values: Mapping[str, Any]) -> tuple[Document, ...]:
     return render({**values, "image": IMAGE})
 
 
-class Pod:
-    """A running pod of what a chart made. `secrets` are the contents of Secrets that it names; `end` ends its name."""
+def within(namespace: str | int, work: Callable[[], T]) -> T:
+    """Do work in a network, given by path or descriptor. Sockets that it opens stay there, and may be used anywhere."""
+    outcome: list[T] = []
+    problem: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            with open(namespace, "rb", closefd=isinstance(namespace, str)) as file:
+                # The namespace is this thread's only, and its children's.
+                libc = ctypes.CDLL(None, use_errno=True)
+                if libc.setns(file.fileno(), _CLONE_NEWNET) != 0:
+                    raise OSError(ctypes.get_errno(), "setns")
+            outcome.append(work())
+        except BaseException as error:
+            problem.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    if problem:
+        raise problem[0]
+    return outcome[0]
+
+
+class Network:
+    """A network with nothing but a loopback interface, for pods that are to reach each other; it outlives them."""
+
+    def __init__(self) -> None:
+        command = [binary("unshare"), "--net", "sh", "-c", "ip link set lo up && echo up && exec cat"]
+        self._holder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert self._holder.stdout is not None
+        assert self._holder.stdout.readline() == b"up\n"
+        self._namespace = os.open(f"/proc/{self._holder.pid}/ns/net", os.O_RDONLY)
+
+    def inside(self, work: Callable[[], T]) -> T:
+        """See `within`."""
+        return within(self._namespace, work)
+
+    def close(self) -> None:
+        os.close(self._namespace)
+        self._holder.communicate(timeout=30)
+
+
+class _Played:
+    """What pods of all kinds have in common: volumes, one container that matters, its log and its end."""
 
     def __init__(
-        self, documents: Sequence[Document], secrets: Mapping[str, Mapping[str, str | bytes]], *, end: str = "0"
+        self,
+        name: str,
+        spec: Document,
+        container: str,
+        documents: Sequence[Document],
+        secrets: Mapping[str, Mapping[str, str | bytes]],
+        claims: Mapping[str, Path] | None,
+        network: Network | None,
     ) -> None:
+        """Without `claims` the pod has one of its own."""
         self.directory = new_directory("pod")
-        runs = workload(documents)
         self.mounts: dict[str, Mount] = {}
         """By the names of volumes."""
-        contents: dict[str, Mapping[str, str | bytes]] = {
+        self.name = name
+        self.container = f"{name}-{container}"
+        self._network = network
+        self._contents: dict[str, Mapping[str, str | bytes]] = {
             **secrets,
             **{document["metadata"]["name"]: document["data"] for document in of_kind(documents, "ConfigMap")},
         }
-        spec = copy.deepcopy(runs["spec"]["template"]["spec"])
-        self.grace = int(spec["terminationGracePeriodSeconds"])
-        self.claim = self.directory / "claim"
-        spec["volumes"] = [self._volume(volume, contents) for volume in spec["volumes"]]
-        if runs["kind"] == "StatefulSet":
-            self.claim.mkdir()
-            os.chown(self.claim, 0, spec["securityContext"]["fsGroup"])
-            self.claim.chmod(0o2770)
-            spec["volumes"].append({"name": "queue", "hostPath": {"path": str(self.claim)}})
+        self._claims = claims
+        spec = copy.deepcopy(spec)
+        spec["volumes"] = [self._volume(volume, spec) for volume in spec["volumes"]]
         spec["restartPolicy"] = "Never"
-        for container in [*spec.get("initContainers", []), *spec["containers"]]:
+        for each in [*spec.get("initContainers", []), *spec["containers"]]:
             # podman would publish ports, and asks probes by a program that the image does not have.
             for key in ("ports", "readinessProbe", "livenessProbe", "startupProbe"):
-                container.pop(key, None)
-        self.name = f"{runs['metadata']['name']}-{end}"
+                each.pop(key, None)
         pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": self.name}, "spec": spec}
         (self.directory / "pod.yaml").write_text(yaml.safe_dump(pod))
+
+    def play(self) -> None:
+        """Start the pod, in place of one with its name."""
         podman("pod", "rm", "--force", "--ignore", self.name)
-        podman("kube", "play", "--network=none", str(self.directory / "pod.yaml"))
+        # The host's network is that of whoever runs podman.
+        mode = "none" if self._network is None else "host"
+        self._there("kube", "play", f"--network={mode}", str(self.directory / "pod.yaml"))
+
+    def _there(self, *arguments: str) -> None:
+        """Run podman in the network where the containers that it starts are to be."""
+        if self._network is None:
+            podman(*arguments)
+        else:
+            self._network.inside(lambda: podman(*arguments))
+
+    def _volume(self, volume: Document, spec: Document) -> Document:
+        if "emptyDir" in volume:
+            # podman would have one for all pods.
+            empty = self.directory / f"empty-{volume['name']}"
+            empty.mkdir()
+            empty.chmod(0o777)
+            return {"name": volume["name"], "hostPath": {"path": str(empty)}}
+        if "persistentVolumeClaim" in volume:
+            name = volume["persistentVolumeClaim"]["claimName"]
+            claim = self.directory / "claim" if self._claims is None else self._claims[name]
+            if not claim.exists():
+                claim.mkdir()
+                os.chown(claim, 0, spec["securityContext"]["fsGroup"])
+                claim.chmod(0o2770)
+            return {"name": volume["name"], "hostPath": {"path": str(claim)}}
+        name = volume.get("configMap", {}).get("name") or volume.get("secret", {}).get("secretName")
+        if name is None:
+            return volume
+        mount = self.mounts[volume["name"]] = Mount(self.directory / volume["name"])
+        mount.put(self._contents[name])
+        return {"name": volume["name"], "hostPath": {"path": str(mount.path)}}
+
+    @property
+    def pid(self) -> int:
+        """Process 1 of the container, as this machine knows it; 0 when it has ended."""
+        return int(podman("inspect", "--format", "{{.State.Pid}}", self.container))
+
+    @property
+    def status(self) -> dict[str, str]:
+        """What the kernel says of process 1: its user, rights, and so on."""
+        lines = Path(f"/proc/{self.pid}/status").read_text().splitlines()
+        return dict(line.split(":\t", 1) for line in lines if ":\t" in line)
+
+    @property
+    def writable(self) -> set[str]:
+        """Where process 1 may write, of what is no part of the kernel's or the runtime's."""
+        mounts = [line.split() for line in Path(f"/proc/{self.pid}/mounts").read_text().splitlines()]
+        found = {where for _, where, _, options, *_ in mounts if "rw" in options.split(",")}
+        runtime = {"/etc/hosts", "/etc/hostname", "/etc/resolv.conf", "/run/.containerenv"}
+        return {where for where in found - runtime if not where.startswith(("/proc", "/sys", "/dev"))}
+
+    @property
+    def log(self) -> str:
+        return podman("logs", self.container, status=None, errors=True)
+
+    def vanish(self) -> None:
+        """Be gone, with all that is not on a claim."""
+        podman("pod", "rm", "--force", "--ignore", "--time=0", self.name)
+        for empty in self.directory.glob("empty-*"):
+            shutil.rmtree(empty)
+
+    def remove(self) -> None:
+        self.vanish()
+        shutil.rmtree(self.directory)
+
+
+class Job(_Played):
+    """The pod of a Job. `claims` are the directories behind the claims that it names."""
+
+    def __init__(
+        self,
+        job: Document,
+        documents: Sequence[Document],
+        secrets: Mapping[str, Mapping[str, str | bytes]] = MappingProxyType({}),
+        *,
+        claims: Mapping[str, Path] = MappingProxyType({}),
+        network: Network | None = None,
+    ) -> None:
+        spec = job["spec"]["template"]["spec"]
+        (container,) = spec["containers"]
+        self._seconds = float(job["spec"]["activeDeadlineSeconds"])
+        super().__init__(job["metadata"]["name"], spec, container["name"], documents, secrets, claims, network)
+
+    def ended(self) -> int:
+        """Wait within its deadline until it has ended; gives its exit status."""
+        return int(podman("wait", self.container, seconds=self._seconds))
+
+    def run(self) -> int:
+        """Run it from its beginning to its end; gives its exit status."""
+        self.play()
+        return self.ended()
+
+
+class Pod(_Played):
+    """A running pod of what a chart made. `secrets` are the contents of Secrets that it names; `end` ends its name."""
+
+    def __init__(
+        self,
+        documents: Sequence[Document],
+        secrets: Mapping[str, Mapping[str, str | bytes]],
+        *,
+        end: str = "0",
+        network: Network | None = None,
+    ) -> None:
+        runs = workload(documents)
+        name = f"{runs['metadata']['name']}-{end}"
+        spec = copy.deepcopy(runs["spec"]["template"]["spec"])
+        self.grace = int(spec["terminationGracePeriodSeconds"])
+        for template in runs["spec"].get("volumeClaimTemplates", []):
+            volume = template["metadata"]["name"]
+            spec["volumes"].append({"name": volume, "persistentVolumeClaim": {"claimName": f"{volume}-{name}"}})
+        super().__init__(name, spec, "gatepost", documents, secrets, None, network)
+        self.claim = self.directory / "claim"
+        self.play()
         try:
             self.wait_ready()
         except BaseException:
@@ -92,61 +256,15 @@ class Pod:
             self.remove()
             raise
 
-    def _volume(self, volume: Document, contents: Mapping[str, Mapping[str, str | bytes]]) -> Document:
-        if "emptyDir" in volume:
-            # podman would have one for all pods.
-            empty = self.directory / f"empty-{volume['name']}"
-            empty.mkdir()
-            empty.chmod(0o777)
-            return {"name": volume["name"], "hostPath": {"path": str(empty)}}
-        name = volume.get("configMap", {}).get("name") or volume.get("secret", {}).get("secretName")
-        if name is None:
-            return volume
-        mount = self.mounts[volume["name"]] = Mount(self.directory / volume["name"])
-        mount.put(contents[name])
-        return {"name": volume["name"], "hostPath": {"path": str(mount.path)}}
-
-    @property
-    def container(self) -> str:
-        return f"{self.name}-gatepost"
-
-    @property
-    def pid(self) -> int:
-        """Process 1 of the container, as this machine knows it."""
-        return int(podman("inspect", "--format", "{{.State.Pid}}", self.container))
-
-    @property
-    def log(self) -> str:
-        return podman("logs", self.container, status=None, errors=True)
-
     def wait_ready(self) -> None:
         wait_until(lambda: self.get("/startupz")[0] == 200 and self.get("/readyz")[0] == 200, "the pod is ready")
 
     def inside(self, work: Callable[[], T]) -> T:
-        """Do work in the pod's network. Sockets that it opens stay there, and may be used anywhere."""
-        outcome: list[T] = []
-        problem: list[BaseException] = []
+        """Do work in the pod's network; see `within`."""
         pid = self.pid
         if not pid:
             raise ConnectionRefusedError("the container does not run")
-
-        def run() -> None:
-            try:
-                with open(f"/proc/{pid}/ns/net", "rb") as namespace:
-                    # The namespace is this thread's only, and ends with it.
-                    libc = ctypes.CDLL(None, use_errno=True)
-                    if libc.setns(namespace.fileno(), _CLONE_NEWNET) != 0:
-                        raise OSError(ctypes.get_errno(), "setns")
-                outcome.append(work())
-            except BaseException as error:
-                problem.append(error)
-
-        thread = threading.Thread(target=run)
-        thread.start()
-        thread.join()
-        if problem:
-            raise problem[0]
-        return outcome[0]
+        return within(f"/proc/{pid}/ns/net", work)
 
     def connect(self, port: int, source: str = "127.0.0.1") -> smtplib.SMTP:
         """A client that has said EHLO."""
@@ -196,15 +314,9 @@ class Pod:
 
     def again(self) -> None:
         """Start the container again, on the same claim."""
-        podman("start", self.container)
+        # podman ends the rest of the pod a moment later than its container.
+        wait_until(
+            lambda: podman("pod", "inspect", "--format={{.State}}", self.name) == "Exited\n", "the pod has ended"
+        )
+        self._there("start", self.container)
         self.wait_ready()
-
-    def vanish(self) -> None:
-        """Be gone, with all that is not on a claim."""
-        podman("pod", "rm", "--force", "--ignore", "--time=0", self.name)
-        for empty in self.directory.glob("empty-*"):
-            shutil.rmtree(empty)
-
-    def remove(self) -> None:
-        self.vanish()
-        shutil.rmtree(self.directory)

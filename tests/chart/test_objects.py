@@ -6,12 +6,15 @@ import re
 from collections.abc import Iterator
 
 import pytest
+import yaml
 
 from gateway.ops import metrics
 from tests.chart.helm import (
+    CHART,
     EXAMPLES,
     Document,
     configuration,
+    helm,
     is_hook,
     names,
     of_kind,
@@ -112,7 +115,7 @@ def referred(spec: Document) -> Iterator[tuple[str, str]]:
             yield "ConfigMap", volume["configMap"]["name"]
         if "secret" in volume:
             yield "Secret", volume["secret"]["secretName"]
-    if spec["serviceAccountName"] != "default":
+    if spec.get("serviceAccountName", "default") != "default":
         yield "ServiceAccount", spec["serviceAccountName"]
 
 
@@ -262,6 +265,45 @@ def test_hooks_never_touch_what_the_release_keeps() -> None:
     for kind, name in referred(job):
         if kind == "ConfigMap":
             assert (kind, name) in hooks or not GIVEN.match(name), f"{name} is still the old one before an upgrade"
+
+
+def test_a_check_before_an_installation_needs_nothing_that_comes_with_it() -> None:
+    given = {"checkBeforeInstall": True, "tls": {"existingSecret": "mx-example-org"}}
+    for values, when, account in (
+        ({}, "pre-upgrade", "rel-gatepost"),
+        (given, "pre-install,pre-upgrade", None),
+        ({**given, "checkBeforeUpgrade": False}, "pre-install", None),
+        ({**given, "serviceAccount": {"create": False, "name": "mail"}}, "pre-install,pre-upgrade", "mail"),
+    ):
+        documents = render(values)
+        job, config = only(documents, "Job"), only(documents, "ConfigMap", suffix="-check")
+        assert job["metadata"]["annotations"]["helm.sh/hook"] == when
+        assert config["metadata"]["annotations"]["helm.sh/hook"] == when
+        spec = job["spec"]["template"]["spec"]
+        assert spec.get("serviceAccountName") == account
+        made = names(d for d in documents if not is_hook(d))
+        assert not made & {*referred(spec), ("ServiceAccount", account)} or when == "pre-upgrade"
+    upgrade = helm("template", "rel", str(CHART), "--is-upgrade", values=given)
+    assert upgrade.returncode == 0, upgrade.stderr
+    (job,) = of_kind(yaml.safe_load_all(upgrade.stdout), "Job")
+    assert job["spec"]["template"]["spec"]["serviceAccountName"] == "rel-gatepost"
+
+
+def test_packages_on_a_claim_are_mounted_read_only_by_all_who_load_them() -> None:
+    documents = rendered("ci/one-pod-values.yaml")
+    found = 0
+    for whose, spec, _ in pods(documents):
+        if "selftest" in whose:
+            continue
+        (volume,) = (volume for volume in spec["volumes"] if volume["name"] == "plugins")
+        assert volume["persistentVolumeClaim"] == {"claimName": "packages", "readOnly": True}, whose
+        (container,) = spec["containers"]
+        (mount,) = (mount for mount in container["volumeMounts"] if mount["name"] == "plugins")
+        assert mount["readOnly"] is True
+        assert {"name": "PYTHONPATH", "value": mount["mountPath"]} in container["env"]
+        assert "initContainers" not in spec, "nothing is to be copied"
+        found += 1
+    assert found == 2, "the gateway and the check"
 
 
 def test_pods_that_hand_over_find_each_other_and_nobody_else_comes_in() -> None:

@@ -166,6 +166,25 @@ CASES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
         {"keda": {"enabled": True, "prometheus": "http://p", "queueMessages": 0, "sessions": 0}},
         ("keda.enabled is true", "keda.queueMessages", "keda.sessions"),
     ),
+    "packages twice": (
+        {"plugins": {"existingClaim": "packages", "images": [{"name": "a", "image": "b:1"}]}},
+        ("plugins.existingClaim is packages", "plugins.images"),
+    ),
+    "packages in the queue": (
+        {"plugins": {"existingClaim": "q"}, "persistence": {"existingClaim": "q"}, "replicas": 1},
+        ("plugins.existingClaim", "persistence.existingClaim", "both q"),
+    ),
+    "a check before its certificate": (
+        {
+            "checkBeforeInstall": True,
+            "tls": {"certificate": {"enabled": True, "issuer": {"name": "ca"}, "dnsNames": ["mx.example.org"]}},
+        },
+        ("checkBeforeInstall is true", "tls.certificate.enabled is true"),
+    ),
+    "a hook that takes too long": (
+        {"lifecycle": {"preStop": {"sleep": {"seconds": 16}}}},
+        ("terminationGracePeriodSeconds is 120", "lifecycle.preStop.sleep.seconds 16", "105", "121"),
+    ),
     "evacuation twice": ({"config": {"evacuate": {"when": "drain"}}}, ("config.evacuate", "made from evacuate")),
     "peers without a token": (
         {"evacuate": {"enabled": True}},
@@ -248,6 +267,8 @@ def test_what_comes_close_is_rendered() -> None:
         {"evacuate": {**PEERS, "when": "drain", "seconds": 30}, "terminationGracePeriodSeconds": 155},
         {"persistence": {"retention": {"whenScaled": "Delete"}, "acceptLoss": True}},
         {"persistence": {"enabled": False}, "config": {"spool": {"postgres": "postgresql://u@db/x"}}},
+        {"lifecycle": {"preStop": {"sleep": {"seconds": 15}}}},
+        {"plugins": {"existingClaim": "packages"}, "persistence": {"existingClaim": "q"}, "replicas": 1},
         {"drain": {"delaySeconds": 20, "sessionSeconds": 65}},
         {"config": {"spool": {"keep_records": "1d"}, "timeouts": {"command": "1m"}, "policy_folder": "/etc/policies"}},
     ):  # fmt: skip

@@ -233,6 +233,9 @@ class Wheels(Values):
 class Plugins(Values):
     inline: dict[FileName, str]
     """Python files with policies and plugins, by file name: the gateway's `policy_folder`."""
+    existingClaim: NameOrNone
+    """A claim with installed packages, as `pip install --target` puts them, instead of `images` and `wheels`. All pods
+    and the Job that checks mount it, so with several nodes it must be ReadOnlyMany or ReadWriteMany."""
     images: list[PluginImage]
     """Images with installed packages."""
     wheels: Wheels
@@ -441,6 +444,9 @@ class Chart(Values):
     """How often pods look for changes."""
     checkBeforeUpgrade: bool
     """Whether a Job checks the new configuration before an upgrade changes anything."""
+    checkBeforeInstall: bool
+    """Whether a Job checks the configuration before an installation makes anything. Secrets and claims that it names
+    must be there; it runs as `serviceAccount.name` where that is not made here, else as `default`."""
     drain: Drain
     """How a pod ends."""
     terminationGracePeriodSeconds: Annotated[int, Field(ge=1)]
@@ -501,6 +507,9 @@ class Chart(Values):
     """As Kubernetes has it."""
     minReadySeconds: Annotated[int, Field(ge=0)]
     """As Kubernetes has it."""
+    lifecycle: dict[str, Any]
+    """Hooks of the gateway's container, as Kubernetes has them. Draining needs none, and the image has no shell; what
+    `preStop` takes is taken from `terminationGracePeriodSeconds`."""
     revisionHistoryLimit: Annotated[int, Field(ge=0)]
     """As Kubernetes has it."""
     extraEnv: Objects

@@ -9,6 +9,8 @@
 {{- include "gatepost.checkQueue" . -}}
 {{- include "gatepost.checkScaling" . -}}
 {{- include "gatepost.checkEvacuation" . -}}
+{{- include "gatepost.checkPlugins" . -}}
+{{- include "gatepost.checkLifecycle" . -}}
 {{- if eq $v.image.tag "latest" }}
 {{- fail "image.tag is latest, which says nothing about what runs; give a version, or image.digest" }}
 {{- end }}
@@ -18,11 +20,30 @@
 {{- if and $v.test.send (not $v.test.recipient) }}
 {{- fail "test.send is true and test.recipient is empty; say who gets the message of helm test" }}
 {{- end }}
-{{- if and $v.plugins.wheels.requirements (not $v.plugins.wheels.source) }}
+{{- end }}
+
+{{- define "gatepost.checkPlugins" -}}
+{{- $p := .Values.plugins -}}
+{{- if and $p.wheels.requirements (not $p.wheels.source) }}
 {{- fail "plugins.wheels.requirements is given and plugins.wheels.source is not; say which volume has the wheels" }}
 {{- end }}
-{{- if and $v.plugins.wheels.source (not $v.plugins.wheels.requirements) }}
+{{- if and $p.wheels.source (not $p.wheels.requirements) }}
 {{- fail "plugins.wheels.source is given and plugins.wheels.requirements is not; say what to install, with hashes" }}
+{{- end }}
+{{- if and $p.existingClaim (or $p.images $p.wheels.requirements) }}
+{{- fail (printf "plugins.existingClaim is %s, and plugins.images or plugins.wheels is given; there is one directory of packages: have all of them on the claim, or none" $p.existingClaim) }}
+{{- end }}
+{{- if and $p.existingClaim (eq $p.existingClaim .Values.persistence.existingClaim) }}
+{{- fail (printf "plugins.existingClaim and persistence.existingClaim are both %s; packages and the queue need a claim each" $p.existingClaim) }}
+{{- end }}
+{{- end }}
+
+{{- define "gatepost.checkLifecycle" -}}
+{{- with dig "preStop" "sleep" "seconds" 0 .Values.lifecycle | int }}
+{{- $rest := add (int $.Values.drain.delaySeconds) (int $.Values.drain.sessionSeconds) 35 (eq $.Values.evacuate.when "drain" | ternary (add (int $.Values.evacuate.seconds) 20) 0) -}}
+{{- if lt (int $.Values.terminationGracePeriodSeconds) (int (add . $rest)) }}
+{{- fail (printf "terminationGracePeriodSeconds is %v, and lifecycle.preStop.sleep.seconds %v and the %v s that draining may take after it are %v; the pod would be killed in the middle of it" $.Values.terminationGracePeriodSeconds . $rest (add . $rest)) }}
+{{- end }}
 {{- end }}
 {{- end }}
 
@@ -148,6 +169,9 @@
 {{- end }}
 {{- if and $tls.certificate.enabled (not $tls.certificate.dnsNames) }}
 {{- fail "tls.certificate.enabled is true and tls.certificate.dnsNames is empty; name the hosts that MX records lead to" }}
+{{- end }}
+{{- if and .Values.checkBeforeInstall .Values.tls.certificate.enabled }}
+{{- fail "checkBeforeInstall is true and tls.certificate.enabled is true; the certificate comes with the installation, and a check before it would wait for its Secret: use tls.existingSecret, or leave checkBeforeInstall off" }}
 {{- end }}
 {{- end }}
 

@@ -39,7 +39,7 @@ hostAliases:
 {{- end }}
 
 {{- define "gatepost.pythonPath" -}}
-{{- if or .Values.plugins.images .Values.plugins.wheels.requirements }}true{{ end }}
+{{- if or .Values.plugins.existingClaim .Values.plugins.images .Values.plugins.wheels.requirements }}true{{ end }}
 {{- end }}
 
 {{- define "gatepost.env" -}}
@@ -187,7 +187,13 @@ hostAliases:
 {{- end }}
 {{- if include "gatepost.pythonPath" $root }}
 - name: plugins
+  {{- if $root.Values.plugins.existingClaim }}
+  persistentVolumeClaim:
+    claimName: {{ $root.Values.plugins.existingClaim }}
+    readOnly: true
+  {{- else }}
   emptyDir: {}
+  {{- end }}
 {{- end }}
 {{- if $root.Values.plugins.wheels.requirements }}
 - name: wheels
@@ -280,9 +286,10 @@ spec:
   securityContext:
     {{- toYaml . | nindent 4 }}
   {{- end }}
-  {{- if or (include "gatepost.pythonPath" .) .Values.initContainers }}
+  {{- $before := include "gatepost.pluginContainers" . | trim }}
+  {{- if or $before .Values.initContainers }}
   initContainers:
-    {{- with include "gatepost.pluginContainers" . | trim }}
+    {{- with $before }}
     {{- . | nindent 4 }}
     {{- end }}
     {{- with .Values.initContainers }}
@@ -326,6 +333,10 @@ spec:
       readinessProbe:
         httpGet: {path: /readyz, port: health}
         {{- toYaml .Values.probes.ready | nindent 8 }}
+      {{- with .Values.lifecycle }}
+      lifecycle:
+        {{- toYaml . | nindent 8 }}
+      {{- end }}
       {{- with .Values.resources }}
       resources:
         {{- toYaml . | nindent 8 }}
