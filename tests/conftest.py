@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import gc
+import importlib
 import os
 import shutil
 import sys
@@ -40,6 +42,34 @@ def _left_running() -> dict[int, str]:
         except OSError:
             continue
     return found
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection(session: pytest.Session) -> None:
+    """In a process of several (pytest-xdist): import the test modules, beginning at a place of its own.
+
+    Each has to import them all. In the same order they would all compile the same module at the same time, since none
+    finds what another has compiled.
+    """
+    config = session.config
+    if not hasattr(config, "workerinput"):
+        return
+    found = [path for folder in config.args if (config.rootpath / folder).is_dir() for path in _modules(config, folder)]
+    number, count = int(config.workerinput["workerid"].removeprefix("gw")), config.workerinput["workercount"]
+    begin = len(found) * number // count
+    for path in found[begin:] + found[:begin]:
+        # Collection imports again what can not be imported, and says what is wrong.
+        with contextlib.suppress(Exception):
+            importlib.import_module(".".join(path.relative_to(config.rootpath).with_suffix("").parts))
+
+
+def _modules(config: pytest.Config, folder: str) -> list[Path]:
+    return sorted((config.rootpath / folder).rglob("test_*.py"))
+
+
+def pytest_collection_finish() -> None:
+    """All that there is by now stays to the end: garbage is not looked for in it again and again."""
+    gc.freeze()
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

@@ -30,7 +30,8 @@ def run(*argv: str, cwd: Path, path: str = "") -> subprocess.CompletedProcess[st
 
 
 @pytest.mark.slow
-def test_its_tests_pass_and_its_types_hold_at_once(tmp_path):
+def test_its_tests_pass_and_its_form_holds_at_once(tmp_path):
+    # Its types: tests/authors, test_types and, by its own configuration of mypy, test_guide.
     folder = tmp_path / "mail-age"
     made = new("mail-age", folder)
     assert sorted(str(Path(path).relative_to(folder)) for path in made) == [
@@ -49,8 +50,6 @@ def test_its_tests_pass_and_its_types_hold_at_once(tmp_path):
     assert checked.returncode == 0, checked.stdout
     formatted = run("-m", "ruff", "format", "--check", "--isolated", "--line-length", "120", ".", cwd=folder)
     assert formatted.returncode == 0, formatted.stdout
-    typed = run("-m", "mypy", "--no-incremental", cwd=folder, path=str(ROOT))
-    assert typed.returncode == 0, typed.stdout
 
 
 @pytest.mark.slow

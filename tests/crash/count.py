@@ -30,6 +30,8 @@ _VICTIM = Path(__file__).with_name("victim.py")
 THREADS = 6
 SMALL, MIDDLE, LARGE = 4_000, 200_000, 300_000
 """Octets: the first two are stored in the database, the third in a file."""
+_AGAIN = 0.03
+"""Seconds before a client that had no luck tries again, so that it does not keep a processor busy meanwhile."""
 _FILLER = ("0123456789abcdef" * 4 + "\r\n") * (LARGE // 66)
 _ABOUT = re.compile(r"^Action: failed\n.*^X-Crash: (\d+) ", re.DOTALL | re.MULTILINE)
 _MAIL = re.compile(r"X-Crash: (\d+) ([0-9a-f]{64})\n.*?\n\n(.*)\Z", re.DOTALL)
@@ -93,7 +95,9 @@ class Load:
                             self.acknowledged.add(number)
                         else:
                             self.refused += 1
+                            self._ended.wait(_AGAIN)
                         self._ended.wait(self._pause)
+            self._ended.wait(_AGAIN)
 
     @contextmanager
     def running(self) -> Iterator[Load]:

@@ -70,8 +70,11 @@ def binary(name: str) -> str:
 
 
 def wait_until(probe: Callable[[], T | None], what: str, deadline: float = DEADLINE) -> T:
-    """The first true value of `probe`, asked every 20 ms; a failed connection counts as "not yet"."""
-    end = time.monotonic() + deadline
+    """The first true value of `probe`; a failed connection counts as "not yet".
+
+    It is asked every 20 ms at first, and less often the longer that has taken, down to every 100 ms.
+    """
+    begin = time.monotonic()
     while True:
         problem: object = None
         try:
@@ -79,9 +82,10 @@ def wait_until(probe: Callable[[], T | None], what: str, deadline: float = DEADL
                 return value
         except (OSError, EOFError) as error:
             problem = error
-        if time.monotonic() > end:
+        waited = time.monotonic() - begin
+        if waited > deadline:
             pytest.fail(f"waited {deadline:.0f} s in vain until {what}" + (f": {problem}" if problem else ""))
-        time.sleep(0.02)  # noqa: TID251 - no event loop here
+        time.sleep(min(max(0.02, waited / 20), 0.1))  # noqa: TID251 - no event loop here
 
 
 def banner(port: int, expect: bytes = b"220", address: str = "127.0.0.1") -> bool:
