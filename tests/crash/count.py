@@ -10,6 +10,7 @@ import os
 import re
 import signal
 import smtplib
+import sys
 import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -23,8 +24,9 @@ from gateway.spool.opening import open_all
 from gateway.spool.spool import SpoolError, State
 from tests.crash.victim import SOUND
 from tests.support.clients import connect, transact
-from tests.support.gatepost import GatepostProcess
+from tests.support.gatepost import ROOT, GatepostProcess
 from tests.support.process import Process, alive, descendants, wait_until
+from tests.support.wallclock import WallClock
 
 _VICTIM = Path(__file__).with_name("victim.py")
 THREADS = 6
@@ -136,11 +138,22 @@ class Load:
 
 
 class Victim(GatepostProcess):
-    """A Gatepost whose workers die at these steps, one after the other, with this fault planted (see victim.py)."""
+    """A Gatepost whose workers die at these steps, one after the other, with this fault planted (see victim.py).
 
-    def __init__(self, options: dict[str, Any], deaths: Iterable[str] = (), *, fault: str = SOUND) -> None:
+    Its wall clock is the machine's or `clock`.
+    """
+
+    def __init__(
+        self,
+        options: dict[str, Any],
+        deaths: Iterable[str] = (),
+        *,
+        fault: str = SOUND,
+        clock: WallClock | None = None,
+    ) -> None:
         self._wishes = list(deaths)
         self._fault = fault
+        self._clock = clock
         super().__init__(
             {
                 "workers": 2,
@@ -159,12 +172,16 @@ class Victim(GatepostProcess):
     def start(self) -> None:
         for name in ("deaths", "metrics"):
             (self.directory / name).mkdir(exist_ok=True)
+        env = {"PROMETHEUS_MULTIPROC_DIR": str(self.directory / "metrics")}
+        if self._clock is not None:
+            env |= {**self._clock.environ, "PYTHONPATH": str(ROOT)}
         self.process = Process(
-            [str(_VICTIM), str(self.config), str(self._marks), self._fault, *self._wishes],
+            [sys.executable, str(_VICTIM), str(self.config), str(self._marks), self._fault, *self._wishes],
             self.directory / "log",
             cwd=self.directory,
-            env={"PROMETHEUS_MULTIPROC_DIR": str(self.directory / "metrics")},
-            warm=True,
+            env=env,
+            # A fork would have the clock of the process that forks.
+            warm=self._clock is None,
         )
         self.process.wait_ready(self._ready)
 

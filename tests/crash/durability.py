@@ -24,6 +24,7 @@ _PARTS: dict[str, Sequence[Callable[[], Result]]] = {
     "cut": scenes.CUTS,
     "troubled": scenes.TROUBLE,
     "shared": shared.SCENES,
+    "clocks": scenes.CLOCKS,
 }
 
 
@@ -52,7 +53,16 @@ def prove(rounds: int, parts: Sequence[str]) -> Report:
         for name, scenes in _PARTS.items()
     }
     planted = tuple(_find(fault, rounds) for fault in FAULTS.values()) if "planted" in parts else ()
-    return Report(rounds, machine(), played["killed"], played["cut"], played["troubled"], played["shared"], planted)
+    return Report(
+        rounds,
+        machine(),
+        played["killed"],
+        played["cut"],
+        played["troubled"],
+        played["shared"],
+        played["clocks"],
+        planted,
+    )
 
 
 def main() -> int:

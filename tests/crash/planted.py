@@ -15,12 +15,16 @@ from enum import StrEnum
 from functools import partial
 from typing import Any
 
+from gateway.mail.reply import Reply
+from gateway.queue import retry
+from gateway.queue.scheduler import Scheduler
 from gateway.spool import draft, recovery, writer
 from gateway.spool.postgres import database as databases
 from gateway.spool.shard import Shard
 from gateway.spool.spool import Settlement
 from gateway.spool.sqlite import SqliteSpool
 from gateway.transport import maildir
+from gateway.transport.transport import Outcome, Result
 
 
 class Scene(StrEnum):
@@ -32,6 +36,7 @@ class Scene(StrEnum):
     KILL = "workers are killed"
     BOUNCE = "workers are killed, all mail bounces"
     DATABASE = "all of PostgreSQL is killed, the next hops are down"
+    CLOCK = "the clock is set beyond `give_up`, all processes are killed"
 
 
 @dataclass(frozen=True)
@@ -118,6 +123,17 @@ def _commit_soon() -> None:
     databases._NOT_DURABLE = ()  # type: ignore[misc, assignment]
 
 
+def _give_up_untried() -> None:
+    route = Scheduler._route
+
+    def stern(self: Scheduler, message: Any, number: int) -> Any:
+        if retry.is_over(self._clock.now(), message.received, retry.RetryOptions()):
+            return Outcome(Result.FAILED, Reply(554, "4.7", "its time is over"))
+        return route(self, message, number)
+
+    Scheduler._route = stern  # type: ignore[method-assign]
+
+
 def _nothing() -> None:
     """The scene itself makes the kernel's answer a lie, since the sync is SQLite's."""
 
@@ -160,5 +176,6 @@ FAULTS = {
             Scene.DATABASE,
             _commit_soon,
         ),
+        Fault("last-attempt", "mail whose time is over is not tried once more", Scene.CLOCK, _give_up_untried),
     )
 }

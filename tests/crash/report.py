@@ -55,12 +55,18 @@ class Report:
     cut: tuple[Result, ...]
     troubled: tuple[Result, ...]
     shared: tuple[Result, ...]
+    clocks: tuple[Result, ...]
     planted: tuple[Found, ...]
+
+    @property
+    def sound(self) -> list[Result]:
+        """What Gatepost did as it is."""
+        return [*self.killed, *self.cut, *self.troubled, *self.shared, *self.clocks]
 
     @property
     def problems(self) -> list[str]:
         """Why this proves nothing, or the contrary: losses without a fault, and faults without a loss."""
-        sound = [*self.killed, *self.cut, *self.troubled, *self.shared, *(fault.sound for fault in self.planted)]
+        sound = [*self.sound, *(fault.sound for fault in self.planted)]
         return [
             *(f"{r.name}: {r.lost} of {r.acknowledged} lost, {r.torn} delivered in part" for r in sound if not r.whole),
             *(
@@ -85,8 +91,8 @@ class Report:
             Found(**{**row, "planted": Result(**row["planted"]), "sound": Result(**row["sound"])})
             for row in data["planted"]
         )
-        killed, cut, troubled, shared = (results(data[key]) for key in ("killed", "cut", "troubled", "shared"))
-        return cls(data["rounds"], data["machine"], killed, cut, troubled, shared, planted)
+        parts = (results(data[key]) for key in ("killed", "cut", "troubled", "shared", "clocks"))
+        return cls(data["rounds"], data["machine"], *parts, planted)
 
 
 def machine() -> dict[str, str]:
@@ -137,8 +143,7 @@ def _faults(rows: Sequence[Found]) -> str:
 def _verdict(report: Report) -> str:
     if report.problems:
         return "**Not proved.**\n\n" + "\n".join(f"- {problem}" for problem in report.problems)
-    sound = [*report.killed, *report.cut, *report.troubled, *report.shared]
-    total = sum(sound[1:], sound[0])
+    total = sum(report.sound[1:], report.sound[0])
     return (
         f"**{total.acknowledged:,} messages got 250, over {total.deaths:,} deaths, power cuts and failures of the disk;"
         f" {total.lost} of them are missing.** {total.duplicated:,} arrived more than once."
@@ -158,6 +163,7 @@ def render(report: Report) -> str:
         cut=_table("the power goes", report.cut),
         troubled=_table("the disk is", report.troubled),
         shared=_table("killed at, or while, on PostgreSQL", report.shared),
+        clocks=_table("the clock is set", report.clocks),
         planted=_faults(report.planted),
         machine="\n".join(f"| {key} | {value} |" for key, value in report.machine.items()),
     )

@@ -1,6 +1,7 @@
-"""The scenes of the proof: something dies or is cut under load, and then it is counted.
+"""The scenes of the proof: something dies, is cut or goes wrong under load, and then it is counted.
 
-`make test` plays each once (`test_crash.py`, `test_power_loss.py`), `make durability` several times.
+`make test` plays many of them once (`test_crash.py`, `test_power_loss.py`, `test_clock.py`), `make durability` all,
+several times.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from datetime import datetime
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
@@ -26,6 +28,7 @@ from tests.crash.planted import Fault, Scene
 from tests.crash.victim import SOUND
 from tests.support.postfix import SmtpSink
 from tests.support.process import binary, free_port, wait_until
+from tests.support.wallclock import DAY, HOUR, WallClock
 
 RECOVERY = (Step.RECOVERY_BEGUN, Step.RECOVERY_DONE)
 STEPS = tuple(step for step in Step if step not in (*RECOVERY, *HANDOVER_STEPS))
@@ -41,9 +44,9 @@ _BOTH = ("ben@example.com", "col@example.net")
 
 
 @contextlib.contextmanager
-def victim(*deaths: str, fault: str = SOUND, **options: Any) -> Iterator[Victim]:
+def victim(*deaths: str, fault: str = SOUND, clock: WallClock | None = None, **options: Any) -> Iterator[Victim]:
     """Start a `Victim`; whatever happens, nothing of it is left."""
-    gatepost = Victim(options, deaths, fault=fault)
+    gatepost = Victim(options, deaths, fault=fault, clock=clock)
     try:
         yield gatepost
     finally:
@@ -340,6 +343,62 @@ def failing() -> Result:
         return count("write errors, then read-only; started anew", 1, load, boxes, corrupt=corrupt)
 
 
+# The clock is set.
+
+OVER = 7 * DAY
+"""Later, whatever was accepted has had its time (`retry.give_up`, 5 days)."""
+_SOME = 30
+
+
+def _hops(net: str) -> dict[str, Any]:
+    """One of the two mailboxes of each message is always there, and its sender's is."""
+    hops = {"example.com": "maildir:./com", "example.net": net, "sender.test": "maildir:./mail"}
+    return {domain: {"next_hop": hop, "recipients": "any"} for domain, hop in hops.items()}
+
+
+def _goes_by(gatepost: Victim, clock: WallClock) -> bool:
+    """Whether it has logged something by this clock."""
+    *_, last = re.findall(r'"timestamp": ?"([^"]+)"', gatepost.log)
+    return abs(datetime.fromisoformat(last).timestamp() - clock.now()) < HOUR / 2
+
+
+def _arrived(gatepost: Victim) -> int:
+    return len(list((gatepost.directory / "com/new").glob("*")))
+
+
+def clock(name: str, offsets: Sequence[int], *, flush: bool = False, fault: str = SOUND) -> Result:
+    """The clock is set under load, new mail goes by it at once, and all processes are killed; and so on.
+
+    One mailbox of each message is away all the while. It is back when the clock is set for the last time, which
+    nobody sees: what is started then finds mail of all the times before. Mail of a time to come needs a `flush`.
+    """
+    *under_load, last = offsets
+    wall = WallClock()
+    options = {"relay_from": ["127.0.0.0/8"], "retry": {"first": "1h", "max": "1h"}}
+    try:
+        with victim(fault=fault, clock=wall, domains=_hops(_down()), **options) as gatepost:
+            load = Load(gatepost.port, _BOTH)
+            with load.running():
+                for number, offset in enumerate(under_load):
+                    if number:
+                        gatepost.start()
+                    load.goes_on(_SOME)
+                    wall.set(offset)
+                    wait_until(lambda: _goes_by(gatepost, wall), "Gatepost goes by the new time")
+                    enough = _arrived(gatepost) + _SOME
+                    wait_until(lambda wanted=enough: _arrived(gatepost) >= wanted, "new mail arrives")
+                    gatepost.kill_tree()
+            wall.set(last)
+            gatepost.configure(domains=_hops("maildir:./net"))
+            gatepost.start()
+            if flush:
+                gatepost.flush()
+            _finish(gatepost)
+            return count(name, len(under_load), load, [gatepost.maildir("com"), gatepost.maildir("net")])
+    finally:
+        wall.stop()
+
+
 # Planted faults.
 
 
@@ -400,6 +459,8 @@ def play(fault: Fault, *, planted: bool) -> Result:
             found = written_back(planted=planted)
         case Scene.DATABASE:
             found = shared.database_that_may_forget(name)
+        case Scene.CLOCK:
+            found = clock("", (-DAY, OVER), fault=name)
     return replace(found, name=fault.name)
 
 
@@ -420,3 +481,7 @@ CUTS: tuple[Callable[[], Result], ...] = (
     partial(power_of_both, When.REST, cuts=2, journal=False, name="at rest after delivery there, no journal"),
 )
 TROUBLE: tuple[Callable[[], Result], ...] = (full, failing)
+CLOCKS: tuple[Callable[[], Result], ...] = (
+    partial(clock, "back 1 h, on to 1 d ahead, back to 1 d behind; then beyond `give_up`", (-HOUR, DAY, -DAY, OVER)),
+    partial(clock, "on to 1 d ahead; then back to 1 d behind, and `queue flush`", (DAY, -DAY), flush=True),
+)

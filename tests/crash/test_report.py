@@ -16,7 +16,7 @@ from tests.support.gatepost import ROOT
 GOOD = Result("step", 3, 100, 101, 2, 0, 1)
 BAD = replace(GOOD, lost=1, delivered=100)
 FAULT = Found("name", "left out", "scene", replace(BAD, lost=40), 2, GOOD)
-REPORT = Report(2, {"SQLite": "3"}, (GOOD,), (GOOD,), (GOOD,), (GOOD,), (FAULT,))
+REPORT = Report(2, {"SQLite": "3"}, (GOOD,), (GOOD,), (GOOD,), (GOOD,), (GOOD,), (FAULT,))
 
 
 def checked_in() -> Report:
@@ -30,8 +30,8 @@ def test_the_page_is_what_the_numbers_beside_it_say() -> None:
 def test_the_report_in_the_tree_is_of_all_scenes_and_found_nothing_missing() -> None:
     report = checked_in()
     assert report.problems == []
-    assert [len(part) for part in (report.killed, report.cut, report.troubled, report.shared)] == [
-        len(part) for part in (scenes.KILLS, scenes.CUTS, scenes.TROUBLE, shared.SCENES)
+    assert [len(part) for part in (report.killed, report.cut, report.troubled, report.shared, report.clocks)] == [
+        len(part) for part in (scenes.KILLS, scenes.CUTS, scenes.TROUBLE, shared.SCENES, scenes.CLOCKS)
     ]
     assert [row.name for row in report.shared[: len(shared.STEPS)]] == list(shared.STEPS)
     assert [row.name for row in report.killed[: len(scenes.STEPS)]] == list(scenes.STEPS)
@@ -52,7 +52,7 @@ def test_a_report_comes_back_from_its_json() -> None:
 
 def test_what_is_missing_or_torn_is_no_proof() -> None:
     assert REPORT.problems == [] and REPORT.to_json()["proved"] and "Not proved" not in render(REPORT)
-    for part in ("killed", "cut", "troubled", "shared"):
+    for part in ("killed", "cut", "troubled", "shared", "clocks"):
         for bad in (BAD, replace(GOOD, torn=1), replace(GOOD, acknowledged=0)):
             report = replace(REPORT, **{part: (GOOD, bad)})
             assert len(report.problems) == 1 and not report.to_json()["proved"]

@@ -32,15 +32,21 @@ class ManualClock:
 
     def __init__(self) -> None:
         self.time = START
+        self._began = START
 
     def now(self) -> float:
         return self.time
 
     def monotonic(self) -> float:
-        return self.time - START
+        return self.time - self._began
 
     def advance(self, seconds: float) -> None:
         self.time += seconds
+
+    def jump(self, seconds: float) -> None:
+        """Somebody sets the wall clock on, or back."""
+        self.time += seconds
+        self._began += seconds
 
 
 def address(text: str) -> Address:

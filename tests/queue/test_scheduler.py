@@ -211,6 +211,50 @@ def test_nothing_is_tried_before_it_is_due(play: Callable[..., None]) -> None:
     play(scenario)
 
 
+def test_when_the_clock_goes_back_new_mail_goes_at_once_and_old_mail_when_its_time_is_there_again_or_at_a_flush(
+    play: Callable[..., None],
+) -> None:
+    async def scenario(world: World) -> None:
+        put_off = world.on("example.org", DEFERRED, DELIVERED)
+        world.start()
+        await world.send("anna@example.org")
+        await world.settled()
+        await world.send("unbegun@example.com")
+        world.to_disk()
+        world.clock.jump(-DAY)
+        await world.send("new@example.net")
+        await world.settled()
+        assert len(world.script("example.net").deliveries) == 1
+        world.clock.advance(DAY - 1)
+        await world.settled()
+        assert len(put_off.deliveries) == 1 and world.script("example.com").deliveries == []
+        world.clock.advance(1)
+        await world.settled()
+        assert len(world.script("example.com").deliveries) == 1 and len(put_off.deliveries) == 1
+        world.clock.jump(-DAY)
+        await world.spool.flush()
+        await world.settled()
+        assert len(put_off.deliveries) == 2 and await world.spool.list() == []
+
+    play(scenario)
+
+
+def test_when_the_clock_goes_on_beyond_the_time_of_all_mail_each_is_tried_once_more(play: Callable[..., None]) -> None:
+    async def scenario(world: World) -> None:
+        world.on("there.example", DEFERRED, DELIVERED)
+        world.on("away.example", DEFERRED)
+        world.start()
+        await world.send("anna@there.example")
+        await world.send("ben@away.example", sender="ann@sender.example")
+        await world.settled()
+        world.clock.jump(6 * DAY)
+        await world.settled()
+        assert [len(world.script(f"{name}.example").deliveries) for name in ("there", "away", "sender")] == [2, 2, 1]
+        assert await world.spool.list() == []
+
+    play(scenario)
+
+
 def test_two_destinations_of_one_message_settle_once(play: Callable[..., None]) -> None:
     async def scenario(world: World) -> None:
         slow = world.on("slow.example", DEFERRED)
