@@ -21,7 +21,7 @@ from tests.spool.places import place as place
 from tests.spool.places import places as places
 from tests.spool.places import schemas as schemas
 from tests.support import summary, warm
-from tests.support.gatepost import IMPATIENT, GatepostProcess
+from tests.support.gatepost import IMPATIENT, ROOT, GatepostProcess
 from tests.support.process import alive, new_directory
 from tests.support.servers import Certificate, Dovecot, make_certificate
 
@@ -73,21 +73,30 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """In a process of several (pytest-xdist): hand on what is to be printed at the end."""
+    """In a process of several (pytest-xdist): hand on what is to be told at the end."""
     if hasattr(session.config, "workeroutput"):
-        session.config.workeroutput["texts"] = summary.TEXTS
+        session.config.workeroutput["told"] = summary.TEXTS, summary.COUNTS
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
     """Take it from a process that has ended."""
-    summary.TEXTS.extend(getattr(node, "workeroutput", {}).get("texts", []))
+    texts, counts = getattr(node, "workeroutput", {}).get("told", ((), ()))
+    summary.TEXTS.extend(texts)
+    summary.COUNTS.extend((part, row) for part, row in counts)
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     for text in summary.TEXTS:
         terminalreporter.write_line("")
         terminalreporter.write_line(text)
+    if not summary.COUNTS:
+        return
+    from tests.crash.report import of_counts
+
+    if report := of_counts(summary.COUNTS):
+        report.write(ROOT / "var")
+        terminalreporter.write_line("\nThe scenes of the proof of durability that were played: var/durability.md")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -15,7 +15,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from gateway.config import load
 from gateway.spool.opening import open_all
 from gateway.spool.spool import SpoolError, State
 from tests.crash.victim import SOUND
+from tests.support import summary
 from tests.support.clients import connect, transact
 from tests.support.gatepost import ROOT, GatepostProcess
 from tests.support.process import Process, alive, descendants, wait_until
@@ -324,6 +325,11 @@ class Table:
     def add(self, result: Result) -> Result:
         self.results.append(result)
         return result
+
+    def tell(self, part: str, heading: str = "") -> None:
+        """Have them printed after the last test, and stand in this part of the report on this run of the tests."""
+        summary.add(heading + str(self))
+        summary.COUNTS.extend((part, asdict(result)) for result in self.results)
 
     def __str__(self) -> str:
         lines = [f"{'killed':<50}{'deaths':>7}{'acked':>7}{'delivered':>11}{'twice':>7}{'lost':>6}{'unanswered':>12}"]

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from pathlib import Path
 from tests.crash import scenes, shared
 from tests.crash.count import Result
 from tests.crash.planted import FAULTS, Fault
-from tests.crash.report import Found, Report, machine, render
+from tests.crash.report import Found, Report, machine
 from tests.support import warm
 from tests.support.gatepost import ROOT
 
@@ -81,8 +80,7 @@ def main() -> int:
     finally:
         warm.close()
     if options.only is None:
-        (options.directory / "durability.json").write_text(json.dumps(report.to_json(), indent=1) + "\n")
-        (options.directory / "durability.md").write_text(render(report))
+        report.write(options.directory)
     for problem in report.problems:
         print(problem)
     return 1 if report.problems else 0

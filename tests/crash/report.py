@@ -5,6 +5,7 @@ The page is made from the JSON alone, so that the two can be compared; `durabili
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import re
@@ -22,6 +23,7 @@ from tests.support.process import binary, new_directory
 
 FORMAT = 1
 _PAGE = Path(__file__).with_name("page.md")
+_PARTS = ("killed", "cut", "troubled", "shared", "clocks")
 _COUNTS = ("deaths", "acknowledged", "delivered", "duplicated", "unanswered", "lost")
 
 
@@ -91,8 +93,23 @@ class Report:
             Found(**{**row, "planted": Result(**row["planted"]), "sound": Result(**row["sound"])})
             for row in data["planted"]
         )
-        parts = (results(data[key]) for key in ("killed", "cut", "troubled", "shared", "clocks"))
-        return cls(data["rounds"], data["machine"], *parts, planted)
+        return cls(data["rounds"], data["machine"], *(results(data[part]) for part in _PARTS), planted)
+
+    def write(self, directory: Path) -> None:
+        """Write both forms."""
+        directory.mkdir(exist_ok=True)
+        (directory / "durability.json").write_text(json.dumps(self.to_json(), indent=1) + "\n")
+        (directory / "durability.md").write_text(render(self))
+
+
+def of_counts(counts: Sequence[tuple[str, dict[str, Any]]]) -> Report | None:
+    """The report of one run of the tests, which play some scenes of each part; None when they did not play them."""
+    parts: dict[str, list[dict[str, Any]]] = {name: [] for name in (*_PARTS, "planted")}
+    for part, row in counts:
+        parts[part].append(row)
+    if not all(parts[name] for name in ("killed", "cut", "shared", "clocks", "planted")):
+        return None
+    return Report.from_json({"rounds": 1, "machine": machine(), **parts})
 
 
 def machine() -> dict[str, str]:
@@ -147,7 +164,7 @@ def _verdict(report: Report) -> str:
     return (
         f"**{total.acknowledged:,} messages got 250, over {total.deaths:,} deaths, power cuts and failures of the disk;"
         f" {total.lost} of them are missing.** {total.duplicated:,} arrived more than once."
-        f" {len(report.planted)} faults were planted, and each was found in every round."
+        f" Planted faults: {len(report.planted)}, each found in every round."
     )
 
 

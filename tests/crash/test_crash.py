@@ -9,7 +9,6 @@ import pytest
 from gateway.spool.spool import Step
 from tests.crash import scenes
 from tests.crash.count import Table
-from tests.support import summary
 
 pytestmark = pytest.mark.slow
 
@@ -19,7 +18,7 @@ def table() -> Iterator[Table]:
     """The results of all tests here, printed after the last."""
     table = Table()
     yield table
-    summary.add(str(table))
+    table.tell("killed")
 
 
 @pytest.mark.parametrize("step", scenes.STEPS)

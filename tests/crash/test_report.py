@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import re
 import socket
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 from tests.crash import scenes, shared
 from tests.crash.count import Load, Result, count
 from tests.crash.planted import FAULTS
-from tests.crash.report import Found, Report, machine, render
+from tests.crash.report import Found, Report, machine, of_counts, render
 from tests.support.gatepost import ROOT
 
 GOOD = Result("step", 3, 100, 101, 2, 0, 1)
@@ -48,6 +48,14 @@ def test_a_report_names_the_machine_by_its_kind_only() -> None:
 
 def test_a_report_comes_back_from_its_json() -> None:
     assert Report.from_json(json.loads(json.dumps(REPORT.to_json()))) == REPORT
+
+
+def test_a_run_of_the_tests_makes_a_report_of_its_own_when_it_played_something_of_each_part() -> None:
+    counts = [(part, asdict(GOOD)) for part in ("killed", "cut", "shared", "clocks")]
+    assert of_counts(counts) is None
+    made = of_counts([*counts, ("planted", asdict(replace(FAULT, rounds=1)))])
+    assert made is not None and not made.problems
+    assert (made.killed, made.troubled, made.clocks) == ((GOOD,), (), (GOOD,)) and "**40**" in render(made)
 
 
 def test_what_is_missing_or_torn_is_no_proof() -> None:

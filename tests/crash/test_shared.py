@@ -9,7 +9,6 @@ import pytest
 from gateway.spool.spool import Step
 from tests.crash import shared
 from tests.crash.count import Table
-from tests.support import summary
 
 pytestmark = pytest.mark.slow
 
@@ -19,7 +18,7 @@ def table() -> Iterator[Table]:
     """The results of all tests here, printed after the last."""
     table = Table()
     yield table
-    summary.add("on PostgreSQL:\n" + str(table))
+    table.tell("shared", "on PostgreSQL:\n")
 
 
 def test_what_a_killed_gateway_had_accepted_the_other_delivers(table):
