@@ -5,7 +5,7 @@ DEMO := gatepost.demo.yaml
 # More for pytest: make test ARGS="-k queue -x"
 ARGS :=
 # Test processes at once: most tests with real servers wait more than they work.
-JOBS := 5
+JOBS := 6
 
 JOBS_CHART := 2
 
