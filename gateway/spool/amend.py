@@ -106,7 +106,7 @@ def hasten(
     After an outage that may be all that there is, so it touches nothing but what says when they are due.
     """
     out: list[tuple[str, Amended]] = []
-    hastened: list[tuple[str, str]] = []
+    hastened: list[tuple[float, str, str]] = []
     for id, claimed, reason, text in rows:
         try:
             whom = [str(slot.recipient.address) for slot in schema.read_slots(text) if slot.status.value != _DELIVERED]
@@ -118,10 +118,10 @@ def hasten(
             continue
         slots = schema.loads(text)
         _hasten(slots)
-        hastened.append((schema.dumps(slots), id))
+        hastened.append((_due(slots), schema.dumps(slots), id))
         _note(db, id, whom, DEEDS[Retry], f"{State.QUEUED}: {reason}", by, now, notes)
         out.append((id, Amended.DONE))
-    db.executemany("UPDATE message SET due = 0, slots = ? WHERE id = ?", hastened)
+    db.executemany("UPDATE message SET due = ?, slots = ? WHERE id = ?", hastened)
     return out
 
 
@@ -164,7 +164,7 @@ def _amend(db: Database, row: _Row, amendment: Amendment, by: str, now: float, n
         return problem
     concerned |= {_address(slot): None for slot in row.undelivered}
     _note(db, row.id, list(concerned), DEEDS[type(amendment)], _said(amendment, was), by, now, notes)
-    due = min((float(slot["due"]) for slot in row.slots if slot["status"] in _OPEN), default=schema.NEVER)
+    due = _due(row.slots)
     # Let go of, too: a claim that counts for nothing any more must not be settled.
     db.execute(
         "UPDATE message SET claimed = 0, state = ?, reason = ?, due = ?, slots = ?, envelope = ? WHERE id = ?",
@@ -230,6 +230,10 @@ def _keep(row: _Row) -> None:
     """Who gives a message another way does not want it returned any more."""
     if row.state is State.QUEUED:
         row.reason = ""
+
+
+def _due(slots: list[dict[str, Any]]) -> float:
+    return min((float(slot["due"]) for slot in slots if slot["status"] in _OPEN), default=schema.NEVER)
 
 
 def _hasten(slots: list[dict[str, Any]]) -> None:

@@ -374,6 +374,17 @@ def test_who_has_got_it_is_not_hastened(place: Place):
     on_spool(place, check)
 
 
+def test_what_waits_for_nobody_any_more_is_not_made_due(place: Place):
+    async def check(worker: OperatedSpool, postmaster: Hands) -> None:
+        id = await deferred(worker)
+        place.query("UPDATE message SET slots = replace(slots, '\"deferred\"', '\"delivered\"') WHERE id = ?", id)
+        await postmaster.hasten(Selection(), hop, by="anna")
+        place.heed(worker)
+        assert not await take(worker)
+
+    on_spool(place, check)
+
+
 def test_hastening_goes_through_all_pages(place: Place):
     async def check(worker: OperatedSpool, postmaster: Hands) -> None:
         ids = [await put(worker, SMALL, message()) for _ in range(401)]
