@@ -65,7 +65,7 @@ class Place:
         await self.wire.mend()
         async with asyncio.timeout(30):
             await self.state._shared.wait_up()
-            while self.state._journal:
+            while self.state._journal or not (self.state._settler is None or self.state._settler.done()):
                 await asyncio.sleep(0.001)
 
 
