@@ -27,6 +27,11 @@ _UTEXT = rf"[A-Za-z0-9!#$%&'*+/=?^_`{{|}}~\-{_UTF8}]"
 _DOT_STRING = re.compile(rf"{_ATEXT}+(?:\.{_ATEXT}+)*\Z")
 _UDOT_STRING = re.compile(rf"{_UTEXT}+(?:\.{_UTEXT}+)*\Z")
 _LABEL = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_\-]*[A-Za-z0-9])?\Z|_[A-Za-z0-9_\-]*[A-Za-z0-9]\Z")
+# What most addresses are; whatever else the grammar allows is read character by character.
+_USUAL = re.compile(
+    rf"(?P<local>{_ATEXT}+(?:\.{_ATEXT}+)*)"
+    r"@(?P<domain>[A-Za-z0-9](?:[A-Za-z0-9_\-]{0,61}[A-Za-z0-9])?(?:\.[A-Za-z0-9](?:[A-Za-z0-9_\-]{0,61}[A-Za-z0-9])?)*)\Z"
+)
 _REWRITTEN = re.compile(r"SRS[01][-+=]", re.IGNORECASE)
 _QTEXT = re.compile(rf"[\x20\x21\x23-\x5b\x5d-\x7e{_UTF8}]\Z")
 
@@ -195,6 +200,9 @@ def _parse_local(text: str, *, utf8: bool) -> tuple[str, int]:
 @lru_cache(maxsize=8192)
 def parse_mailbox(text: str, *, utf8: bool = False) -> Address:
     """Parse ``local@domain`` without brackets; raises `AddressError`."""
+    usual = _USUAL.match(text) if len(text) <= LOCAL_PART_OCTETS else None
+    if usual:
+        return Address(usual["local"], usual["domain"])
     local, end = _parse_local(text, utf8=utf8)
     # Forwarders put a whole address into a local part (SRS) and care little for its length; the path's limit holds.
     if _octets(local) > LOCAL_PART_OCTETS and not _REWRITTEN.match(local):

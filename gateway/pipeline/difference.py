@@ -112,9 +112,10 @@ class Difference:
             past = Past(told, self._trusted, self._redactor)
         except NotTold as error:
             return Compared(Kind.UNKNOWN, then, "", str(error))
-        if replay.stands(past, own_door=entrance == name):
+        fate = replay.again(past, own_door=entrance == name)
+        if fate is None:
             return Compared(Kind.SAME, past.outcome, past.outcome, "")
-        return compare(replay, past)
+        return _compared(past, fate)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -146,7 +147,10 @@ def difference(
 
 def compare(replay: Replay, past: Past) -> Compared:
     """How one transaction comes out now, beside how it came out."""
-    fate = replay.judge(past, past.reached)
+    return _compared(past, replay.judge(past, past.reached))
+
+
+def _compared(past: Past, fate: Fate | Unknown) -> Compared:
     if isinstance(fate, Unknown):
         return Compared(Kind.UNKNOWN, past.told.outcome, "", f"{fate.entry}: {fate.why}")
     return _classify(past, past.outcome, fate, past.reached)

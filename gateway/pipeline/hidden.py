@@ -79,15 +79,18 @@ class HiddenAddress(Address):
         return f"HiddenAddress({self.recorded!r})"
 
 
-def read_address(text: str, *, redacted: bool, redactor: Redactor | None) -> Address:
-    """An address of a record. Raises `gateway.mail.address.AddressError`."""
-    return HiddenAddress(text, redactor) if redacted and is_hidden(text) else _parse(text)
-
-
 @functools.lru_cache(maxsize=10_000)
-def _parse(text: str) -> Address:
-    """Who got mail once got more of it, and who sends wrote before."""
+def read_address(text: str) -> Address:
+    """An address of a record: who got mail once got more of it, and who sends wrote before.
+
+    Raises `gateway.mail.address.AddressError`.
+    """
     return parse_mailbox(text, utf8=True)
+
+
+def read_hidden(text: str, *, redactor: Redactor | None) -> Address:
+    """An address of a record in which some are redacted. Raises `gateway.mail.address.AddressError`."""
+    return HiddenAddress(text, redactor) if is_hidden(text) else read_address(text)
 
 
 def recorded(address: Address) -> str:

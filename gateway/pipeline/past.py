@@ -16,7 +16,7 @@ from gateway.mail.envelope import MailParameters, Recipient
 from gateway.mail.session import Session, Tls
 from gateway.ops.redaction import Redactor
 from gateway.ops.search import GIVEN_UP, ended_as
-from gateway.pipeline.hidden import Hidden, NotTold, read_address, recorded
+from gateway.pipeline.hidden import Hidden, NotTold, read_address, read_hidden, recorded
 from gateway.pipeline.lookup import Fault, FaultKind
 from gateway.pipeline.plan import Node
 from gateway.pipeline.recall import Memory, RecallError
@@ -46,7 +46,7 @@ class Past:
         except UnreadableRecord as error:
             raise NotTold(str(error)) from error
         self.redacted = told.redacted is not None
-        read = partial(read_address, redacted=self.redacted, redactor=redactor)
+        read = partial(read_hidden, redactor=redactor) if self.redacted else read_address
         try:
             self.session = _session(told, trusted)
             sender = told.sender

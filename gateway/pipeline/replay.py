@@ -8,7 +8,7 @@ Where an entry is the same now as it was then, its recorded verdict stands in; w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Set
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
@@ -21,7 +21,7 @@ from gateway.pipeline.lookup import Fault
 from gateway.pipeline.past import NotTold, Past, recorded
 from gateway.pipeline.plan import INPUTS, NOTHING, Entry, Node, Plan, Question, Scope, StagePlan, Step
 from gateway.pipeline.recall import RecallError, recall_verdict
-from gateway.pipeline.standing import Standing
+from gateway.pipeline.standing import Silence, Standing
 from gateway.pipeline.told import VerdictNote
 from gateway.sdk.findings import Finding
 from gateway.sdk.stage import ORDER, Message, Stage, Transaction
@@ -92,19 +92,24 @@ class Replay:
 
         The entry `without` is not asked.
         """
-        try:
-            return _Course(self, past, reached, without).run()
-        except _Stop as stop:
-            return stop.unknown
+        return _Course(self, past, reached, without).judge()
 
-    def stands(self, past: Past, *, own_door: bool = True) -> bool:
-        """Whether it is known without judging all of it that it ends as it did; see `Standing.holds`."""
-        if self._standing is None:
-            return False
-        try:
-            return self._standing.holds(past, _Course(self, past, past.reached, "").verdict, own_door=own_door)
-        except _Stop:
-            return False
+    def again(self, past: Past, *, own_door: bool = True) -> Fate | Unknown | None:
+        """As `judge`, but None where it is known without judging all of it that it ends as it did.
+
+        `own_door` says that this pipeline judged the session too. See `gateway.pipeline.standing`.
+        """
+        course = _Course(self, past, past.reached, "")
+        standing = self._standing
+        if standing is not None and standing.is_sure(past, own_door=own_door):
+            try:
+                if standing.holds(past, course.verdict):
+                    return None
+            except _Stop:
+                # It may end elsewhere, before that is asked.
+                pass
+            course.silent = standing.silent(past, own_door=own_door)
+        return course.judge()
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,7 +226,9 @@ class _Stop(Exception):
 
 
 class _Course:
-    """One transaction's way through the stages."""
+    """One transaction's way through the stages. `silent` are turns in which nothing is said."""
+
+    silent: Set[Silence] = frozenset()
 
     def __init__(self, replay: Replay, past: Past, reached: Stage, without: str) -> None:
         self._plan = replay._plan
@@ -239,7 +246,14 @@ class _Course:
         self._set_aside = "", ""
         self._seen = Stage.CONNECT
 
-    def run(self) -> Fate:
+    def judge(self) -> Fate | Unknown:
+        self._whom = ""
+        try:
+            return self._run()
+        except _Stop as stop:
+            return stop.unknown
+
+    def _run(self) -> Fate:
         for stage in (Stage.CONNECT, Stage.HELO, Stage.MAIL):
             if self._over(stage):
                 return self._fate("accepted")
@@ -316,8 +330,10 @@ class _Course:
             return PROCEEDED
         deliberation = Deliberation(txn)
         given = (self._past.session, txn, recipient, None, None)
+        at, whom = stage.value, self._whom
         for step in plan.steps:
-            if step.entry.name == self._without:
+            name = step.entry.name
+            if name == self._without or (at, name, whom) in self.silent:
                 continue
             said = self._turn(plan, step, given)
             if said is not None and deliberation.take(said):

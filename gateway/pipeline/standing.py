@@ -11,12 +11,12 @@ is said by one entry for others.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Set
 from typing import Any, Final
 
 from gateway.mail.envelope import Recipient
 from gateway.pipeline.past import Past, recorded
-from gateway.pipeline.plan import Entry, Node, Plan, StagePlan, Step
+from gateway.pipeline.plan import INPUTS, Entry, Node, Plan, StagePlan, Step
 from gateway.pipeline.told import Told, VerdictNote
 from gateway.sdk.stage import ORDER, Stage, Transaction
 from gateway.sdk.verdict import Action, Verdict, When
@@ -24,8 +24,12 @@ from gateway.sdk.verdict import Action, Verdict, When
 Turn = Callable[[StagePlan, Step, Transaction | None, Recipient | None], Verdict | None]
 """What an entry says now at its turn; None for nothing that counts."""
 
+Silence = tuple[str, str, str]
+"""A stage, the name of an entry, and the recipient as recorded; empty where it is not about one."""
+
 _OURS: Final = ("gateway", "plugins", "policies")
 """Packages whose policies change their version with what they say. Authors change theirs while they try them."""
+_TRANSACTION: Final = INPUTS[Transaction]
 _DOOR: Final = (Stage.CONNECT, Stage.HELO, Stage.MAIL)
 
 
@@ -53,36 +57,64 @@ class Standing:
             stage: [step for step in plan.steps if step.entry.name not in kept and not step.entry.shadow]
             for stage, plan in now.stages.items()
         }
+        # What a policy says of the transaction may be another thing when other recipients are taken.
+        self._repeated = {
+            (stage.value, names[step.entry.name]): step.entry.name
+            for stage, plan in now.stages.items()
+            for step in plan.steps
+            if step.entry.name in kept and step.question and not _of_transaction(step)
+        }
         self._plans = now.stages
         self._others = {names.get(e.name) for e in now.entries} - set(self._same)
         self._gone = {entry.name for entry in then.entries} - set(names.values())
         self._opens = any(self._asked[stage] for stage in _DOOR)
         self._versions = {name: entry.policy.version if entry.policy else "" for name, entry in self._same.items()}
         self._known = self._others | self._gone
-        self._stages = [(number, stage) for number, stage in enumerate(ORDER) if self._asked.get(stage)]
+        self._stages = [
+            (number, stage, any(_of_transaction(step) or step.entry.rollout for step in steps))
+            for number, stage in enumerate(ORDER)
+            if (steps := self._asked.get(stage))
+        ]
 
-    def holds(self, past: Past, turn: Turn, *, own_door: bool) -> bool:
-        """Whether it ends as it did. `own_door` says that this pipeline judged the session too."""
+    def is_sure(self, past: Past, *, own_door: bool) -> bool:
+        """Whether it is known of everybody in the record who that is now. `own_door` says that this pipeline judged the
+        session too."""
         told = past.told
         if not self._comparable or told.config != self._config or (self._opens and not own_door):
             return False
         for found in told.findings:
             if found.fault:
                 return False
+        versions = self._versions
         for note in told.verdicts:
-            if not self._is_sound(note, own_door):
+            if versions.get(note.plugin) != note.version and not self._is_sound(note, own_door):
                 return False
-        return all(
-            _alike(turn(self._plans[stage], step, txn, to), self._said(told, step.entry, stage, to))
-            for stage, txn, to in self._turns(past)
-            for step in self._asked[stage]
-        )
+        return True
+
+    def holds(self, past: Past, turn: Turn) -> bool:
+        """Whether it ends as it did, if it is sure."""
+        told = past.told
+        for stage, txn, to in self._turns(past):
+            for step in self._asked[stage]:
+                if not _alike(turn(self._plans[stage], step, txn, to), self._said(told, step.entry, stage, to)):
+                    return False
+        return True
+
+    def silent(self, past: Past, *, own_door: bool) -> Set[Silence]:
+        """Who says nothing that counts, as then, whoever else says what, if it is sure."""
+        silent: set[Silence] = set()
+        loud: set[Silence] = set()
+        for note in past.told.verdicts:
+            name = self._repeated.get((note.stage, note.plugin))
+            if name is not None and (own_door or note.stage not in _DOOR):
+                (silent if note.silent else loud).add((note.stage, name, note.recipient))
+        return silent - loud
 
     def _is_sound(self, note: VerdictNote, own_door: bool) -> bool:
         """Whether a verdict is of an entry and a version that is known, and none of an entry that is gone counted."""
         name = note.plugin
-        if (version := self._versions.get(name)) is not None:
-            return version == note.version
+        if name in self._versions:
+            return self._versions[name] == note.version
         if name in self._gone and not note.silent:
             return False
         return name in self._known or (bool(name) and not own_door)
@@ -95,23 +127,27 @@ class Standing:
         return None
 
     def _turns(self, past: Past) -> Iterator[tuple[Stage, Transaction | None, Recipient | None]]:
-        """The stages at which somebody is to be asked, as far as the record tells: at RCPT, once for each recipient."""
+        """The stages at which somebody is to be asked, as far as the record tells: at RCPT, once for each recipient.
+
+        The transaction is told where somebody wants to know of it.
+        """
         last = ORDER.index(past.reached)
-        for number, stage in self._stages:
+        for number, stage, needed in self._stages:
             if number > last:
                 return
             if stage in (Stage.CONNECT, Stage.HELO, Stage.AUTH):
                 yield stage, None, None
-            elif stage is Stage.MAIL:
-                yield stage, past.transaction(()), None
             elif stage is Stage.RCPT:
                 taken: list[Recipient] = []
                 for recipient, reply in past.recipients:
-                    yield stage, past.transaction(tuple(taken)), recipient
-                    if reply.startswith("2") and recipient not in taken:
+                    yield stage, past.transaction(tuple(taken)) if needed else None, recipient
+                    if needed and reply.startswith("2") and recipient not in taken:
                         taken.append(recipient)
+            elif not needed:
+                yield stage, None, None
             else:
-                everybody = dict.fromkeys(recipient for recipient, reply in past.recipients if reply.startswith("2"))
+                told = () if stage is Stage.MAIL else past.recipients
+                everybody = dict.fromkeys(recipient for recipient, reply in told if reply.startswith("2"))
                 yield stage, past.transaction(tuple(everybody)), None
 
 
@@ -122,6 +158,11 @@ def _alike(now: Verdict | None, then: VerdictNote | None) -> bool:
         return False
     said = "" if now.reply is None else str(now.reply)
     return now.action.value == then.action and said == then.reply and now.when.value == (then.when or When.ALWAYS.value)
+
+
+def _of_transaction(step: Step) -> bool:
+    """Whether it is asked about the transaction, with the recipients that it has by then."""
+    return step.question is not None and any(source == _TRANSACTION for source, _ in step.question.sources)
 
 
 def _in_order(now: Plan, then: Plan, names: Mapping[str, str]) -> bool:

@@ -161,7 +161,7 @@ def read(name: str, used: Iterable[str], source: Any) -> Any:
     """A variable's value for the library, of which the expression names these fields."""
     found = INPUTS.get(name)
     if found is None:
-        return None if source is None else {part: field_of(source, part) for part in used}
+        return None if source is None else {part: plain(getattr(source, part)) for part in used}
     if found.type.kind is Kind.LIST:
         return found.read(source, "")
     return {part: found.read(source, part) for part in used}

@@ -101,7 +101,7 @@ def constant(program: Program) -> bool | None:
     if program.checked.uses:
         return None
     try:
-        return program.holds(context({}, {}, {}), {})
+        return program.holds(context({}, {}), {})
     except Unanswered:
         return None
 

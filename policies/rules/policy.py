@@ -31,7 +31,7 @@ from gateway.sdk.lint import Remark, Setting, Way
 from policies.rules import actions, lint
 from policies.rules.check import did_you_mean
 from policies.rules.inputs import INPUTS, all_findings, finding_type, variable_of
-from policies.rules.program import Program, Unanswered, check_syntax, compile, context
+from policies.rules.program import Contexts, Program, Unanswered, check_syntax, compile
 from policies.rules.syntax import LENGTH, ExpressionError
 from policies.rules.types import Type
 
@@ -78,10 +78,10 @@ class _Ready:
 
 @dataclass(frozen=True, slots=True)
 class _Desk:
-    """What a stage has: its rules, the fields that they name by variable, and from what the variables are read."""
+    """What a stage has: its rules, the values that they name, and from what the variables are read."""
 
     rules: tuple[_Ready, ...]
-    uses: Mapping[str, set[str]]
+    contexts: Contexts
     kinds: tuple[type, ...]
     variables: Mapping[str, type]
 
@@ -154,7 +154,7 @@ class Rules(Policy):
             if rule.program.needs_missing(sources):
                 continue
             if values is None:
-                values = context(desk.uses, sources, given)
+                values = desk.contexts.make(sources, given)
             try:
                 if not rule.program.holds(values, sources):
                     continue
@@ -181,7 +181,7 @@ def _desk(rules: Sequence[_Ready], findings: _Findings) -> _Desk:
             uses.setdefault(name, set()).update(fields)
             kinds[findings.kind(name)] = None
         kinds.update(dict.fromkeys(rule.then.needs))
-    return _Desk(tuple(rules), uses, tuple(kinds), {name: findings.kind(name) for name in uses})
+    return _Desk(tuple(rules), Contexts(uses), tuple(kinds), {name: findings.kind(name) for name in uses})
 
 
 class _NoStage(Exception):

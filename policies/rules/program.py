@@ -6,6 +6,7 @@ that grow too large.
 
 from __future__ import annotations
 
+import marshal
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -21,6 +22,12 @@ from policies.rules.types import Type
 
 _WHERE: Final = re.compile(r"<input>:(\d+):(\d+): ([^\n]*)")
 _REASON: Final = 200
+_WITHOUT_REFERENCES: Final = 2
+"""Version of `marshal` whose octets depend on nothing but the values."""
+_KEPT: Final = 1000
+"""Values of one stage that are kept."""
+_SMALL: Final = 500
+"""Octets of those, at most."""
 
 
 class Unanswered(Exception):
@@ -83,11 +90,42 @@ def _library(text: str) -> Any:
         raise ExpressionError(where[3][:_REASON], min(offset, len(text))) from None
 
 
-def context(uses: Mapping[str, set[str]], sources: Mapping[str, Any], given: Values) -> Any:
-    """The values for a stage's expressions: of each variable what any of them names."""
+class Contexts:
+    """Makes the values for a stage's expressions: of each variable what any of them names (`uses`).
+
+    To turn texts into the library's values takes longer than to ask most expressions. Findings say the same again and
+    again, so the values of those that were seen are kept; of a message, an envelope or a session nothing is.
+    """
+
+    def __init__(self, uses: Mapping[str, set[str]]) -> None:
+        self._uses = uses
+        self._keeps = uses.keys().isdisjoint(INPUTS)
+        self._known: dict[bytes, Any] = {}
+
+    def make(self, sources: Mapping[str, Any], given: Values) -> Any:
+        """What the expressions are asked about; `sources` are by variable."""
+        values = {name: read(name, fields, sources[name]) for name, fields in self._uses.items()}
+        if not self._keeps:
+            return context(values, given)
+        try:
+            # Octets tell 1 from true and 1.0, and what is no number from null.
+            key = marshal.dumps(values, _WITHOUT_REFERENCES)
+        except ValueError:
+            # An author's finding may hold a number of a kind of its own.
+            return context(values, given)
+        if (known := self._known.get(key)) is None:
+            known = context(values, given)
+            if len(key) <= _SMALL:
+                if len(self._known) >= _KEPT:
+                    self._known.clear()
+                self._known[key] = known
+        return known
+
+
+def context(values: dict[str, Any], given: Values) -> Any:
+    """What expressions are asked about: variables with these values, and the functions that they may call."""
     functions: dict[str, Callable[..., Any]] = dict(CALLABLES)
     message_kind = INPUTS["message"].kind
     if message_kind in given:
         functions |= message_functions(given[message_kind])
-    values = {name: read(name, fields, sources[name]) for name, fields in uses.items()}
     return cel.Context(values, functions)

@@ -143,10 +143,12 @@ def members(owner: type, depth: int = _DEPTH) -> dict[str, Type]:
 
 def plain(value: Any, depth: int = _DEPTH) -> Any:
     """A value as the library takes it; what is too long is cut, what is too deep is null."""
-    if value is None or isinstance(value, (bool, int, float)):
-        return value.value if isinstance(value, Enum) else value
+    if type(value) is str:
+        return text(value)
     if isinstance(value, Enum):
         return plain(value.value, depth)
+    if value is None or isinstance(value, (bool, int, float)):
+        return value
     if isinstance(value, str):
         return text(value)
     if isinstance(value, bytes):

@@ -20,7 +20,7 @@ from gateway.sdk import (
 )
 from gateway.sdk.testing import make_message, make_recipient, make_session, make_transaction
 from policies.rules.inputs import INPUTS, finding_type
-from policies.rules.program import Program, Unanswered, check_syntax, compile, context
+from policies.rules.program import Contexts, Program, Unanswered, check_syntax, compile
 from policies.rules.syntax import ExpressionError
 
 FINDINGS = {"spf": Spf, "dkim": Dkim, "dmarc": Dmarc, "dnsbl": Dnsbl, "helo_name": HeloName}
@@ -102,7 +102,7 @@ def ask(program: Program, data: st.DataObject) -> bool:
     }
     if program.needs_missing(sources):
         return False
-    return program.holds(context(uses, sources, given), sources)
+    return program.holds(Contexts(uses).make(sources, given), sources)
 
 
 @given(TEXTS, st.data())

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-import pytest
+import re
+from unittest import mock
 
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gateway.mail import address
 from gateway.mail.address import (
     NULL_SENDER,
     Address,
@@ -76,6 +82,20 @@ def test_addresses_of_the_grammar_are_read(text: str, local: str, domain: str) -
 def test_everything_else_is_refused(text: str) -> None:
     with pytest.raises(AddressError):
         parse_mailbox(text)
+
+
+@settings(deadline=None)
+@given(st.text('aZ0.-_@+"[]\\ ä\n', max_size=70) | st.from_regex(address._USUAL))
+def test_what_most_addresses_are_is_read_as_by_the_whole_grammar(text: str) -> None:
+    def read() -> Address | str:
+        try:
+            return parse_mailbox.__wrapped__(text, utf8=True)
+        except AddressError as error:
+            return str(error)
+
+    quick = read()
+    with mock.patch.object(address, "_USUAL", re.compile(r"(?!)")):
+        assert read() == quick
 
 
 def test_utf8_is_read_when_it_was_asked_for() -> None:

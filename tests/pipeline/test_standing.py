@@ -12,8 +12,8 @@ from gateway.pipeline import standing
 from gateway.pipeline.difference import Kind, compare, counterparts, unchanged
 from gateway.pipeline.loader import Pipeline, PipelineError, load
 from gateway.pipeline.past import Past
-from gateway.pipeline.replay import Replay
-from gateway.sdk import Verdict
+from gateway.pipeline.replay import Replay, Unknown
+from gateway.sdk import Action, Verdict
 from tests.pipeline.setting import services
 from tests.pipeline.test_replay import BASE, OPTIONS, RECORDS, nobody
 from tests.pipeline.traffic import CATALOG, ClientValue
@@ -42,11 +42,18 @@ def replay(now: Pipeline, then: Pipeline = THEN, digest: str = DIGEST) -> Replay
 
 
 def standing_of(made: Replay) -> set[int]:
-    """Numbers of what stands; all of it is the same when it is judged as a whole, or cannot be."""
-    found = {number for number, past in PASTS.items() if made.stands(past)}
-    for number in found:
-        whole = compare(made, PASTS[number])
-        assert whole.kind in (Kind.SAME, Kind.UNKNOWN), (number, whole)
+    """Numbers of what stands; all of it is the same when it is judged as a whole, or cannot be.
+
+    What does not stand comes out as when everybody is asked, or else that is not known.
+    """
+    found: set[int] = set()
+    for number, past in PASTS.items():
+        fate, whole = made.again(past), made.judge(past, past.reached)
+        if fate is None:
+            found.add(number)
+            assert compare(made, past).kind in (Kind.SAME, Kind.UNKNOWN), (number, whole)
+        else:
+            assert fate == whole or isinstance(whole, Unknown), (number, fate, whole)
     return found
 
 
@@ -86,7 +93,8 @@ def test_with_one_entry_changed_most_stands_and_what_it_judges_otherwise_does_no
 def test_nothing_stands_of_another_configuration_or_without_one() -> None:
     assert standing_of(replay(THEN)) == set(PASTS)
     assert standing_of(replay(THEN, digest="ffffffffffff")) == set()
-    assert not any(THEN.replay({e.name for e in THEN.entries}).stands(past) for past in PASTS.values())
+    plain = THEN.replay({e.name for e in THEN.entries})
+    assert all(plain.again(past) is not None for past in PASTS.values())
 
 
 def test_nothing_stands_where_entries_changed_places() -> None:
@@ -105,7 +113,7 @@ def test_an_entry_that_is_gone_must_have_said_nothing() -> None:
 
 
 def odd(told: dict[str, Any], **changes: Any) -> bool:
-    return replay(THEN).stands(Past({**told, "config": DIGEST, **changes}, nobody))
+    return replay(THEN).again(Past({**told, "config": DIGEST, **changes}, nobody)) is None
 
 
 def test_what_is_not_sure_does_not_stand() -> None:
@@ -118,6 +126,18 @@ def test_what_is_not_sure_does_not_stand() -> None:
     found, *more = told["findings"]
     failed = {key: value for key, value in found.items() if key != "value"} | {"fault": "timeout"}
     assert not odd(told, findings=[failed, *more]), "what a fault means is said by its owner"
+
+
+def test_who_said_nothing_is_not_asked_again_where_others_say_something_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = replay(of([*list(BASE.items())[:3], ("content", {"reject_at": 80, "quarantine_at": 60})]))
+    stands = standing_of(made)
+    changed = [past for number, past in PASTS.items() if number not in stands]
+    policy: Any = type(THEN.entries[0].policy)
+    asked: list[ClientValue] = []
+    monkeypatch.setattr(policy, "on_connect", lambda self, found: asked.append(found) or Verdict(Action.PROCEED))
+    made = replay(of([*list(BASE.items())[:3], ("content", {"reject_at": 80, "quarantine_at": 60})]))
+    assert changed and all(made.again(past) is not None for past in changed)
+    assert not asked
 
 
 def test_an_authors_policies_are_asked_though_their_options_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,7 +40,9 @@ from gateway.sdk import (
 )
 from gateway.sdk.testing import Bench, make_message, make_recipient, make_session, make_transaction
 from policies.rules import Rules, RulesOptions
+from policies.rules.inputs import finding_type
 from policies.rules.policy import RuleFailed
+from policies.rules.program import Contexts, compile
 
 FORGED = Dmarc(AuthResult.FAIL, "example.org", policy=DmarcPolicy.REJECT)
 LISTED = Dnsbl(2.5, (ListHit("bl.test", ("127.0.0.2",), 2.5),))
@@ -282,3 +284,36 @@ def test_findings_of_anybodys_plugin_go_by_their_class_and_have_their_properties
     )
     assert not matches("moon_phase.weights.wind > 1.0", moon)
     assert not matches("has(moon_phase.weights.wind)", moon)
+
+
+@dataclass(frozen=True, slots=True)
+class Loose(Finding):
+    """A finding of somebody who cares little for types."""
+
+    value: object = None
+
+
+def test_values_that_are_equal_in_python_are_not_taken_for_each_other() -> None:
+    contexts = Contexts({"loose": {"value"}})
+    program = compile("loose.value == true", {"loose": finding_type(Loose)})
+
+    def answers(value: object) -> bool:
+        sources = {"loose": Loose(value)}
+        return program.holds(contexts.make(sources, {}), sources)
+
+    values: list[object] = [True, 1, 1.0, "true", None, float("nan"), (1,), Number(1)]
+    for _ in range(2):
+        assert [value for value in values if answers(value)] == [True]
+
+
+class Number(int):
+    """A number of a kind of its own."""
+
+
+def test_the_same_values_are_made_once_and_those_of_a_session_never_kept() -> None:
+    findings, sessions = Contexts({"spf": {"result"}}), Contexts({"spf": {"result"}, "session": {"helo"}})
+    sources = {"spf": FAILED, "session": make_session()}
+    again = {"spf": Spf(SpfResult.FAIL, "other.example", SpfResult.PASS, ""), "session": make_session()}
+    assert findings.make(sources, {}) is findings.make(again, {})
+    assert findings.make(sources, {}) is not findings.make({"spf": None}, {})
+    assert sessions.make(sources, {}) is not sessions.make(sources, {})
