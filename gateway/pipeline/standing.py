@@ -45,7 +45,7 @@ class Standing:
         self._config = config
         self._names = names
         self._comparable = _in_order(now, then, names)
-        same = [entry for entry in now.entries if entry.name in unchanged and _ours(entry)]
+        same = [e for e in now.entries if e.name in unchanged and _ours(e) and _enforced_as_then(e, names[e.name])]
         wired = {name: list(_wiring(then, name, {e.name: e.name for e in then.entries})) for name in names.values()}
         self._same = {
             names[entry.name]: entry
@@ -174,6 +174,11 @@ def _in_order(now: Plan, then: Plan, names: Mapping[str, str]) -> bool:
 
 def _ours(entry: Entry) -> bool:
     return entry.policy is None or type(entry.policy).__module__.partition(".")[0] in _OURS
+
+
+def _enforced_as_then(entry: Entry, name: str) -> bool:
+    """Whether a rollout is where it was: it goes by the entry's name, which was this one."""
+    return entry.rollout is None or entry.name == name
 
 
 def _wiring(plan: Plan, name: str, names: Mapping[str, str]) -> Iterator[Any]:

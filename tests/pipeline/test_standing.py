@@ -13,10 +13,12 @@ from gateway.pipeline.difference import Kind, compare, counterparts, unchanged
 from gateway.pipeline.loader import Pipeline, PipelineError, load
 from gateway.pipeline.past import Past
 from gateway.pipeline.replay import Replay, Unknown
+from gateway.pipeline.rollout import Rollout
 from gateway.sdk import Action, Verdict
+from gateway.sdk.testing import make_session
 from tests.pipeline.setting import services
 from tests.pipeline.test_replay import BASE, OPTIONS, RECORDS, nobody
-from tests.pipeline.traffic import CATALOG, ClientValue
+from tests.pipeline.traffic import CATALOG, ClientValue, mailings, record
 
 DIGEST = "0123456789ab"
 PASTS = {number: Past({**told, "config": DIGEST}, nobody) for number, told in RECORDS.items()}
@@ -138,6 +140,26 @@ def test_who_said_nothing_is_not_asked_again_where_others_say_something_else(mon
     made = replay(of([*list(BASE.items())[:3], ("content", {"reject_at": 80, "quarantine_at": 60})]))
     assert changed and all(made.again(past) is not None for past in changed)
     assert not asked
+
+
+def test_a_rollout_goes_by_the_name_of_then() -> None:
+    """Without the first of two, the second has its name, and is enforced elsewhere."""
+    place = {name: next(n for n in range(101) if enforced(name, n)) for name in ("client", "client#2")}
+    share = f"{(place['client'] + place['client#2']) / 2:g}%"
+    rest: list[dict[str, Any]] = [{name: dict(options)} for name, options in list(BASE.items())[1:]]
+    second = {"client": {"reject_at": 40}, "enforce": share}
+    then = load("default", [{"client": {}}, second, *rest], services(), known=CATALOG)
+    now = load("default", [second, *rest], services(), known=CATALOG)
+    records = record(then, mailings(50, seed=2))
+    made = replay(now, then)
+    for told in records.values():
+        past = Past({**told, "config": DIGEST}, nobody)
+        assert made.again(past) is not None or compare(made, past).kind is Kind.SAME
+
+
+def enforced(name: str, share: int) -> bool:
+    session = make_session(client="192.0.2.1")
+    return Rollout(share / 100).covers(name, session, None)
 
 
 def test_an_authors_policies_are_asked_though_their_options_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:

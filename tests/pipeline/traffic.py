@@ -47,6 +47,7 @@ from gateway.spool.draft import FileDraft
 from gateway.spool.shard import no_step
 from gateway.spool.spool import Draft, NewMessage
 
+Options = Mapping[str, Mapping[str, Any]]
 CONTENT = b"Subject: x\r\n\r\nHello.\r\n"
 START = 1_790_000_000
 
@@ -225,11 +226,11 @@ class Recorder:
         self.records[record["id"]] = record
 
 
-def record(options: Mapping[str, Mapping[str, Any]], traffic: Sequence[Mailing]) -> dict[int, dict[str, Any]]:
+def record(judges: Options | Pipeline, traffic: Sequence[Mailing]) -> dict[int, dict[str, Any]]:
     """The decision record of each mailing, by its number, under these options."""
 
     async def judge() -> dict[int, dict[str, Any]]:
-        made = pipeline(options)
+        made = judges if isinstance(judges, Pipeline) else pipeline(judges)
         await made.start()
         with ThreadPoolExecutor(1) as executor:
             recorder = Recorder(executor)
@@ -271,5 +272,4 @@ async def _send(desk: Desk, mailing: Mailing) -> None:
         await intake.close()
 
 
-Options = Mapping[str, Mapping[str, Any]]
 Check = Callable[[Options], None]
