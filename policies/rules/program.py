@@ -24,8 +24,8 @@ _WHERE: Final = re.compile(r"<input>:(\d+):(\d+): ([^\n]*)")
 _REASON: Final = 200
 _WITHOUT_REFERENCES: Final = 2
 """Version of `marshal` whose octets depend on nothing but the values."""
-_KEPT: Final = 1000
-"""Values of one stage that are kept."""
+_KEPT: Final = 500
+"""Values of one stage that are kept, at some 3 KB each."""
 _SMALL: Final = 500
 """Octets of those, at most."""
 
