@@ -70,8 +70,8 @@ class SqliteSpool:
         self._executor = executor
         self._on_step = on_step
         self._fresh: deque[Claimed] = deque()
-        self._claimed: dict[str, tuple[Shard, int]] = {}
-        # By id: whose it is, and for what is kept in memory its octets, -1 for the rest.
+        self._claimed: dict[str, tuple[Shard, int, float]] = {}
+        # By id: whose it is, for what is kept in memory its octets, -1 for the rest, and when it came.
         self._fresh_octets = 0
         self._fresh_messages = 0
         self._changed = False
@@ -199,7 +199,7 @@ class SqliteSpool:
             if error is not None:
                 self._keep_fresh(-1, -size) if fresh else None
             elif fresh and body is not None:
-                self._claimed[message.id] = (shard, size)
+                self._claimed[message.id] = (shard, size, message.received)
                 stored = schema.new_stored(message, size, slots)
                 self._fresh.append(Claimed(stored, MemoryContent(body, eight_bit)))
             elif message.state is State.QUEUED:
@@ -233,7 +233,7 @@ class SqliteSpool:
                 raise
             found = []
         out = [claimed for _, claimed in found]
-        self._claimed.update((claimed.message.id, (shard, -1)) for shard, claimed in found)
+        self._claimed.update((one.message.id, (shard, -1, one.message.received)) for shard, one in found)
         while self._fresh and len(out) < limit:
             out.append(self._fresh.popleft())
         return out
@@ -270,7 +270,7 @@ class SqliteSpool:
         return None if due >= schema.NEVER else due
 
     async def settle(self, settlement: Settlement) -> None:
-        shard, octets = self._claimed.get(settlement.id, (self._shards[0], -1))
+        shard, octets, _ = self._claimed.get(settlement.id, (self._shards[0], -1, 0.0))
         await shard.settle(settlement)
         if self._claimed.pop(settlement.id, None) and octets >= 0:
             self._keep_fresh(-1, -octets)
@@ -320,6 +320,16 @@ class SqliteSpool:
             out[State(state) if state in out else State.CORRUPT] += count
             out[State.QUEUED] -= int(claimed)
         return out
+
+    async def oldest(self) -> dict[State, float]:
+        # What is in hand is looked at twice: what was let go of meanwhile was in hand when the database was asked.
+        before = self._in_hand()
+        rows = await self._read(lambda db: db.execute(schema.OLDEST).fetchall())
+        return schema.oldest([*rows, (State.QUEUED, before), (State.QUEUED, self._in_hand())])
+
+    def _in_hand(self) -> float | None:
+        """When the oldest message came that we have in hand."""
+        return min((received for _, _, received in self._claimed.values()), default=None)
 
     async def flush(self, ids: Sequence[str] | None = None) -> int:
         return await self._rewrite(ids, (State.QUEUED,), operator.due_now)

@@ -329,6 +329,7 @@ def test_a_shard_from_before_there_were_lanes_gets_them_and_loses_nothing(tmp_pa
         "DROP INDEX message_lane",
         "DROP INDEX message_deadline",
         "DROP INDEX message_aside",
+        "DROP INDEX message_oldest",
         "ALTER TABLE message DROP COLUMN lane",
         "ALTER TABLE message DROP COLUMN priority",
         "ALTER TABLE message DROP COLUMN deadline",

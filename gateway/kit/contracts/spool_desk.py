@@ -108,6 +108,32 @@ class SpoolDesk:
         assert len(await take(spool, limit=2000)) == 1100
 
     @with_place
+    async def test_the_oldest_of_each_state_is_known_whoever_has_it_in_hand(self, place: SpoolPlace) -> None:
+        spool = await place.open()
+        assert await spool.oldest() == {}
+        ages = {State.QUEUED: (-500, -100, -300), State.QUARANTINE: (-50, -900)}
+        ids = {
+            (state, age): await put(spool, new=message(state=state, received=NOW + age))
+            for state, some in ages.items()
+            for age in some
+        }
+        first, second = ids[State.QUEUED, -500], ids[State.QUEUED, -300]
+        assert await spool.oldest() == {State.QUEUED: NOW - 500, State.QUARANTINE: NOW - 900}
+        claimed = await take(spool)
+        assert (await spool.oldest())[State.QUEUED] == NOW - 500
+        await defer(spool, claimed[first].message, NOW + 500)
+        assert (await spool.oldest())[State.QUEUED] == NOW - 500
+        assert await spool.hold([first], "wait") == 1
+        oldest = {State.QUEUED: NOW - 300, State.HOLD: NOW - 500, State.QUARANTINE: NOW - 900}
+        assert await spool.oldest() == oldest
+        await deliver(spool, claimed[second].message)
+        assert (await spool.oldest())[State.QUEUED] == NOW - 100
+        spool = await place.open()
+        assert (await spool.oldest())[State.QUEUED] == NOW - 100, "whatever was in hand before"
+        assert await spool.drop([*ids.values()]) == 4
+        assert await spool.oldest() == {}
+
+    @with_place
     async def test_quarantined_mail_waits_until_it_is_released(self, place: SpoolPlace) -> None:
         spool = await place.open()
         id = await put(spool, state=State.QUARANTINE, reason="forged own domain")

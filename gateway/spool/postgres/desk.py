@@ -114,12 +114,26 @@ class Desk:
 
     async def counts(self) -> dict[State, int]:
         out = dict.fromkeys(State, 0)
-        if self._lease is not None and not self._lease.keeper:
-            # One of the workers counts for all, or the sum over workers would be wrong.
+        if self._counted_by_others:
             return out
         for state, count in await self._look(lambda db: db.execute(COUNT).fetchall()):
             out[State(state) if state in out else State.CORRUPT] += count
         return out
+
+    async def oldest(self) -> dict[State, float]:
+        # What is in hand is looked at twice: what was let go of meanwhile was in hand when the database was asked.
+        before = self._in_hand()
+        rows = [] if self._counted_by_others else await self._look(lambda db: db.execute(schema.OLDEST).fetchall())
+        return schema.oldest([*rows, (State.QUEUED, before), (State.QUEUED, self._in_hand())])
+
+    def _in_hand(self) -> float | None:
+        """When the oldest message came that we have in hand."""
+        return None
+
+    @property
+    def _counted_by_others(self) -> bool:
+        """One of the workers counts for all, or the sum over workers would be wrong."""
+        return self._lease is not None and not self._lease.keeper
 
     async def flush(self, ids: Sequence[str] | None = None) -> int:
         return await self._rewrite(ids, (State.QUEUED,), operator.due_now)
