@@ -325,9 +325,6 @@ class Spool(Inlet, Protocol):
         a scan.
         """
 
-    async def flush(self, ids: Sequence[str] | None = None) -> int:
-        """Make deferred mail due now: these, or all. Gives how many messages."""
-
     async def hold(self, ids: Sequence[str], reason: str) -> int:
         """Set queued messages aside until they are released."""
 

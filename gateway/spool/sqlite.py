@@ -331,9 +331,6 @@ class SqliteSpool:
         """When the oldest message came that we have in hand."""
         return min((received for _, _, received in self._claimed.values()), default=None)
 
-    async def flush(self, ids: Sequence[str] | None = None) -> int:
-        return await self._rewrite(ids, (State.QUEUED,), operator.due_now)
-
     async def release(
         self,
         ids: Sequence[str],
@@ -342,9 +339,15 @@ class SqliteSpool:
         to: Sequence[Recipient] = (),
         states: Collection[State] = SET_ASIDE,
     ) -> int:
-        kept = by if self._notes.kept else ""
-        change = partial(operator.reopened, to=tuple(to), by=kept, notes=self._notes)
-        return await self._rewrite(ids, tuple(states), change)
+        change = partial(operator.release, to=to, by=by, states=states, notes=self._notes)
+        count = 0
+        for shard in self._shards:
+            shard.stale = True
+            # Page by page, so that the gateway's own steps never wait for long.
+            for page in operator.pages(ids):
+                count += await shard.writer.submit(partial(change, ids=page))
+            shard.next_due = 0.0
+        return count
 
     async def hold(self, ids: Sequence[str], reason: str) -> int:
         query = "UPDATE message SET state = 'hold', reason = ? WHERE id = ? AND state = 'queued'"
@@ -368,25 +371,6 @@ class SqliteSpool:
             # Somebody may release one of them meanwhile: what counts is the state when they are removed.
             gone += [old[id] for id in await shard.drop(list(old), "expired", by, (state,))]
         return gone
-
-    async def _rewrite(self, ids: Sequence[str] | None, states: tuple[State, ...], change: operator.Change) -> int:
-        """Change the recipients of messages in one of `states` and queue them, due now: these, or all.
-
-        Page by page, so that the gateway's own steps never wait for long.
-        """
-        count = 0
-        for shard in self._shards:
-            shard.stale = True
-            left = None if ids is None else sorted(set(ids))
-            after: str | None = ""
-            while after is not None:
-                page, left = (None, None) if left is None else (left[: operator.PAGE], left[operator.PAGE :])
-                step = partial(operator.rewrite_page, ids=page, after=after, states=states, change=change)
-                changed, last = await shard.writer.submit(step)
-                count += changed
-                after = last if left is None else ("" if left else None)
-            shard.next_due = 0.0
-        return count
 
     async def explain(self, id: str) -> Sequence[Explained]:
         return operator.explained(await self._read(partial(operator.explain, prefix=id)))

@@ -555,7 +555,7 @@ def test_a_worker_notices_what_an_operator_in_another_process_did(tmp_path):
         await defer(spool, (await take(spool))[id].message, NOW + 500)
         operator = Child(tmp_path, "operator")
         try:
-            assert await asyncio.to_thread(operator.tell, "flush") == 1
+            assert await asyncio.to_thread(operator.tell, "hasten") == 1
             await noticed(spool)
             assert set(await take(spool)) == {id}
         finally:

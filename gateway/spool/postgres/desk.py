@@ -96,7 +96,9 @@ class Desk:
             return result
 
         self._stale = True
-        return await self.lines.writer.submit(altering)
+        result = await self.lines.writer.submit(altering)
+        self._next_due = 0.0
+        return result
 
     async def list(self, *, state: State | None = None, limit: int = 1000, after: str = "") -> Sequence[Stored]:
         condition, values = ("AND state = ?", (state.value,)) if state else ("", ())
@@ -135,9 +137,6 @@ class Desk:
         """One of the workers counts for all, or the sum over workers would be wrong."""
         return self._lease is not None and not self._lease.keeper
 
-    async def flush(self, ids: Sequence[str] | None = None) -> int:
-        return await self._rewrite(ids, (State.QUEUED,), operator.due_now)
-
     async def release(
         self,
         ids: Sequence[str],
@@ -146,9 +145,9 @@ class Desk:
         to: Sequence[Recipient] = (),
         states: Collection[State] = SET_ASIDE,
     ) -> int:
-        kept = by if self._notes.kept else ""
-        change = partial(operator.reopened, to=tuple(to), by=kept, notes=self._notes)
-        return await self._rewrite(ids, tuple(states), change)
+        change = partial(operator.release, to=to, by=by, states=states, notes=self._notes, lock=mail.LOCK)
+        # Page by page, so that nobody waits for long.
+        return sum([await self._alter(partial(change, ids=page)) for page in operator.pages(ids)])
 
     async def hold(self, ids: Sequence[str], reason: str) -> int:
         query = "UPDATE message SET state = 'hold', reason = ? WHERE id = ANY (?) AND state = 'queued'"
@@ -170,23 +169,6 @@ class Desk:
             return []
         # Somebody may release or drop one of them meanwhile: what counts is the state when they are removed.
         return [old[id] for id in await self._drop(list(old), "expired", by, (state,))]
-
-    async def _rewrite(self, ids: Sequence[str] | None, states: tuple[State, ...], change: operator.Change) -> int:
-        """Change the recipients of messages in one of `states` and queue them, due now: these, or all.
-
-        Page by page, so that nobody waits for long.
-        """
-        count = 0
-        left = None if ids is None else sorted(set(ids))
-        after: str | None = ""
-        while after is not None:
-            page, left = (None, None) if left is None else (left[: operator.PAGE], left[operator.PAGE :])
-            step = partial(operator.rewrite_page, ids=page, after=after, states=states, change=change, lock=mail.LOCK)
-            changed, last = await self._alter(step)
-            count += changed
-            after = last if left is None else ("" if left else None)
-        self._next_due = 0.0
-        return count
 
     async def explain(self, id: str) -> Sequence[Explained]:
         return operator.explained(await self._look(partial(operator.explain, prefix=id)))
