@@ -1,4 +1,4 @@
-"""What the postmaster does to the mail in a shard, as steps of its writer: find, release, note what was done.
+"""What the postmaster does to mail, as steps of a writer: find, release, note what was done.
 
 What somebody did by hand is kept beside the delivery attempts, since it says why a message left as it did.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any, Final
 
 from gateway.mail.envelope import Recipient
@@ -55,6 +55,25 @@ def explained(rows: list[tuple[Any, ...]]) -> list[Explained]:
         )
         for id, record, attempts, row in sorted(rows, key=lambda row: row[0])
     ]
+
+
+def attempts(db: Database, first: str, last: str) -> list[tuple[str, str]]:
+    """Id and body of the attempts from one id to another, in the order in which they were made."""
+    query = "SELECT id, body FROM attempt WHERE id >= ? AND id <= ? ORDER BY id, n"
+    return list(db.execute(query, (first, last)))
+
+
+def attempts_by_id(rows: Iterable[tuple[str, str]]) -> dict[str, Sequence[dict[str, Any]]]:
+    """What `attempts` found."""
+    bodies: dict[str, list[str]] = {}
+    for id, body in rows:
+        bodies.setdefault(id, []).append(body)
+    return {id: schema.read_notes(texts) for id, texts in bodies.items()}
+
+
+def read_records(texts: Iterable[tuple[str, bytes]]) -> list[dict[str, Any]]:
+    """Records with their ids, as `gateway.spool.spool.Spool.record_texts` gives them; of a damaged one the id."""
+    return [{**next(iter(schema.read_notes([body.decode("utf-8", "replace")])), {}), "id": id} for id, body in texts]
 
 
 def record_ids(db: Database, after: str, before: str, limit: int, newest: bool) -> list[str]:

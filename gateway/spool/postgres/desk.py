@@ -174,17 +174,12 @@ class Desk:
         return operator.explained(await self._look(partial(operator.explain, prefix=id)))
 
     async def attempts(self, first: str, last: str) -> dict[str, Sequence[dict[str, Any]]]:
-        query = "SELECT id, body FROM attempt WHERE id >= ? AND id <= ? ORDER BY id, n"
-        bodies: dict[str, list[str]] = {}
-        for id, body in await self._look(lambda db: db.execute(query, (first, last)).fetchall()):
-            bodies.setdefault(id, []).append(body)
-        return {id: schema.read_notes(texts) for id, texts in bodies.items()}
+        return operator.attempts_by_id(await self._look(partial(operator.attempts, first=first, last=last)))
 
     async def records(
         self, *, after: str = "", before: str = "", limit: int = 1000, newest: bool = False
     ) -> Sequence[dict[str, Any]]:
-        found = await self.record_texts(after=after, before=before, limit=limit, newest=newest)
-        return [{**next(iter(schema.read_notes([text.decode()])), {}), "id": id} for id, text in found]
+        return operator.read_records(await self.record_texts(after=after, before=before, limit=limit, newest=newest))
 
     async def record_texts(
         self, *, after: str = "", before: str = "", limit: int = 1000, newest: bool = False
