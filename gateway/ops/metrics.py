@@ -113,6 +113,12 @@ RECORDS_DROPPED = Counter("gatepost_records_dropped", "Decision records dropped,
 QUEUE_MESSAGES = Gauge(
     "gatepost_queue_messages", "Messages in the spool by state.", ["state"], multiprocess_mode="livesum"
 )
+QUEUE_OLDEST = Gauge(
+    "gatepost_queue_oldest_seconds",
+    "Age of the oldest message by state, counted from when it was accepted; 0 where there is none.",
+    ["state"],
+    multiprocess_mode="livemax",
+)
 DESTINATIONS = Gauge(
     "gatepost_destinations",
     "Destinations in memory, by whether they are reached.",

@@ -1,4 +1,5 @@
-"""What metrics show of the queue: messages by state, destinations by state, the work of those that have names.
+"""What metrics show of the queue: messages by state, the age of the oldest, destinations by state, the work of those
+that have names.
 
 *Promises*: bounded. Mail hosts found by MX, of which there may be any number, are shown together as ``mx``; of the
 others at most `SHOWN`, the rest as ``other``.
@@ -50,22 +51,30 @@ class Gauges:
         self._lanes = lanes
         self._clock = clock
         self._names: set[str] = set()
+        self._oldest: dict[State, float] = {}
 
     async def run(self) -> None:
         """Again and again, until it is cancelled."""
-        gauges = {state: metrics.QUEUE_MESSAGES.labels(state.value) for state in State}
         while True:
-            counted = 0
-            try:
-                counts = await self._spool.counts()
-            except SpoolError as error:
-                _log.warning("queue.count_failed", error=str(error))
-            else:
-                for state, gauge in gauges.items():
-                    gauge.set(counts.get(state, 0))
-                counted = sum(counts.values())
+            counted = await self.count()
             self.show(self._lanes.values(), self._clock.monotonic())
             await asyncio.sleep(_SECONDS * (1 + counted // _COUNTED))
+
+    async def count(self) -> int:
+        """Set the gauges of messages; gives how many there are, 0 when the spool does not say."""
+        counts: dict[State, int] = {}
+        try:
+            counts, self._oldest = await self._spool.counts(), await self._spool.oldest()
+        except SpoolError as error:
+            _log.warning("queue.count_failed", error=str(error))
+        for state, count in counts.items():
+            metrics.QUEUE_MESSAGES.labels(state.value).set(count)
+        now = self._clock.now()
+        for state in State:
+            # As far as is known, where the spool does not say: mail grows old while it cannot be reached.
+            age = now - self._oldest.get(state, now)
+            metrics.QUEUE_OLDEST.labels(state.value).set(max(0.0, age))
+        return sum(counts.values())
 
     def show(self, lanes: Iterable[Lane], now: float) -> None:
         """Set the gauges of destinations to what holds now."""

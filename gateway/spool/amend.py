@@ -107,6 +107,7 @@ def hasten(
     """
     out: list[tuple[str, Amended]] = []
     hastened: list[tuple[float, str, str]] = []
+    noted: list[tuple[str, list[AttemptRecord]]] = []
     for id, claimed, reason, text in rows:
         try:
             whom = [str(slot.recipient.address) for slot in schema.read_slots(text) if slot.status.value != _DELIVERED]
@@ -119,8 +120,9 @@ def hasten(
         slots = schema.loads(text)
         _hasten(slots)
         hastened.append((_due(slots), schema.dumps(slots), id))
-        _note(db, id, whom, DEEDS[Retry], f"{State.QUEUED}: {reason}", by, now, notes)
+        noted.append((id, _noted(whom, DEEDS[Retry], f"{State.QUEUED}: {reason}", by, now)))
         out.append((id, Amended.DONE))
+    notes.add_all(db, noted)
     db.executemany("UPDATE message SET due = ?, slots = ? WHERE id = ?", hastened)
     return out
 
@@ -292,5 +294,8 @@ def _key_of(address: Address) -> str:
 
 
 def _note(db: Database, id: str, whom: Sequence[str], deed: str, what: str, by: str, now: float, notes: Notes) -> None:
-    if by:
-        notes.add_attempts(db, id, [AttemptRecord(now, recipient, deed, what, by) for recipient in whom])
+    notes.add_attempts(db, id, _noted(whom, deed, what, by, now))
+
+
+def _noted(whom: Sequence[str], deed: str, what: str, by: str, now: float) -> list[AttemptRecord]:
+    return [AttemptRecord(now, recipient, deed, what, by) for recipient in whom] if by else []

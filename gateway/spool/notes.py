@@ -38,10 +38,18 @@ class Notes:
     def add_attempts(self, db: Database, id: str, attempts: Sequence[AttemptRecord]) -> None:
         """Insert the attempts of one settlement, or what somebody did by hand. Raises the error of its library."""
         if attempts and self.kept:
-            text = schema.attempts_json(tuple(attempts))
-            if self.redactor is not None:
-                text = schema.dumps(self.redactor.attempts(_plain(text)))
-            db.execute(ATTEMPT, (id, int(attempts[0].time * 1e6), text))
+            db.execute(ATTEMPT, self._row(id, attempts))
+
+    def add_all(self, db: Database, attempts: Sequence[tuple[str, Sequence[AttemptRecord]]]) -> None:
+        """Insert those of many messages, sent together. Raises the error of its library."""
+        if self.kept:
+            db.executemany(ATTEMPT, [self._row(id, some) for id, some in attempts if some])
+
+    def _row(self, id: str, attempts: Sequence[AttemptRecord]) -> tuple[str, int, str]:
+        text = schema.attempts_json(tuple(attempts))
+        if self.redactor is not None:
+            text = schema.dumps(self.redactor.attempts(_plain(text)))
+        return id, int(attempts[0].time * 1e6), text
 
 
 def _plain(text: str) -> Any:

@@ -1,4 +1,4 @@
-"""What the postmaster does to the mail in a shard, as steps of its writer: find, release, note what was done.
+"""What the postmaster does to mail, as steps of a writer: find, release, note what was done.
 
 What somebody did by hand is kept beside the delivery attempts, since it says why a message left as it did.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any, Final
 
 from gateway.mail.envelope import Recipient
@@ -18,10 +18,6 @@ from gateway.spool.writer import Database
 
 PAGE: Final = 500
 """Messages that one step changes at most, so that the gateway's own steps never wait for long."""
-
-Row = dict[str, Any]
-Change = Callable[[Database, Row], None]
-"""Changes a row of `message` in place: ``id``, ``slots`` as read, ``envelope``, ``why`` it is where it is."""
 
 
 def state_in(states: Collection[State]) -> str:
@@ -61,6 +57,25 @@ def explained(rows: list[tuple[Any, ...]]) -> list[Explained]:
     ]
 
 
+def attempts(db: Database, first: str, last: str) -> list[tuple[str, str]]:
+    """Id and body of the attempts from one id to another, in the order in which they were made."""
+    query = "SELECT id, body FROM attempt WHERE id >= ? AND id <= ? ORDER BY id, n"
+    return list(db.execute(query, (first, last)))
+
+
+def attempts_by_id(rows: Iterable[tuple[str, str]]) -> dict[str, Sequence[dict[str, Any]]]:
+    """What `attempts` found."""
+    bodies: dict[str, list[str]] = {}
+    for id, body in rows:
+        bodies.setdefault(id, []).append(body)
+    return {id: schema.read_notes(texts) for id, texts in bodies.items()}
+
+
+def read_records(texts: Iterable[tuple[str, bytes]]) -> list[dict[str, Any]]:
+    """Records with their ids, as `gateway.spool.spool.Spool.record_texts` gives them; of a damaged one the id."""
+    return [{**next(iter(schema.read_notes([body.decode("utf-8", "replace")])), {}), "id": id} for id, body in texts]
+
+
 def record_ids(db: Database, after: str, before: str, limit: int, newest: bool) -> list[str]:
     """Ids of records between these: the first, or the last. No other shard is read for what this one has before it."""
     order = "DESC" if newest else "ASC"
@@ -74,51 +89,55 @@ def record_texts(db: Database, ids: tuple[str, str]) -> list[tuple[str, bytes]]:
     return list(db.execute(query, ids))
 
 
-def rewrite_page(
-    db: Database, ids: Sequence[str] | None, after: str, states: Collection[State], change: Change, lock: str = ""
-) -> tuple[int, str | None]:
-    """Change a page of messages in one of `states` and queue them, due now: these, or all after an id.
+def pages(ids: Sequence[str]) -> Iterator[list[str]]:
+    """Those ids page by page, in the order in which all operators lock them."""
+    rising = sorted(set(ids))
+    for start in range(0, len(rising), PAGE):
+        yield rising[start : start + PAGE]
 
-    Gives how many were changed, and where the next page begins, None for nowhere. `lock` ends the question: in a
-    database that others write to, nobody may change a row between our look and our change.
+
+def release(
+    db: Database,
+    ids: Sequence[str],
+    *,
+    to: Sequence[Recipient],
+    by: str,
+    states: Collection[State],
+    notes: Notes,
+    lock: str = "",
+) -> int:
+    """Queue messages in one of `states`, due now: who has not got it is tried again, or `to` instead; gives how many.
+
+    With `by` that is noted. `lock` ends the question: in a database that others write to, nobody may change a row
+    between our look and our change.
     """
-    fields = f"SELECT id, slots, envelope, state, reason FROM message WHERE {state_in(states)}"
-    if ids is None:
-        rows = db.execute(f"{fields} AND id > ? ORDER BY id LIMIT ? {lock}", (after, PAGE)).fetchall()
-    else:
-        rows = [row for id in ids for row in db.execute(f"{fields} AND id = ? {lock}", (id,))]
+    look = f"SELECT slots, envelope, state, reason FROM message WHERE {state_in(states)} AND id = ? {lock}"
+    query = "UPDATE message SET state = 'queued', reason = '', due = 0, slots = ?, envelope = ? WHERE id = ?"
     count = 0
-    for id, slots, envelope, state, reason in rows:
+    for id in ids:
+        found = db.execute(look, (id,)).fetchone()
+        if found is None:
+            continue
+        text, envelope, state, reason = found
         try:
-            schema.read_slots(slots)
+            schema.read_slots(text)
         except schema.Unreadable:
             continue
-        row: Row = {"id": id, "slots": json.loads(slots), "envelope": envelope, "why": f"{state}: {reason}"}
-        change(db, row)
-        query = "UPDATE message SET state = 'queued', reason = '', due = 0, slots = ?, envelope = ? WHERE id = ?"
-        db.execute(query, (schema.dumps(row["slots"]), row["envelope"], id))
+        slots = _reopened(json.loads(text), to)
+        db.execute(query, (schema.dumps(slots), _without_next_hop(envelope) if to else envelope, id))
+        if by and notes.kept:
+            notes.add_attempts(db, id, _done(slots, "released", f"{state}: {reason}", by, time.time_ns() / 1e9))
         count += 1
-    return count, rows[-1][0] if ids is None and len(rows) == PAGE else None
+    return count
 
 
-def due_now(_: Database, row: Row) -> None:
-    """What is put off is due."""
-    for slot in row["slots"]:
-        if slot["status"] in (RecipientStatus.PENDING, RecipientStatus.DEFERRED):
-            slot["due"] = 0.0
-
-
-def reopened(db: Database, row: Row, *, to: tuple[Recipient, ...], by: str, notes: Notes) -> None:
-    """Who has not got it is tried again, or `to` instead; with `by` that is noted."""
+def _reopened(slots: list[dict[str, Any]], to: Sequence[Recipient]) -> list[dict[str, Any]]:
     if to:
-        row["slots"] = json.loads(schema.slots_json(tuple(Slot(recipient) for recipient in to)))
-        row["envelope"] = _without_next_hop(row["envelope"])
-    for slot in row["slots"]:
+        slots = json.loads(schema.slots_json(tuple(Slot(recipient) for recipient in to)))
+    for slot in slots:
         if slot["status"] != RecipientStatus.DELIVERED:
             slot.update(status=RecipientStatus.PENDING.value, due=0.0, attempts=0)
-    if by:
-        now = time.time_ns() / 1e9
-        notes.add_attempts(db, row["id"], _done(row["slots"], "released", row["why"], by, now))
+    return slots
 
 
 def _without_next_hop(envelope: str) -> str:

@@ -8,7 +8,7 @@ row. Content up to 256 KiB lies in `content`, more in a file beside the database
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Any, Final
 
 import orjson
@@ -54,6 +54,8 @@ CREATE TABLE IF NOT EXISTS message (
 DROP INDEX IF EXISTS message_due;
 CREATE INDEX IF NOT EXISTS message_lane ON message (lane, priority, due) WHERE state = 'queued' AND claimed = 0;
 CREATE INDEX IF NOT EXISTS message_deadline ON message (deadline, claimed, state)
+    WHERE state = 'queued' AND claimed = 0;
+CREATE INDEX IF NOT EXISTS message_oldest ON message (received, claimed, state)
     WHERE state = 'queued' AND claimed = 0;
 CREATE INDEX IF NOT EXISTS message_aside ON message (state, received, claimed) WHERE state <> 'queued';
 CREATE TRIGGER IF NOT EXISTS message_amended AFTER UPDATE OF reason, envelope ON message
@@ -102,6 +104,17 @@ COUNT_KNOWN: Final = (
 """Messages per state, without those that are queued and claimed; and how many of the others are claimed.
 
 The indexes hold all that this asks for.
+"""
+
+_WAITS: Final = "state = 'queued' AND claimed = 0"
+OLDEST: Final = " UNION ALL ".join(
+    f"SELECT '{state}', (SELECT received FROM message WHERE {which} ORDER BY received LIMIT 1)"
+    for state in State
+    for which in [_WAITS if state is State.QUEUED else f"state <> 'queued' AND state = '{state}'"]
+)
+"""When the oldest message of each state came, of those that are queued and nobody has in hand; null for none.
+
+Each is the first entry of an index, or of its part for a state.
 """
 
 ASIDE: Final = (
@@ -263,6 +276,16 @@ def lenient(row: tuple[Any, ...]) -> Stored:
         return read_row(row)
     except Unreadable as error:
         return unreadable(row, str(error))
+
+
+def oldest(found: Iterable[tuple[str, Any]]) -> dict[State, float]:
+    """The least time of each state: of `OLDEST`, asked in several places. What is no number says nothing."""
+    out: dict[State, float] = {}
+    for name, received in found:
+        if isinstance(received, int | float):
+            state = _STATES[name]
+            out[state] = min(out.get(state, received), float(received))
+    return out
 
 
 def loads(text: str) -> Any:

@@ -318,8 +318,12 @@ class Spool(Inlet, Protocol):
     async def counts(self) -> dict[State, int]:
         """Messages per state."""
 
-    async def flush(self, ids: Sequence[str] | None = None) -> int:
-        """Make deferred mail due now: these, or all. Gives how many messages."""
+    async def oldest(self) -> dict[State, float]:
+        """When the oldest message of each state came, epoch seconds; no entry for a state that has none.
+
+        Of queued mail, what this instance and nobody have in hand: of several instances the least counts. Look-ups, not
+        a scan.
+        """
 
     async def hold(self, ids: Sequence[str], reason: str) -> int:
         """Set queued messages aside until they are released."""

@@ -70,8 +70,8 @@ class SqliteSpool:
         self._executor = executor
         self._on_step = on_step
         self._fresh: deque[Claimed] = deque()
-        self._claimed: dict[str, tuple[Shard, int]] = {}
-        # By id: whose it is, and for what is kept in memory its octets, -1 for the rest.
+        self._claimed: dict[str, tuple[Shard, int, float]] = {}
+        # By id: whose it is, for what is kept in memory its octets, -1 for the rest, and when it came.
         self._fresh_octets = 0
         self._fresh_messages = 0
         self._changed = False
@@ -199,7 +199,7 @@ class SqliteSpool:
             if error is not None:
                 self._keep_fresh(-1, -size) if fresh else None
             elif fresh and body is not None:
-                self._claimed[message.id] = (shard, size)
+                self._claimed[message.id] = (shard, size, message.received)
                 stored = schema.new_stored(message, size, slots)
                 self._fresh.append(Claimed(stored, MemoryContent(body, eight_bit)))
             elif message.state is State.QUEUED:
@@ -233,7 +233,7 @@ class SqliteSpool:
                 raise
             found = []
         out = [claimed for _, claimed in found]
-        self._claimed.update((claimed.message.id, (shard, -1)) for shard, claimed in found)
+        self._claimed.update((one.message.id, (shard, -1, one.message.received)) for shard, one in found)
         while self._fresh and len(out) < limit:
             out.append(self._fresh.popleft())
         return out
@@ -270,7 +270,7 @@ class SqliteSpool:
         return None if due >= schema.NEVER else due
 
     async def settle(self, settlement: Settlement) -> None:
-        shard, octets = self._claimed.get(settlement.id, (self._shards[0], -1))
+        shard, octets, _ = self._claimed.get(settlement.id, (self._shards[0], -1, 0.0))
         await shard.settle(settlement)
         if self._claimed.pop(settlement.id, None) and octets >= 0:
             self._keep_fresh(-1, -octets)
@@ -321,8 +321,15 @@ class SqliteSpool:
             out[State.QUEUED] -= int(claimed)
         return out
 
-    async def flush(self, ids: Sequence[str] | None = None) -> int:
-        return await self._rewrite(ids, (State.QUEUED,), operator.due_now)
+    async def oldest(self) -> dict[State, float]:
+        # What is in hand is looked at twice: what was let go of meanwhile was in hand when the database was asked.
+        before = self._in_hand()
+        rows = await self._read(lambda db: db.execute(schema.OLDEST).fetchall())
+        return schema.oldest([*rows, (State.QUEUED, before), (State.QUEUED, self._in_hand())])
+
+    def _in_hand(self) -> float | None:
+        """When the oldest message came that we have in hand."""
+        return min((received for _, _, received in self._claimed.values()), default=None)
 
     async def release(
         self,
@@ -332,9 +339,15 @@ class SqliteSpool:
         to: Sequence[Recipient] = (),
         states: Collection[State] = SET_ASIDE,
     ) -> int:
-        kept = by if self._notes.kept else ""
-        change = partial(operator.reopened, to=tuple(to), by=kept, notes=self._notes)
-        return await self._rewrite(ids, tuple(states), change)
+        change = partial(operator.release, to=to, by=by, states=states, notes=self._notes)
+        count = 0
+        for shard in self._shards:
+            shard.stale = True
+            # Page by page, so that the gateway's own steps never wait for long.
+            for page in operator.pages(ids):
+                count += await shard.writer.submit(partial(change, ids=page))
+            shard.next_due = 0.0
+        return count
 
     async def hold(self, ids: Sequence[str], reason: str) -> int:
         query = "UPDATE message SET state = 'hold', reason = ? WHERE id = ? AND state = 'queued'"
@@ -359,41 +372,16 @@ class SqliteSpool:
             gone += [old[id] for id in await shard.drop(list(old), "expired", by, (state,))]
         return gone
 
-    async def _rewrite(self, ids: Sequence[str] | None, states: tuple[State, ...], change: operator.Change) -> int:
-        """Change the recipients of messages in one of `states` and queue them, due now: these, or all.
-
-        Page by page, so that the gateway's own steps never wait for long.
-        """
-        count = 0
-        for shard in self._shards:
-            shard.stale = True
-            left = None if ids is None else sorted(set(ids))
-            after: str | None = ""
-            while after is not None:
-                page, left = (None, None) if left is None else (left[: operator.PAGE], left[operator.PAGE :])
-                step = partial(operator.rewrite_page, ids=page, after=after, states=states, change=change)
-                changed, last = await shard.writer.submit(step)
-                count += changed
-                after = last if left is None else ("" if left else None)
-            shard.next_due = 0.0
-        return count
-
     async def explain(self, id: str) -> Sequence[Explained]:
         return operator.explained(await self._read(partial(operator.explain, prefix=id)))
 
     async def attempts(self, first: str, last: str) -> dict[str, Sequence[dict[str, Any]]]:
-        query = "SELECT id, body FROM attempt WHERE id >= ? AND id <= ? ORDER BY id, n"
-        bodies: dict[str, list[str]] = {}
-        for id, body in await self._read(lambda db: db.execute(query, (first, last)).fetchall()):
-            bodies.setdefault(id, []).append(body)
-        return {id: schema.read_notes(texts) for id, texts in bodies.items()}
+        return operator.attempts_by_id(await self._read(partial(operator.attempts, first=first, last=last)))
 
     async def records(
         self, *, after: str = "", before: str = "", limit: int = 1000, newest: bool = False
     ) -> Sequence[dict[str, Any]]:
-        found = await self.record_texts(after=after, before=before, limit=limit, newest=newest)
-        texts = [(id, body.decode("utf-8", "replace")) for id, body in found]
-        return [{**next(iter(schema.read_notes([text])), {}), "id": id} for id, text in texts]
+        return operator.read_records(await self.record_texts(after=after, before=before, limit=limit, newest=newest))
 
     async def record_texts(
         self, *, after: str = "", before: str = "", limit: int = 1000, newest: bool = False

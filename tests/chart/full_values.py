@@ -39,6 +39,7 @@ OTHERWISE: Final[dict[str, Any]] = {
     "monitoring.rules.certificateDays": 15,
     "monitoring.rules.deferredRatio": 0.6,
     "monitoring.rules.queueMessages": 1001,
+    "monitoring.rules.queueMinutes": 61,
     "monitoring.serviceMonitor.interval": "31s",
     "monitoring.serviceMonitor.scrapeTimeout": "11s",
     "networkPolicy.egress.ports": [26],

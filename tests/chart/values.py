@@ -361,6 +361,8 @@ class Rules(Values):
     """More labels of all alerts."""
     queueMessages: Annotated[int, Field(ge=1)]
     """GatepostQueueGrows fires beyond so many queued messages in a pod."""
+    queueMinutes: Annotated[int, Field(ge=1)]
+    """GatepostQueueOld fires when a pod's oldest queued message has waited longer."""
     deferredRatio: Annotated[float, Field(gt=0, le=1)]
     """GatepostDeliveriesDeferred fires beyond this share of attempts."""
     certificateDays: Annotated[int, Field(ge=1)]

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from gateway.kit.contracts.spool import SpoolContract, SpoolPlace
+from gateway.spool.hands import OperatedSpool
 from gateway.spool.postgres import opening
 from gateway.spool.postgres.spool import PostgresSpool
 from gateway.spool.shard import no_step
-from gateway.spool.spool import Spool
 from gateway.spool.sqlite import SqliteSpool, open_all
 from tests.spool.postgres.rig import Schemas, noticed_there
 from tests.spool.rig import noticed, options
@@ -23,14 +23,14 @@ class SqlitePlace:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._open: list[Spool] = []
+        self._open: list[SqliteSpool] = []
 
-    async def open(self, *, record: bool = True) -> Spool:
+    async def open(self, *, record: bool = True) -> OperatedSpool:
         await self.close()
         self._open.append(await SqliteSpool.open(options(self._directory, record=record)))
         return self._open[-1]
 
-    async def view(self) -> Spool:
+    async def view(self) -> OperatedSpool:
         self._open.append(await open_all(options(self._directory)))
         return self._open[-1]
 
@@ -55,13 +55,13 @@ class PostgresPlace:
         self._options = schemas.emptied(directory)
         self._open: list[PostgresSpool] = []
 
-    async def open(self, *, record: bool = True) -> Spool:
+    async def open(self, *, record: bool = True) -> OperatedSpool:
         await self.close()
         options = replace(self._options, record=record)
         self._open.append(await opening.open_worker(options, worker=0, on_step=no_step))
         return self._open[-1]
 
-    async def view(self) -> Spool:
+    async def view(self) -> OperatedSpool:
         self._open.append(await opening.open_view(self._options))
         return self._open[-1]
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from gateway.config import load
+from gateway.kit.contracts.stock import hasten
 from gateway.spool.opening import open_all
 from gateway.spool.spool import SpoolError, State
 from tests.crash.victim import SOUND
@@ -220,7 +221,7 @@ class Victim(GatepostProcess):
         async def work() -> None:
             spool = await open_all(load(str(self.config)).spool.options())
             try:
-                await spool.flush()
+                await hasten(spool)
             finally:
                 await spool.close()
 

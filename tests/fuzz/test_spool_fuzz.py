@@ -17,6 +17,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initial
 
 from gateway.mail.address import NULL_SENDER, Address
 from gateway.mail.envelope import Body, Envelope, MailParameters, Notify, Recipient, Ret
+from gateway.ops.operations import Amended, Selection
 from gateway.spool import schema
 from gateway.spool.spool import RecipientStatus, Slot, State, Stored
 from gateway.spool.sqlite import SqliteSpool
@@ -194,8 +195,13 @@ class History(RuleBasedStateMachine):
     @rule()
     def flush(self) -> None:
         queued = [id for id, state in self.state.items() if state is State.QUEUED]
-        assert self.run(self.spool.flush()) == len(queued)
-        self.due.update(dict.fromkeys(queued, 0.0))
+        results = self.run(self.spool.postmaster.hasten(Selection(), lambda *_: "", by="anna"))
+        assert sorted(results) == sorted(queued)
+        done = {id for id, result in results.items() if result is Amended.DONE}
+        assert not done & self.claimed.keys(), "who has a message in hand keeps it"
+        assert done >= {id for id in queued if self.due[id] > self.clock and id not in self.claimed}
+        assert {results[id] for id in results.keys() - done} <= {Amended.CLAIMED}
+        self.due.update(dict.fromkeys(done, 0.0))
 
     @rule(id=ids)
     def drop(self, id: str) -> None:

@@ -19,7 +19,7 @@ from gateway.kit.contracts.transport import Arrived, TransportContract
 from gateway.mail.reply import Reply
 from gateway.sdk import Address, Recipient, State, Taken
 from gateway.sdk.testing import FakeState, ManualClock
-from gateway.spool.spool import Spool
+from gateway.spool.hands import OperatedSpool
 from gateway.transport.transport import Delivery, Fault, Outcome, Result, Transport
 from tests.contract.test_spool_contract import SqlitePlace
 
@@ -254,7 +254,7 @@ def test_a_state_store_that_breaks_the_contract_fails(kind: type[FakeState], met
 class Forgetful(SqlitePlace):
     """Begins anew each time."""
 
-    async def open(self, *, record: bool = True) -> Spool:
+    async def open(self, *, record: bool = True) -> OperatedSpool:
         await self.close()
         shutil.rmtree(self._directory / "spool", ignore_errors=True)
         return await super().open(record=record)

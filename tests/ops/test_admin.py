@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client.multiprocess import mark_process_dead
 
 from gateway.app.destinations import Destinations
 from gateway.config import parse
@@ -239,14 +240,19 @@ from gateway.spool.sqlite import open_all
 
 port, spool = int(sys.argv[1]), sys.argv[2]
 board = Board.create(2, time.monotonic())
+workers = []
 for i in range(2):
-    if os.fork() == 0:
+    workers.append(os.fork())
+    if workers[i] == 0:
         board.slot(i).begin(time.monotonic())
         board.slot(i).set_state(WorkerState.READY)
         metrics.DSNS.labels("failure").inc(i + 1)
+        metrics.QUEUE_OLDEST.labels("queued").set(300 * (i + 1))
         os._exit(0)
 for _ in range(2):
     os.wait()
+print(*workers, flush=True)
+metrics.QUEUE_OLDEST.labels("queued").set(40)
 sock = socket.create_server(("127.0.0.1", port))
 options = SpoolOptions(spool, min_free=1)
 drain = lambda: os.kill(os.getpid(), signal.SIGTERM)
@@ -267,7 +273,17 @@ def test_the_server_gives_all_processes_metrics_and_ends_with_status_0_when_drai
     try:
         get = asker(port)
         wait_until(lambda: get("/readyz").startswith('{"ok":true'), "the admin server")
-        assert 'gatepost_dsns_total{kind="failure"} 3.0' in get("/metrics")
+        shown = get("/metrics")
+        assert 'gatepost_dsns_total{kind="failure"} 3.0' in shown
+        assert process.stdout is not None
+        workers = [int(pid) for pid in process.stdout.readline().split()]
+        assert 'gatepost_queue_oldest_seconds{state="queued"} 600.0' in shown, "the largest, and no sum"
+        for number, oldest in ((1, "300.0"), (0, "40.0")):
+            # As the supervisor does it for who has ended.
+            mark_process_dead(workers[number], str(counters))  # type: ignore[no-untyped-call]
+            shown = get("/metrics")
+            assert f'gatepost_queue_oldest_seconds{{state="queued"}} {oldest}' in shown
+            assert 'gatepost_dsns_total{kind="failure"} 3.0' in shown
         assert json.loads(get("/api/v1/queue"))["messages"][0]["id"] == IDS[0]
         assert get("/drain", "POST") == '{"draining":true}'
         output, _ = process.communicate(timeout=30)

@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 import structlog
 
+from gateway.kit.contracts.stock import hasten
 from gateway.mail.address import NULL_SENDER, Address
 from gateway.mail.envelope import Notify, Origin, Priority, Recipient
 from gateway.queue.options import OwnOptions, PaceOptions
 from gateway.queue.retry import RetryOptions
 from gateway.queue.scheduler import SchedulerOptions
 from gateway.spool.spool import RecipientStatus, Settlement, SpoolError, SpoolOptions, State
-from gateway.spool.sqlite import SqliteSpool
+from gateway.spool.sqlite import SqliteSpool, open_all
 from gateway.transport.transport import Delivery, Outcome
 from tests.queue.rig import CONTENT, DEFERRED, DELIVERED, FAILED, UNREACHED, World, address, recipient
 
@@ -232,7 +233,7 @@ def test_when_the_clock_goes_back_new_mail_goes_at_once_and_old_mail_when_its_ti
         await world.settled()
         assert len(world.script("example.com").deliveries) == 1 and len(put_off.deliveries) == 1
         world.clock.jump(-DAY)
-        await world.spool.flush()
+        await hasten(world.spool)
         await world.settled()
         assert len(put_off.deliveries) == 2 and await world.spool.list() == []
 
@@ -596,7 +597,9 @@ def test_an_operators_change_has_a_dead_destination_probed_at_once(play: Callabl
             await world.settled()
         tried = len(script.deliveries)
         script.outcomes = [DELIVERED]
-        await world.spool.flush()
+        view = await open_all(SpoolOptions(str(tmp_path / "spool")))
+        assert await hasten(view) == 4
+        await view.close()
         await world.until(lambda: len(script.deliveries) == tried + 4)
 
     play(scenario)

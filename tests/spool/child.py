@@ -13,15 +13,15 @@ from typing import Any
 
 from gateway.spool.spool import SpoolError
 from gateway.spool.sqlite import SqliteSpool, open_all
-from tests.spool.rig import LARGE, SMALL, message, options, put
+from tests.spool.rig import LARGE, SMALL, hasten, message, options, put
 
 
 async def obey(spool: SqliteSpool, words: list[str]) -> Any:
     match words:
         case ["commit", ("small" | "large") as kind, id]:
             return await put(spool, SMALL if kind == "small" else LARGE, message(id))
-        case ["flush"]:
-            return await spool.flush()
+        case ["hasten"]:
+            return await hasten(spool)
         case ["hold", id]:
             return await spool.hold([id], "by another process")
         case ["drop", id]:

@@ -21,6 +21,7 @@ from tests.spool.rig import (
     database,
     defer,
     deliver,
+    hasten,
     message,
     new_id,
     octets,
@@ -77,7 +78,7 @@ def test_a_message_whose_file_is_not_what_was_stored_is_corrupt_and_kept(tmp_pat
             (corrupt,) = await spool.list(state=State.CORRUPT)
             assert corrupt.id == bad and "content" in corrupt.reason
             assert (await spool.counts())[State.CORRUPT] == 1
-            assert await spool.release([bad]) == await spool.flush([bad]) == 0
+            assert await spool.release([bad]) == await hasten(spool, [bad]) == 0
             await spool.close()
             assert file.exists() is (damage != "missing"), "what is left of it is kept"
         spool = await SqliteSpool.open(options(tmp_path))
@@ -138,12 +139,15 @@ def test_a_row_that_cannot_be_read_is_corrupt_and_does_not_hold_up_the_others(tm
         query(options(tmp_path), f"UPDATE message SET {damage} WHERE id = ?", bad)
         for _ in range(2):
             spool = await SqliteSpool.open(options(tmp_path))
-            assert set(await take(spool)) == {first, last}
+            taken = await take(spool)
+            assert set(taken) == {first, last}
             assert {m.id: m.state for m in await spool.list()}[bad] is State.CORRUPT
             assert (await spool.counts())[State.CORRUPT] == 1
             with pytest.raises(SpoolError, match=bad):
                 await spool.show(bad)
-            assert await spool.flush() == 2
+            for claimed in taken.values():
+                await defer(spool, claimed.message, NOW + 60)
+            assert await hasten(spool) == 2
             (explained,) = await spool.explain(bad)
             assert explained.stored is not None and explained.stored.state is State.CORRUPT
             await spool.close()
@@ -329,6 +333,7 @@ def test_a_shard_from_before_there_were_lanes_gets_them_and_loses_nothing(tmp_pa
         "DROP INDEX message_lane",
         "DROP INDEX message_deadline",
         "DROP INDEX message_aside",
+        "DROP INDEX message_oldest",
         "ALTER TABLE message DROP COLUMN lane",
         "ALTER TABLE message DROP COLUMN priority",
         "ALTER TABLE message DROP COLUMN deadline",
@@ -340,7 +345,7 @@ def test_a_shard_from_before_there_were_lanes_gets_them_and_loses_nothing(tmp_pa
         # An operator's look comes first, and changes nothing about the tables.
         view = await open_all(options(tmp_path))
         assert [message.id for message in await view.list()] == [id]
-        assert await view.flush() == 1 and (await view.counts())[State.QUEUED] == 1
+        assert await hasten(view) == 1 and (await view.counts())[State.QUEUED] == 1
         await view.close()
         spool = await SqliteSpool.open(options(tmp_path))
         try:

@@ -59,6 +59,30 @@ def test_counting_reads_indexes_only() -> None:
     assert [step for step in plan if step.startswith(("SCAN", "SEARCH")) and "COVERING INDEX" not in step] == []
 
 
+def test_the_oldest_is_looked_up_however_much_there_is() -> None:
+    db = shard()
+    for n in range(3000):
+        state, claimed = ("queued", "quarantine", "queued")[n % 3], int(n % 3 == 2)
+        db.execute("UPDATE message SET state = ?, claimed = ? WHERE id = ?", (state, claimed, put(db, "", due=NOW + n)))
+    steps = []
+    db.set_progress_handler(lambda: steps.append(1), 1)
+    found = db.execute(schema.OLDEST).fetchall()
+    db.set_progress_handler(None, 0)
+    assert schema.oldest(found) == {State.QUEUED: NOW, State.QUARANTINE: NOW + 1}
+    assert 0 < len(steps) < 300, "steps of SQLite's machine"
+    plan = [row[3] for row in db.execute(f"EXPLAIN QUERY PLAN {schema.OLDEST}")]
+    looks = [step for step in plan if "message" in step]
+    assert len(looks) == len(State) and all("USING COVERING INDEX" in step for step in looks), plan
+
+
+def test_a_time_that_is_none_says_nothing_of_the_oldest() -> None:
+    db = shard()
+    db.execute("UPDATE message SET received = 'long ago' WHERE id = ?", (put(db, ""),))
+    assert schema.oldest(db.execute(schema.OLDEST).fetchall()) == {}
+    db.execute("UPDATE message SET received = ? WHERE id = ?", (NOW + 5, put(db, "")))
+    assert schema.oldest(db.execute(schema.OLDEST).fetchall()) == {State.QUEUED: NOW + 5}
+
+
 def test_every_lane_gets_its_share_and_the_round_goes_on_where_it_stopped() -> None:
     db, walk = shard(), Rounds()
     for lane in "abcdef":

@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -316,6 +317,10 @@ def test_on_a_full_disk_nothing_is_half_stored_and_nothing_acknowledged_is_lost(
             await put(spool, LARGE)
         assert not content_files(options(small_disk))
         assert [m.id for m in await spool.list(limit=2000)] == acknowledged
+        # What the refused ones left of the log is room, too.
+        with pytest.raises(sqlite3.OperationalError, match="disk is full"):
+            for n in range(1000):
+                query(options(small_disk), "INSERT INTO record VALUES (?, '')", f"number {n}")
         await spool.close()
         with contextlib.suppress(OSError):
             (small_disk / "more").write_bytes(b"x" * (1 << 20))
@@ -550,7 +555,7 @@ def test_a_worker_notices_what_an_operator_in_another_process_did(tmp_path):
         await defer(spool, (await take(spool))[id].message, NOW + 500)
         operator = Child(tmp_path, "operator")
         try:
-            assert await asyncio.to_thread(operator.tell, "flush") == 1
+            assert await asyncio.to_thread(operator.tell, "hasten") == 1
             await noticed(spool)
             assert set(await take(spool)) == {id}
         finally:

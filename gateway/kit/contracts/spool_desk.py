@@ -19,6 +19,7 @@ from gateway.kit.contracts.stock import (
     attempt,
     defer,
     deliver,
+    hasten,
     message,
     new_dsn,
     new_id,
@@ -86,7 +87,7 @@ class SpoolDesk:
         a, b, c = [await put(spool, content) for content in (SMALL, LARGE, SMALL)]
         assert await spool.hold([a, b, "nothing"], "why") == 2
         assert await spool.hold([a], "again") == 0
-        assert await spool.flush([a, b]) == 0
+        assert await hasten(spool, [a, b]) == 0
         counts = await spool.counts()
         assert (counts[State.HOLD], counts[State.QUEUED]) == (2, 1)
         assert await spool.release([a, c, a]) == 1
@@ -94,7 +95,7 @@ class SpoolDesk:
         assert {m.id: m.state for m in await spool.list()} == {a: State.QUEUED, c: State.QUEUED}
         for claimed in (await take(spool)).values():
             await defer(spool, claimed.message, NOW + 500)
-        assert await spool.flush() == 2
+        assert await hasten(spool) == 2
         assert set(await take(spool)) == {a, c}
 
     @with_place
@@ -103,9 +104,35 @@ class SpoolDesk:
         await asyncio.gather(*(put(spool, b"x") for _ in range(1100)))
         claimed = await take(spool, limit=2000)
         await asyncio.gather(*(defer(spool, c.message, NOW + 500) for c in claimed.values()))
-        assert await spool.flush(sorted(claimed)[:700]) == 700
-        assert await spool.flush() == 1100
+        assert await hasten(spool, sorted(claimed)[:700]) == 700
+        assert await hasten(spool) == 1100
         assert len(await take(spool, limit=2000)) == 1100
+
+    @with_place
+    async def test_the_oldest_of_each_state_is_known_whoever_has_it_in_hand(self, place: SpoolPlace) -> None:
+        spool = await place.open()
+        assert await spool.oldest() == {}
+        ages = {State.QUEUED: (-500, -100, -300), State.QUARANTINE: (-50, -900)}
+        ids = {
+            (state, age): await put(spool, new=message(state=state, received=NOW + age))
+            for state, some in ages.items()
+            for age in some
+        }
+        first, second = ids[State.QUEUED, -500], ids[State.QUEUED, -300]
+        assert await spool.oldest() == {State.QUEUED: NOW - 500, State.QUARANTINE: NOW - 900}
+        claimed = await take(spool)
+        assert (await spool.oldest())[State.QUEUED] == NOW - 500
+        await defer(spool, claimed[first].message, NOW + 500)
+        assert (await spool.oldest())[State.QUEUED] == NOW - 500
+        assert await spool.hold([first], "wait") == 1
+        oldest = {State.QUEUED: NOW - 300, State.HOLD: NOW - 500, State.QUARANTINE: NOW - 900}
+        assert await spool.oldest() == oldest
+        await deliver(spool, claimed[second].message)
+        assert (await spool.oldest())[State.QUEUED] == NOW - 100
+        spool = await place.open()
+        assert (await spool.oldest())[State.QUEUED] == NOW - 100, "whatever was in hand before"
+        assert await spool.drop([*ids.values()]) == 4
+        assert await spool.oldest() == {}
 
     @with_place
     async def test_quarantined_mail_waits_until_it_is_released(self, place: SpoolPlace) -> None:
@@ -194,7 +221,7 @@ class SpoolDesk:
         await defer(spool, (await take(spool))[id].message, NOW + 500)
         view = await place.view()
         assert [m.id for m in await view.list()] == [id]
-        assert await view.flush([id]) == 1
+        assert await hasten(view, [id]) == 1
         async with asyncio.timeout(20):
             while (due := await spool.next_due(NOW)) is None or due > NOW:  # noqa: ASYNC110 (a spool tells nobody)
                 await asyncio.sleep(0.01)

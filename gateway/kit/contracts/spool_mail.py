@@ -17,6 +17,7 @@ from gateway.kit.contracts.stock import (
     attempt,
     defer,
     deliver,
+    hasten,
     message,
     new_dsn,
     new_id,
@@ -119,7 +120,7 @@ class SpoolMail:
         assert await take(spool, NOW + 199) == {}
         assert set(await take(spool, NOW + 200)) == {second}
         assert await spool.next_due(NOW + 200) == NOW + 300
-        assert await spool.flush([first]) == 1
+        assert await hasten(spool, [first]) == 1
         due = await spool.next_due(NOW + 200)
         assert due is not None and due <= NOW + 200
         assert set(await take(spool, NOW + 201)) == {first}

@@ -7,16 +7,16 @@ from collections.abc import AsyncIterator
 from typing import Any, Protocol
 
 from gateway.kit.contracts.running import given_by
-from gateway.spool.spool import Spool
+from gateway.spool.hands import OperatedSpool
 
 
 class SpoolPlace(Protocol):
     """Where a spool lives. It is empty at first, and what was committed there stays from one `open` to the next."""
 
-    async def open(self, *, record: bool = True) -> Spool:
+    async def open(self, *, record: bool = True) -> OperatedSpool:
         """A worker's start after the end of the last one, which is closed. Without `record` no records are kept."""
 
-    async def view(self) -> Spool:
+    async def view(self) -> OperatedSpool:
         """The same spool as an operator opens it beside the worker that runs."""
 
     async def noticed(self) -> None:

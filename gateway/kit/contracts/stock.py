@@ -10,7 +10,9 @@ from typing import Any, Final
 from gateway.mail.address import NULL_SENDER, Address
 from gateway.mail.envelope import Body, Envelope, MailParameters, Notify, Recipient, Ret
 from gateway.mail.session import base32
+from gateway.ops.operations import Amended, Retry, Selection
 from gateway.spool.draft import SPILL
+from gateway.spool.hands import OperatedSpool
 from gateway.spool.spool import (
     AttemptRecord,
     Claimed,
@@ -83,6 +85,15 @@ async def octets(claimed: Claimed) -> bytes:
 async def take(spool: Spool, now: float = NOW, limit: int = 1000) -> dict[str, Claimed]:
     """What can be claimed, by id."""
     return {claimed.message.id: claimed for claimed in await spool.claim(now, limit)}
+
+
+async def hasten(spool: OperatedSpool, ids: Sequence[str] | None = None) -> int:
+    """Have an operator make these due now, or all that is queued; gives how many are."""
+    if ids is None:
+        results = await spool.postmaster.hasten(Selection(), lambda *_: "", by="anna on mx1")
+    else:
+        results = await spool.postmaster.amend(ids, Retry(), by="anna on mx1")
+    return sum(result is Amended.DONE for result in results.values())
 
 
 def attempt(outcome: str = "delivered", time: float = NOW) -> AttemptRecord:

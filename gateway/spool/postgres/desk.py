@@ -96,7 +96,9 @@ class Desk:
             return result
 
         self._stale = True
-        return await self.lines.writer.submit(altering)
+        result = await self.lines.writer.submit(altering)
+        self._next_due = 0.0
+        return result
 
     async def list(self, *, state: State | None = None, limit: int = 1000, after: str = "") -> Sequence[Stored]:
         condition, values = ("AND state = ?", (state.value,)) if state else ("", ())
@@ -114,15 +116,26 @@ class Desk:
 
     async def counts(self) -> dict[State, int]:
         out = dict.fromkeys(State, 0)
-        if self._lease is not None and not self._lease.keeper:
-            # One of the workers counts for all, or the sum over workers would be wrong.
+        if self._counted_by_others:
             return out
         for state, count in await self._look(lambda db: db.execute(COUNT).fetchall()):
             out[State(state) if state in out else State.CORRUPT] += count
         return out
 
-    async def flush(self, ids: Sequence[str] | None = None) -> int:
-        return await self._rewrite(ids, (State.QUEUED,), operator.due_now)
+    async def oldest(self) -> dict[State, float]:
+        # What is in hand is looked at twice: what was let go of meanwhile was in hand when the database was asked.
+        before = self._in_hand()
+        rows = [] if self._counted_by_others else await self._look(lambda db: db.execute(schema.OLDEST).fetchall())
+        return schema.oldest([*rows, (State.QUEUED, before), (State.QUEUED, self._in_hand())])
+
+    def _in_hand(self) -> float | None:
+        """When the oldest message came that we have in hand."""
+        return None
+
+    @property
+    def _counted_by_others(self) -> bool:
+        """One of the workers counts for all, or the sum over workers would be wrong."""
+        return self._lease is not None and not self._lease.keeper
 
     async def release(
         self,
@@ -132,9 +145,9 @@ class Desk:
         to: Sequence[Recipient] = (),
         states: Collection[State] = SET_ASIDE,
     ) -> int:
-        kept = by if self._notes.kept else ""
-        change = partial(operator.reopened, to=tuple(to), by=kept, notes=self._notes)
-        return await self._rewrite(ids, tuple(states), change)
+        change = partial(operator.release, to=to, by=by, states=states, notes=self._notes, lock=mail.LOCK)
+        # Page by page, so that nobody waits for long.
+        return sum([await self._alter(partial(change, ids=page)) for page in operator.pages(ids)])
 
     async def hold(self, ids: Sequence[str], reason: str) -> int:
         query = "UPDATE message SET state = 'hold', reason = ? WHERE id = ANY (?) AND state = 'queued'"
@@ -157,38 +170,16 @@ class Desk:
         # Somebody may release or drop one of them meanwhile: what counts is the state when they are removed.
         return [old[id] for id in await self._drop(list(old), "expired", by, (state,))]
 
-    async def _rewrite(self, ids: Sequence[str] | None, states: tuple[State, ...], change: operator.Change) -> int:
-        """Change the recipients of messages in one of `states` and queue them, due now: these, or all.
-
-        Page by page, so that nobody waits for long.
-        """
-        count = 0
-        left = None if ids is None else sorted(set(ids))
-        after: str | None = ""
-        while after is not None:
-            page, left = (None, None) if left is None else (left[: operator.PAGE], left[operator.PAGE :])
-            step = partial(operator.rewrite_page, ids=page, after=after, states=states, change=change, lock=mail.LOCK)
-            changed, last = await self._alter(step)
-            count += changed
-            after = last if left is None else ("" if left else None)
-        self._next_due = 0.0
-        return count
-
     async def explain(self, id: str) -> Sequence[Explained]:
         return operator.explained(await self._look(partial(operator.explain, prefix=id)))
 
     async def attempts(self, first: str, last: str) -> dict[str, Sequence[dict[str, Any]]]:
-        query = "SELECT id, body FROM attempt WHERE id >= ? AND id <= ? ORDER BY id, n"
-        bodies: dict[str, list[str]] = {}
-        for id, body in await self._look(lambda db: db.execute(query, (first, last)).fetchall()):
-            bodies.setdefault(id, []).append(body)
-        return {id: schema.read_notes(texts) for id, texts in bodies.items()}
+        return operator.attempts_by_id(await self._look(partial(operator.attempts, first=first, last=last)))
 
     async def records(
         self, *, after: str = "", before: str = "", limit: int = 1000, newest: bool = False
     ) -> Sequence[dict[str, Any]]:
-        found = await self.record_texts(after=after, before=before, limit=limit, newest=newest)
-        return [{**next(iter(schema.read_notes([text.decode()])), {}), "id": id} for id, text in found]
+        return operator.read_records(await self.record_texts(after=after, before=before, limit=limit, newest=newest))
 
     async def record_texts(
         self, *, after: str = "", before: str = "", limit: int = 1000, newest: bool = False

@@ -47,6 +47,7 @@ class Question:
         columns = ", ".join(f"m.{name.strip()}" for name in schema.COLUMNS.split(","))
         where = " AND ".join(conditions)
         self._text = f"SELECT {columns}, m.claimed FROM message m WHERE {where} ORDER BY m.id LIMIT ?"
+        self._ids = f"SELECT m.id FROM message m WHERE {where} ORDER BY m.id LIMIT ?"
         self._values = values
         self._reads = any((wanted.sender, wanted.recipient, wanted.domain, wanted.next_hop, wanted.reason))
         self._sender = None if wanted.sender in ("", "<>") else _Mailbox.of(wanted.sender)
@@ -58,6 +59,12 @@ class Question:
         rows = db.execute(self._text, (after, *self._values, size)).fetchall()
         fit = [row for row in rows if self._fits(row)] if self._reads else rows
         return fit[:limit], rows[-1][0] if len(rows) == size and len(fit) < limit else None
+
+    def ids(self, db: Database, after: str) -> tuple[list[str], str | None]:
+        """A page of ids alone, and after which it goes on: where the columns say it all, nothing else is read."""
+        rows = db.execute(self._text if self._reads else self._ids, (after, *self._values, PAGE)).fetchall()
+        fit = [row[0] for row in rows if not self._reads or self._fits(row)]
+        return fit, rows[-1][0] if len(rows) == PAGE else None
 
     def _fits(self, row: Row) -> bool:
         wanted, envelope, slots = self._wanted, _dict(_loads(row[4])), _slots(row[5])

@@ -191,8 +191,8 @@ def living(db: Database) -> frozenset[int]:
 def bury(db: Database) -> int:
     """Free what dead workers have in hand, in a transaction of the caller's; gives how many messages."""
     dead = [n for (n,) in db.execute(_DEAD, (0, *_patience(db))).fetchall()]
-    freed = _free(db, dead)
-    if dead:
+    freed = _free(db, dead) + db.execute(_SWEEP).rowcount
+    if freed:
         ring(db, Ring.DUE)
     return freed
 

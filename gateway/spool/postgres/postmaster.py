@@ -36,6 +36,10 @@ from gateway.spool.suspensions import Source
 _PAGE: Final = 200
 _PAUSE: Final = 0.1
 _ONE: Final = f"SELECT {schema.COLUMNS}, claimed FROM message WHERE id = ?"
+_TO_HASTEN: Final = (
+    "SELECT id, EXISTS (SELECT 1 FROM worker WHERE n = message.claimed), reason, slots FROM message"
+    " WHERE id = ANY (?) AND state = 'queued' ORDER BY id FOR UPDATE OF message"
+)
 
 Do = Callable[[Callable[[Database], Any]], Awaitable[Any]]
 
@@ -139,30 +143,33 @@ class PostgresPostmaster:
 
     async def hasten(self, wanted: Selection, hop: Hop, *, by: str, wait: float = 0.0) -> dict[str, Amended]:
         """Have all queued messages that are meant tried again now: `Retry`, for many at once."""
-        wanted = replace(wanted, states=STATES[Retry])
+        await self._lines.writer.submit(lease.bury)
+        question = finding.Question(replace(wanted, states=STATES[Retry]), hop)
         out: dict[str, Amended] = {}
-        after = ""
-        while True:
-            page = [one.message.id for one in await self.find(wanted, hop, limit=_PAGE, after=after)]
-            out |= await self.amend(page, Retry(), by=by)
-            if len(page) < _PAGE:
-                break
-            after = page[-1]
-        left = [id for id, result in out.items() if result is Amended.CLAIMED] if wait else []
+        after: str | None = ""
+        while after is not None:
+            ids, after = await self._look(partial(question.ids, after=after))
+            out |= await self._alter(partial(self._hasten, ids=ids, by=by)) if ids else {}
+        done = sum(result is Amended.DONE for result in out.values())
+        metrics.QUEUE_OPERATIONS.labels(DEEDS[Retry], Amended.DONE.value).inc(done)
+        left = [id for id, result in out.items() if result is not Amended.DONE]
         return out | await self.amend(left, Retry(), by=by, wait=wait) if left else out
 
+    def _hasten(self, db: Database, ids: Sequence[str], by: str) -> dict[str, Amended]:
+        """Make due what is queued of these, all of it in one go."""
+        rows = db.execute(_TO_HASTEN, (list(ids),)).fetchall()
+        return dict(amending.hasten(db, rows, by, time.time_ns() / 1e9, self._notes))
+
     async def _page(self, ids: Sequence[str], amendment: Amendment, by: str) -> dict[str, Amended]:
-        step = partial(
-            amending.amend,
+        def step(db: Database) -> dict[str, Amended]:
+            hastened = self._hasten(db, ids, by) if isinstance(amendment, Retry) else {}
             # In the order in which other operators lock them.
-            ids=sorted(ids),
-            amendment=amendment,
-            by=by,
-            now=time.time_ns() / 1e9,
-            notes=self._notes,
-            rows=_LockedRows(),
-        )
-        return {id: result for id, result, _ in await self._alter(step)}
+            left = sorted(id for id in ids if id not in hastened)
+            now = time.time_ns() / 1e9
+            results = amending.amend(db, left, amendment, by, now, self._notes, _LockedRows())
+            return hastened | {id: result for id, result, _ in results}
+
+        return await self._alter(step)  # type: ignore[no-any-return]
 
     async def describe(self, id: str, sha256: str) -> dict[str, Any] | None:
         """What an export says of a message whose content has this digest; None for one that is not there whole."""

@@ -74,8 +74,9 @@ class PostgresSpool(Desk):
         self._on_step = on_step
         self._loop = asyncio.get_running_loop()
         self._fresh: deque[Claimed] = deque()
-        self._claimed: dict[str, tuple[int, int]] = {}
-        # By id: the number under which it is ours, and for what is kept in memory its octets, -1 for the rest.
+        self._claimed: dict[str, tuple[int, int, float]] = {}
+        # By id: the number under which it is ours, for what is kept in memory its octets, -1 for the rest, and when it
+        # came.
         self._fresh_octets = 0
         self._fresh_messages = 0
         self._changed = False
@@ -265,7 +266,7 @@ class PostgresSpool(Desk):
             if new.fresh and body is not None:
                 self._keep_fresh(-1, -len(body))
         elif new.fresh and body is not None:
-            self._claimed[message.id] = (number, len(body))
+            self._claimed[message.id] = (number, len(body), message.received)
             stored = schema.new_stored(message, len(body), schema.first_slots(message))
             eight_bit = bool(new.row[-3])
             self._fresh.append(Claimed(stored, MemoryContent(body, eight_bit)))
@@ -326,7 +327,7 @@ class PostgresSpool(Desk):
             raise
         self._next_due = min(self._next_due, taken.due)
         self._short = taken.short
-        self._claimed.update((row[0], (number, -1)) for row in taken.rows)
+        self._claimed.update((row[0], (number, -1, row[2])) for row in taken.rows)
         out: list[Claimed] = []
         for row in taken.rows:
             try:
@@ -337,7 +338,7 @@ class PostgresSpool(Desk):
 
     async def _broken(self, id: str, reason: str) -> None:
         """Mark a message that we have in hand as corrupt."""
-        number, _ = self._claimed.get(id, (0, -1))
+        number, *_ = self._claimed.get(id, (0, -1, 0.0))
         if not number:
             return
         try:
@@ -374,6 +375,9 @@ class PostgresSpool(Desk):
             self._fresh.popleft()
             self._keep_fresh(-1, -self._claimed.pop(id)[1])
 
+    def _in_hand(self) -> float | None:
+        return min((received for _, _, received in self._claimed.values()), default=None)
+
     async def next_due(self, now: float) -> float | None:
         if self._fresh:
             return now
@@ -381,7 +385,7 @@ class PostgresSpool(Desk):
 
     async def settle(self, settlement: Settlement) -> None:
         id = settlement.id
-        number, octets = self._claimed.get(id, (self._number(), -1))
+        number, octets, _ = self._claimed.get(id, (self._number(), -1, 0.0))
         due = schema.due_of(settlement.slots)
         step = partial(
             mail.settle, settlement=settlement, worker=number, due=due, notes=self._notes, on_step=self._on_step

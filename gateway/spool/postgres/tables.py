@@ -43,6 +43,7 @@ CREATE TABLE message (
 ) WITH (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 2000);
 CREATE INDEX message_lane ON message (lane, priority, due) WHERE state = 'queued' AND claimed = 0;
 CREATE INDEX message_deadline ON message (deadline) WHERE state = 'queued' AND claimed = 0;
+CREATE INDEX message_oldest ON message (received) WHERE state = 'queued' AND claimed = 0;
 CREATE INDEX message_aside ON message (state, received) WHERE state <> 'queued';
 CREATE INDEX message_claimed ON message (claimed) WHERE claimed <> 0;
 CREATE FUNCTION message_amended() RETURNS trigger LANGUAGE plpgsql AS

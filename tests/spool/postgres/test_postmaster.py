@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from gateway.mail.address import Address
 from gateway.mail.envelope import Envelope, Recipient
 from gateway.ops.operations import Amended, Amendment, Hold, Redirect, Release, Reroute, Retry, Selection
+from gateway.spool.hands import Hands
 from gateway.spool.opening import open_all, open_worker
 from gateway.spool.parcel import to_json
 from gateway.spool.postgres import finding, lease
+from gateway.spool.postgres.database import Database
 from gateway.spool.postgres.spool import PostgresSpool
 from gateway.spool.spool import RecipientStatus, Settlement, Slot, State, Stored
 from tests.spool.places import PostgresPlace
 from tests.spool.postgres.rig import Schemas
-from tests.spool.rig import LARGE, NOW, SMALL, after, message, new_id, put, take
+from tests.spool.rig import LARGE, NOW, SMALL, after, defer, message, new_id, put, take
 
 BEN = Recipient(Address("ben", "other.test"))
 
@@ -84,12 +87,22 @@ def test_gateways_and_operators_that_cross_each_other_lose_nothing(place: Postgr
     asyncio.run(run())
 
 
-def test_a_claim_that_is_just_being_made_is_respected(place: PostgresPlace) -> None:
+Order = Callable[[Hands, list[str]], Coroutine[Any, Any, dict[str, Amended]]]
+ORDERS: dict[str, Order] = {
+    "redirected": lambda hands, ids: hands.amend(ids, Redirect((BEN,)), by="anna"),
+    "retried": lambda hands, ids: hands.amend(ids, Retry(), by="anna"),
+    "hastened": lambda hands, ids: hands.hasten(Selection(), hop, by="anna"),
+}
+
+
+@pytest.mark.parametrize("order", ORDERS.values(), ids=ORDERS)
+def test_a_claim_that_is_just_being_made_is_respected(place: PostgresPlace, order: Order) -> None:
     """An amendment that waits for a row sees what the other one has made of it."""
 
     async def run() -> None:
         worker = await open_worker(place.options)
-        id = await put(worker, SMALL, message(state=State.HOLD))
+        id = await put(worker, SMALL)
+        await defer(worker, (await take(worker))[id].message, 9e9)
         view = await open_all(place.options)
         assert isinstance(worker, PostgresSpool)
         locked, go_on = asyncio.Event(), asyncio.Event()
@@ -102,7 +115,7 @@ def test_a_claim_that_is_just_being_made_is_respected(place: PostgresPlace) -> N
 
         claiming = worker.lines.writer.submit(claim)
         await locked.wait()
-        amending = loop.create_task(view.postmaster.amend([id], Redirect((BEN,)), by="anna"))
+        amending = loop.create_task(order(view.postmaster, [id]))
         waits = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%FOR UPDATE%'"
         async with asyncio.timeout(20):
             while not place.query(waits):
@@ -111,6 +124,78 @@ def test_a_claim_that_is_just_being_made_is_respected(place: PostgresPlace) -> N
         await claiming
         assert await amending == {id: Amended.CLAIMED}
         await view.close()
+        await worker.close()
+
+    asyncio.run(run())
+
+
+def test_a_claim_of_nobody_does_not_keep_mail_from_being_hastened(place: PostgresPlace) -> None:
+    async def run() -> None:
+        worker, view = await open_worker(place.options), await open_all(place.options)
+        ids = [await put(worker, SMALL) for _ in range(2)]
+        assert (await view.postmaster.hasten(Selection(), hop, by="anna")) == dict.fromkeys(ids, Amended.CLAIMED)
+        place.query("DELETE FROM worker")
+        assert (await view.postmaster.hasten(Selection(), hop, by="anna")) == dict.fromkeys(ids, Amended.DONE)
+        assert place.query("SELECT DISTINCT claimed, due FROM message") == [(0, 0.0)]
+        await view.close()
+        await worker.close()
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("name", ["retried", "hastened"])
+def test_many_messages_are_made_due_in_no_more_statements_than_few(
+    place: PostgresPlace, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[str] = []
+
+    def counting(kind: str) -> None:
+        send = getattr(Database, kind)
+
+        def counted(db: Database, sql: str, parameters: Any = (), /) -> Any:
+            if "message" in sql or "attempt" in sql:
+                sent.append(sql)
+            return send(db, sql, parameters)
+
+        monkeypatch.setattr(Database, kind, counted)
+
+    async def statements(count: int) -> list[str]:
+        place.query("DELETE FROM message")
+        worker = await open_worker(place.options)
+        ids = [await put(worker, SMALL) for _ in range(count)]
+        for claimed in (await take(worker)).values():
+            await defer(worker, claimed.message, 9e9)
+        await worker.close()
+        view = await open_all(place.options)
+        sent.clear()
+        assert await ORDERS[name](view.postmaster, ids) == dict.fromkeys(ids, Amended.DONE)
+        await view.close()
+        return list(sent)
+
+    counting("execute")
+    counting("executemany")
+    few, many = asyncio.run(statements(3)), asyncio.run(statements(60))
+    assert few == many and len(few) < 8
+
+
+def test_what_is_meant_is_hastened_page_by_page(place: PostgresPlace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(finding, "PAGE", 3)
+
+    async def run() -> None:
+        worker = await open_worker(place.options)
+        ids = []
+        for n in range(10):
+            to = Recipient(Address("ben", "odd.test" if n in (0, 1, 2, 7) else "even.test"))
+            ids.append(await put(worker, SMALL, message(envelope=Envelope(Address("ann", "sender.test"), (to,)))))
+        for claimed in (await take(worker)).values():
+            await defer(worker, claimed.message, 9e9)
+        meant = [*ids[3:7], *ids[8:]]
+        desk = worker.postmaster
+        for wanted in (Selection(next_hop="mx:even.test"), Selection(domain="even.test")):
+            assert await desk.hasten(wanted, hop, by="anna") == dict.fromkeys(meant, Amended.DONE)
+        due = {one.message.id for one in await desk.find(Selection(), hop, limit=20) if one.message.due == 0.0}
+        assert due == set(meant)
+        assert await desk.hasten(Selection(), hop, by="anna") == dict.fromkeys(ids, Amended.DONE)
         await worker.close()
 
     asyncio.run(run())

@@ -21,6 +21,7 @@ from gateway.kit.contracts.stock import (
     attempt,
     defer,
     deliver,
+    hasten,
     message,
     new_dsn,
     new_id,
@@ -29,6 +30,7 @@ from gateway.kit.contracts.stock import (
     take,
 )
 from gateway.ops import metrics
+from gateway.spool import schema
 from gateway.spool.postgres import database as databases
 from gateway.spool.postgres import opening
 from gateway.spool.postgres.database import Database
@@ -117,6 +119,42 @@ def test_any_gateway_delivers_what_any_accepted_and_an_end_leaves_the_rest_to_th
         await deliver(two, claimed[later].message)
 
     with_spools(schemas, tmp_path, work, 2)
+
+
+def test_of_the_oldest_each_worker_tells_what_it_has_in_hand_and_one_what_nobody_has(
+    schemas: Schemas, tmp_path: Path
+) -> None:
+    async def work(machines: Any, one: PostgresSpool, two: PostgresSpool) -> None:
+        held = await put(two, new=message(received=NOW - 900))
+        await put(one, new=message(received=NOW - 50, state=State.QUARANTINE))
+        await put(one, LARGE[:300_000], message(received=NOW - 500))
+        assert one._lease is not None and one._lease.keeper
+        assert await one.oldest() == {State.QUEUED: NOW - 500, State.QUARANTINE: NOW - 50}
+        assert await two.oldest() == {State.QUEUED: NOW - 900}
+        await defer(two, (await take(two))[held].message, NOW + 500)
+        assert await one.oldest() == {State.QUEUED: NOW - 900, State.QUARANTINE: NOW - 50}
+        assert await two.oldest() == {State.QUEUED: NOW - 500}, "which it took from where all have it"
+
+    with_spools(schemas, tmp_path, work, 2)
+
+
+def test_the_oldest_is_looked_up_however_much_there_is(schemas: Schemas, tmp_path: Path) -> None:
+    async def work(machines: Any, one: PostgresSpool) -> None:
+        schemas.query(
+            machines[0],
+            "INSERT INTO message (id, state, claimed, due, received, size, envelope, slots, owed, trusted, reason,"
+            " skip, eight_bit, file) SELECT lpad(n::text, 14, '0'), CASE n % 3 WHEN 1 THEN 'hold' ELSE 'queued' END,"
+            " CASE n % 3 WHEN 2 THEN 99 ELSE 0 END, 0, 10000 - n, 1, '{}', '[]', false, false, '', 0, false, false"
+            " FROM generate_series(1, 9000) n",
+        )
+        schemas.query(machines[0], "ANALYZE message")
+        plan = await one.lines.reader.read(lambda db: [row[0] for row in db.execute(f"EXPLAIN {schema.OLDEST}")])
+        looks = [line.strip() for line in plan if "Scan" in line]
+        assert len(looks) == len(State) and all("Index" in line for line in looks), "\n".join(plan)
+        assert sum("Limit" in line for line in plan) == len(State), "each has the first entry of an index, and no more"
+        assert await one.oldest() == {State.QUEUED: 1000.0, State.HOLD: 1002.0}
+
+    with_spools(schemas, tmp_path, work)
 
 
 def test_there_is_one_counter_and_keeper_of_records_among_all(schemas: Schemas, tmp_path: Path) -> None:
@@ -332,7 +370,7 @@ def test_others_hear_what_an_operator_changes_and_that_there_is_more_than_one_ga
         (claimed,) = (await take(two, limit=1)).values()
         await defer(two, claimed.message, NOW + 500)
         two._next_due, two._stale, one._stale = 1e18, False, False
-        assert await one.flush() == 3
+        assert await hasten(one) == 2
         await until(lambda: two._stale and two._next_due == 0.0)
         assert not (set(await take(two)) - set(ids))
 
@@ -388,7 +426,7 @@ def test_who_waits_for_each_other_gets_through_all_the_same(schemas: Schemas, tm
         view = await opening.open_view(machines[0])
         other = asyncio.create_task(asyncio.to_thread(_hold_rows, schemas, machines[0], second))  # noqa: TID251
         await asyncio.sleep(0.2)
-        assert await view.flush() == 2
+        assert await hasten(view) == 2
         await other
         await view.close()
 
