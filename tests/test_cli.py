@@ -16,6 +16,8 @@ from click.testing import CliRunner, Result
 
 from gateway.cli import main
 from gateway.cli.gateway import METRICS_DIRECTORY, metrics_directory
+from gateway.cli.output import show
+from gateway.cli.tree import tree
 from gateway.mail.address import NULL_SENDER, parse_mailbox
 from gateway.mail.envelope import Envelope, Recipient
 from gateway.spool.opening import open_all, open_worker
@@ -199,6 +201,27 @@ def test_no_answer_gives_status_1(bench: Bench, arguments: tuple[str, ...]) -> N
 )
 def test_wrong_usage_gives_status_2(bench: Bench, arguments: tuple[str, ...]) -> None:
     assert bench.run(*arguments).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("shown", "line"),
+    [
+        (
+            {
+                **{"verified": True, "fingerprint": "AB:CD", "subject": "par\x1btner", "issuer": "Partners CA"},
+                **{"names": ["DNS:mx.partner.example", "IP:192.0.2.1"], "serial": "1F"},
+            },
+            r"certificate verified par\x1btner DNS:mx.partner.example, IP:192.0.2.1 by Partners CA SHA-256 AB:CD",
+        ),
+        (
+            {"verified": False, "fingerprint": "AB:CD", "problem": "cert has expired"},
+            "certificate not verified: cert has expired SHA-256 AB:CD",
+        ),
+    ],
+)
+def test_the_certificate_that_the_client_showed_is_told(capsys: Any, shown: dict[str, Any], line: str) -> None:
+    show(tree({"record": {**RECORD, "id": QUEUED, "tls": {**RECORD["tls"], "client": shown}}}))
+    assert line in capsys.readouterr().out
 
 
 def test_explain_tells_the_whole_story_of_a_message(bench: Bench) -> None:

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gateway.app.watch import files
 from gateway.config import Config, ConfigError, RecipientCheck, json_schema, load
 from gateway.config.document import DEPTH, FILE_OCTETS, read
 from gateway.config.recipients import Recipients, local_part, parse_list
@@ -103,6 +104,29 @@ pipelines: {{relaxed: []}}
     )
     assert config.routes.default.destination.mx
     assert config.all_pipelines == {"default": (), "relaxed": ()}
+
+
+def test_clients_are_asked_for_certificates_by_cas_in_a_file(tmp_path: Path, key_pair: Path) -> None:
+    tls = f"certificate: {key_pair}/tls.crt, key: {key_pair}/tls.key"
+
+    def listeners(more: str) -> str:
+        return f'listeners: [{{address: "127.0.0.1:2525", tls: {{{tls}{more}}}}}]\n'
+
+    (listener,) = good(tmp_path, listeners("")).listeners
+    assert listener.tls and (listener.tls.client_ca, listener.tls.client_certificate) == (None, "ask")
+    config = good(tmp_path, listeners(f", client_ca: {key_pair}/other.crt"))
+    assert config.listeners[0].tls and config.listeners[0].tls.client_certificate == "ask"
+    # Reload looks at it as it does at the certificate.
+    assert str(key_pair / "other.crt") in files(config)
+    (tmp_path / "none.pem").write_text("# nobody yet\n")
+    for more, problem in (
+        (", client_certificate: require", "client_certificate: client_ca must say by which CAs"),
+        (", client_ca: none.pem", "client_ca: none.pem cannot be used: it holds no certificate, or"),
+        (f", client_ca: {key_pair}/tls.key", f"client_ca: {key_pair}/tls.key cannot be used: it holds no certificate"),
+        (f", client_ca: {key_pair}/tls.crt, client_certificate: demand", "client_certificate: must be 'ask' or"),
+    ):
+        (found,) = problems(tmp_path, listeners(more))
+        assert found.startswith("gatepost.yaml:1:") and f"listeners[0].tls.{problem}" in found
 
 
 def test_recipients_are_asked_for_by_callout_where_the_next_hop_can_be_asked(tmp_path: Path) -> None:

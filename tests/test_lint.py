@@ -68,6 +68,10 @@ def certificate(name: str) -> dict[str, Any]:
     return listener(tls={"certificate": f"{name}.pem", "key": f"{name}.key"})
 
 
+def clients(name: str, **more: Any) -> dict[str, Any]:
+    return listener(tls={"certificate": "good.pem", "key": "good.key", "client_ca": f"{name}.pem", **more})
+
+
 def two_lists(entry: str) -> dict[str, Any]:
     listed = {"match": "sender", "kind": "glob", "entries": [entry]}
     return {"access": {"lists": [listed, listed]}}
@@ -203,6 +207,8 @@ CASES: dict[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
     ),
     "GP709": ({"spool": {"path": "small/spool"}}, {"spool": {"path": "small/spool", "min_free": "10MiB"}}),
     "GP710": ({"state": {"path": "memory/state"}}, {"state": {"path": "disk/state"}}),
+    "GP711": (clients("good", client_certificate="require"), clients("good", client_certificate="ask")),
+    "GP712": (clients("ended"), clients("good")),
     "GP801": ({"retry": {"give_up": "12h"}}, {"retry": {"give_up": "4d"}}),
     "GP802": ({"retry": {"give_up": "2d"}}, {"retry": {"give_up": "4d"}}),
     "GP803": ({"retry": {"give_up": "5d", "warn_after": "5d"}}, {"retry": {"give_up": "5d", "warn_after": "0s"}}),

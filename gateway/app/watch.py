@@ -47,9 +47,9 @@ class Watch:
 
 
 def files(config: Config) -> list[str]:
-    """The file itself, certificates and keys of the listeners, and the policy folder with what is in it."""
+    """The file itself, certificates, keys and CAs of the listeners, and the policy folder with what is in it."""
     found = [config.file]
-    found += [path for one in config.listeners if one.tls for path in (one.tls.certificate, one.tls.key)]
+    found += [path for one in config.listeners if one.tls for path in one.tls.files]
     if config.policy_folder:
         found.append(config.policy_folder)
         try:

@@ -365,11 +365,16 @@ def smtp_options(config: Config) -> SmtpOptions:
 
 
 def listener_options(listener: Any, name: str) -> ListenerOptions:
-    """One listener; `name` is its address as bound. Raises OSError or ssl.SSLError for bad certificate files."""
+    """One listener; `name` is its address as bound. Raises OSError or ValueError for bad certificate files."""
     tls: ssl.SSLContext | None = None
     mode = TlsMode.STARTTLS
     if listener.tls is not None:
-        tls = tls_context(listener.tls.certificate, listener.tls.key)
+        tls = tls_context(
+            listener.tls.certificate,
+            listener.tls.key,
+            listener.tls.client_ca or "",
+            required=listener.tls.client_certificate == "require",
+        )
         mode = TlsMode(listener.tls.mode)
     return ListenerOptions(
         name,

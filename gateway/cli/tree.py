@@ -57,6 +57,8 @@ def _session(root: Tree, record: dict[str, Any]) -> None:
     tls = record.get("tls")
     encryption = f"{tls.get('version', '')} {tls.get('cipher', '')} {tls.get('sni', '')}" if tls else "none"
     branch.add(_line(("tls", "dim"), (encryption.strip(), "")))
+    if shown := (tls or {}).get("client"):
+        branch.add(_certificate(shown))
     branch.add(_line(("time", "dim"), (when(record.get("time", 0)), "")))
     if record.get("sender") is not None:
         branch.add(_line(("sender", "dim"), (record["sender"], "")))
@@ -69,6 +71,23 @@ def _session(root: Tree, record: dict[str, Any]) -> None:
             branch.add(_line(("it was not told", "dim"), (what, "yellow")))
     if record.get("size"):
         branch.add(_line(("size", "dim"), (f"{record['size']} octets", "")))
+
+
+def _certificate(shown: dict[str, Any]) -> Text:
+    """What the client showed: who it is by which CA, or why that is not known."""
+    fingerprint = (f"SHA-256 {shown.get('fingerprint', '')}", "dim")
+    if not shown.get("verified"):
+        return _line(("certificate", "dim"), (f"not verified: {shown.get('problem', '')}", "yellow"), fingerprint)
+    names = ", ".join(shown.get("names", []))
+    issuer = f"by {shown.get('issuer', '')}"
+    return _line(
+        ("certificate", "dim"),
+        ("verified", "green"),
+        (shown.get("subject", ""), ""),
+        (names, ""),
+        (issuer, ""),
+        fingerprint,
+    )
 
 
 def _stages(root: Tree, record: dict[str, Any]) -> None:

@@ -43,6 +43,7 @@ from gateway.config.values import (
     Section,
     Size,
     SizeOrNone,
+    authorities_problem,
     between,
     key_pair_problem,
     refuse,
@@ -75,12 +76,27 @@ class ListenerTls(Section):
     """`starttls` offers STARTTLS; `implicit` begins with the handshake."""
     requiretls: Flag = False
     """Offer REQUIRETLS: take mail that may only go on to hosts which protect it as well, and otherwise bounces."""
+    client_ca: ReadableFile | None = None
+    """PEM file of the CAs by which clients may show certificates. Default: none is asked for."""
+    client_certificate: Literal["ask", "require"] = "ask"
+    """With `client_ca`: `ask` takes everybody and notes what is shown; `require` breaks off TLS with who shows none by
+    these CAs."""
 
     @model_validator(mode="after")
     def _pair(self) -> Self:
         if problem := key_pair_problem(self.certificate, self.key):
             raise refuse(("certificate",), problem)
+        if self.client_ca:
+            if problem := authorities_problem(self.client_ca):
+                raise refuse(("client_ca",), problem)
+        elif "client_certificate" in self.model_fields_set:
+            raise refuse(("client_certificate",), "client_ca must say by which CAs")
         return self
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """All files that it is made of."""
+        return (self.certificate, self.key, *([self.client_ca] if self.client_ca else ()))
 
 
 class ProxyProtocol(Section):

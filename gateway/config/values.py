@@ -26,6 +26,7 @@ from gateway.mail.address import AddressError, ascii_domain, parse_domain, parse
 from gateway.mail.session import IPAddress
 from gateway.sdk import options
 from gateway.sdk.options import OptionsModel
+from gateway.smtp.certificate import read_authorities
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -183,6 +184,15 @@ def key_pair_problem(certificate: str, key: str) -> str:
     except (ssl.SSLError, ValueError, OSError) as error:
         reason = getattr(error, "reason", None) or str(error)
         return f"certificate and key cannot be used together: {reason}"
+    return ""
+
+
+def authorities_problem(path: str) -> str:
+    """What is wrong with a PEM file of CAs; empty when nothing is."""
+    try:
+        read_authorities(path)
+    except (OSError, ValueError) as error:
+        return f"{path} cannot be used: {error}"
     return ""
 
 

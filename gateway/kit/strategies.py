@@ -24,7 +24,7 @@ from gateway.mail.address import NULL_SENDER, Address, AddressError, Sender, par
 from gateway.mail.edit import AddHeader, ChangeHeader, DeleteHeader, Prioritize, ReplaceBody, Reroute
 from gateway.mail.envelope import Body, Envelope, MailParameters, Notify, Priority, Recipient, Ret
 from gateway.mail.message import Content, HeaderField
-from gateway.mail.session import IPAddress, Session, Tls, base32, transaction_id
+from gateway.mail.session import ClientCertificate, IPAddress, Session, Tls, base32, transaction_id
 from gateway.sdk.fakes import BytesContent
 from gateway.sdk.findings import Finding
 from gateway.sdk.stage import Transaction
@@ -166,9 +166,32 @@ def sessions() -> st.SearchStrategy[Session]:
         started=st.floats(0, 4e9),
         helo=greetings,
         esmtp=st.booleans(),
-        tls=st.none() | st.builds(Tls, st.sampled_from(["TLSv1.2", "TLSv1.3"]), st.just("TLS_AES_256_GCM_SHA384")),
+        tls=st.none()
+        | st.builds(
+            Tls,
+            st.sampled_from(["TLSv1.2", "TLSv1.3"]),
+            st.just("TLS_AES_256_GCM_SHA384"),
+            client=st.none() | client_certificates(),
+        ),
         name=st.just("") | domains(utf8=False, literals=False),
         trusted=st.booleans(),
+    )
+
+
+def client_certificates() -> st.SearchStrategy[ClientCertificate]:
+    """Certificates that clients showed: by whom nobody knows, or with any names that are printable."""
+    names = st.text(st.characters(exclude_categories=["C", "Z"]), max_size=64)
+    digest = st.binary(min_size=32, max_size=32).map(lambda octets: octets.hex(":").upper())
+    return st.builds(
+        ClientCertificate, st.just(False), digest, st.just("unable to get issuer cert locally")
+    ) | st.builds(
+        ClientCertificate,
+        st.just(True),
+        digest,
+        subject=names,
+        names=st.lists(names.map("DNS:{}".format), max_size=3).map(tuple),
+        issuer=names,
+        serial=st.integers(1, 1 << 160).map("{:X}".format),
     )
 
 

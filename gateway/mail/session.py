@@ -25,12 +25,37 @@ os.register_at_fork(after_in_child=_random.clear)
 
 
 @dataclass(frozen=True, slots=True)
+class ClientCertificate:
+    """The certificate that a client showed, and has the key of.
+
+    `verified` says that a CA of the listener's vouched for it; `problem` says why not, where none did. Then nothing but
+    the `fingerprint` is told, since anybody can make a certificate with any name in it.
+
+    `fingerprint` is SHA-256 (``AB:01:...``, as ``openssl x509 -fingerprint -sha256`` writes it), `subject` and `issuer`
+    are common names, `names` the subject's alternative names (``DNS:mx.example.org``, ``email:``, ``URI:``, ``IP:``),
+    and `serial` is hexadecimal. What is not printable or too long is left out.
+    """
+
+    verified: bool
+    fingerprint: str
+    problem: str = ""
+    subject: str = ""
+    names: tuple[str, ...] = ()
+    issuer: str = ""
+    serial: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Tls:
-    """What was negotiated: `version` as OpenSSL writes it (``TLSv1.3``), cipher name, SNI name or empty."""
+    """What was negotiated: `version` as OpenSSL writes it (``TLSv1.3``), cipher name, SNI name or empty.
+
+    `client` is the certificate that the client showed, None where it showed none or was asked for none.
+    """
 
     version: str
     cipher: str
     sni: str = ""
+    client: ClientCertificate | None = None
 
 
 @dataclass(frozen=True, slots=True)

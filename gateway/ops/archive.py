@@ -102,10 +102,22 @@ class _Client(TypedDict):
 
 
 @_config
+class _ClientCertificate(TypedDict):
+    verified: bool
+    fingerprint: str
+    problem: NotRequired[str]
+    subject: NotRequired[str]
+    names: NotRequired[list[str]]
+    issuer: NotRequired[str]
+    serial: NotRequired[str]
+
+
+@_config
 class _Tls(TypedDict):
     version: str
     cipher: str
     sni: str
+    client: NotRequired[_ClientCertificate | None]
 
 
 @_config

@@ -209,6 +209,11 @@ RELOAD_OK = Gauge(
     "1 when the last reload was done, or there was none; 0 when it was refused or failed.",
     multiprocess_mode="livemax",
 )
+CLIENT_CERTIFICATES = Counter(
+    "gatepost_client_certificates",
+    "Certificates that clients showed, by whether a CA of the listener's vouches for them.",
+    ["listener", "result"],
+)
 CERTIFICATE_EXPIRY = Gauge(
     "gatepost_certificate_expiry_timestamp_seconds",
     "When a listener's certificate ends, epoch seconds.",

@@ -119,7 +119,9 @@ _RECORD: Final = _Shape(
     _words("sender"),
     parts={
         "client": _Shape(_words("ip port peer")),
-        "tls": _Shape(_words("version cipher")),
+        "tls": _Shape(
+            _words("version cipher"), parts={"client": _Shape(_words("verified fingerprint problem serial"))}
+        ),
         "recipients": _Shape(addresses=_words("address")),
         "findings": _FINDING,
         "verdicts": _VERDICT,
@@ -128,7 +130,14 @@ _RECORD: Final = _Shape(
     },
 )
 _ATTEMPT: Final = _Shape(_words("time outcome seconds host"), _words("recipient"))
-_SESSION_TEXTS: Final = (("helo",), ("client", "name"), ("tls", "sni"))
+_SESSION_TEXTS: Final = (
+    ("helo",),
+    ("client", "name"),
+    ("tls", "sni"),
+    ("tls", "client", "subject"),
+    ("tls", "client", "names"),
+    ("tls", "client", "issuer"),
+)
 
 
 class Redactor:

@@ -13,20 +13,27 @@ from typing import Any, Final
 
 from gateway.mail.address import NULL_SENDER, AddressError, Sender
 from gateway.mail.envelope import MailParameters, Recipient
-from gateway.mail.session import Session, Tls
+from gateway.mail.session import ClientCertificate, Session, Tls
 from gateway.ops.redaction import Redactor
 from gateway.ops.search import GIVEN_UP, ended_as
 from gateway.pipeline.hidden import Hidden, NotTold, read_address, read_hidden, recorded
 from gateway.pipeline.lookup import Fault, FaultKind
 from gateway.pipeline.plan import Node
 from gateway.pipeline.recall import Memory, RecallError
-from gateway.pipeline.told import Told, UnreadableRecord, read_told
+from gateway.pipeline.told import TlsNote, Told, UnreadableRecord, read_told
 from gateway.sdk.findings import Finding
 from gateway.sdk.stage import Stage, Transaction
 
 __all__ = ["NotTold", "Past", "recorded"]
 
-_SESSION: Final = {"helo": "session.helo", "client.name": "session.name", "tls.sni": "session.tls.sni"}
+_SESSION: Final = {
+    "helo": "session.helo",
+    "client.name": "session.name",
+    "tls.sni": "session.tls.sni",
+    "tls.client.subject": "session.tls.client.subject",
+    "tls.client.names": "session.tls.client.names",
+    "tls.client.issuer": "session.tls.client.issuer",
+}
 """What of a session may have been redacted, as the record and as policies call it."""
 _ALL_TOLD: Final[dict[str, Any]] = {}
 
@@ -134,7 +141,7 @@ _address = functools.lru_cache(maxsize=10_000)(ipaddress.ip_address)
 
 
 def _session(told: Told, trusted: Callable[[Any], bool]) -> Session:
-    client, tls = told.client, told.tls
+    client = told.client
     address = _address(client.ip)
     hidden: dict[str, Any] = {name: Hidden(_SESSION[name]) for name in told.redacted} if told.redacted else _ALL_TOLD
     return Session(
@@ -146,7 +153,24 @@ def _session(told: Told, trusted: Callable[[Any], bool]) -> Session:
         started=told.time,
         helo=hidden.get("helo", told.helo),
         esmtp=True,
-        tls=Tls(tls.version, tls.cipher, hidden.get("tls.sni", tls.sni)) if tls else None,
+        tls=_tls(told.tls, hidden),
         name=hidden.get("client.name", client.name),
         trusted=trusted(address),
     )
+
+
+def _tls(tls: TlsNote | None, hidden: Mapping[str, Any]) -> Tls | None:
+    if tls is None:
+        return None
+    client: ClientCertificate | None = None
+    if (shown := tls.client) is not None:
+        client = ClientCertificate(
+            shown.verified,
+            shown.fingerprint,
+            shown.problem,
+            hidden.get("tls.client.subject", shown.subject),
+            hidden.get("tls.client.names", tuple(shown.names)),
+            hidden.get("tls.client.issuer", shown.issuer),
+            shown.serial,
+        )
+    return Tls(tls.version, tls.cipher, hidden.get("tls.sni", tls.sni), client)

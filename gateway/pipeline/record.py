@@ -8,7 +8,9 @@ A record is a JSON object with these keys:
 ``time``        when the transaction (or the session) began, epoch seconds
 ``listener``    name of the listener
 ``client``      ``ip``, ``port``, ``peer`` (the TCP peer, where it is another), ``name`` (as a trusted XCLIENT gave it)
-``tls``         ``version``, ``cipher``, ``sni``; null in the clear
+``tls``         ``version``, ``cipher``, ``sni``; null in the clear. Where the client showed a certificate, ``client``
+                has ``verified``, ``fingerprint``, and either ``problem`` or ``subject``, ``names``, ``issuer`` and
+                ``serial`` (see `gateway.mail.session.ClientCertificate`)
 ``helo``        the HELO or EHLO name, ``""`` before it
 ``sender``      the sender; ``"<>"`` for the null sender; null before MAIL
 ``recipients``  one object per RCPT: ``address`` and the ``reply`` it got
@@ -143,7 +145,18 @@ def _client(session: Session) -> dict[str, Any]:
 
 def _tls(session: Session) -> dict[str, Any] | None:
     tls = session.tls
-    return {"version": tls.version, "cipher": tls.cipher, "sni": tls.sni} if tls else None
+    if tls is None:
+        return None
+    out: dict[str, Any] = {"version": tls.version, "cipher": tls.cipher, "sni": tls.sni}
+    if (client := tls.client) is not None:
+        out["client"] = {"verified": client.verified, "fingerprint": client.fingerprint}
+        if client.verified:
+            names = list(client.names)
+            out["client"] |= {"subject": client.subject, "names": names, "issuer": client.issuer}
+            out["client"] |= {"serial": client.serial}
+        else:
+            out["client"] |= {"problem": client.problem}
+    return out
 
 
 def _ended(note: dict[str, Any]) -> dict[str, Any]:

@@ -33,12 +33,25 @@ class Client(Struct, frozen=True, gc=False):
     name: str = ""
 
 
-class TlsNote(Struct, frozen=True, gc=False):
+class ClientCertificateNote(Struct, frozen=True):
+    """The certificate that the client showed."""
+
+    verified: bool
+    fingerprint: str
+    problem: str = ""
+    subject: str = ""
+    names: list[str] = []
+    issuer: str = ""
+    serial: str = ""
+
+
+class TlsNote(Struct, frozen=True):
     """TLS of the session."""
 
     version: str
     cipher: str
     sni: str
+    client: ClientCertificateNote | None = None
 
 
 class RecipientNote(Struct, frozen=True, gc=False):

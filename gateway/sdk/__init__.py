@@ -35,7 +35,7 @@ from gateway.mail.edit import (
 from gateway.mail.envelope import Body, MailParameters, Notify, Priority, Recipient, Ret
 from gateway.mail.message import Content, HeaderField
 from gateway.mail.reply import Reply
-from gateway.mail.session import Session, Tls
+from gateway.mail.session import ClientCertificate, Session, Tls
 from gateway.sdk.attachment import Attachment, Attachments, Flaw
 from gateway.sdk.authentication import (
     Arc,
@@ -148,6 +148,7 @@ __all__ = [
     "ChangeHeader",
     "ChangeSender",
     "CheckMatch",
+    "ClientCertificate",
     "Clock",
     "Content",
     "ContentChecks",

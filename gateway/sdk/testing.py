@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import ipaddress
 import itertools
 from collections.abc import Coroutine, Generator, Iterable, Mapping, Sequence
@@ -25,7 +26,7 @@ from gateway.mail.address import NULL_SENDER, Sender, parse_forward_path, parse_
 from gateway.mail.envelope import MailParameters, Recipient
 from gateway.mail.message import split_header
 from gateway.mail.reply import Reply
-from gateway.mail.session import Session, Tls
+from gateway.mail.session import ClientCertificate, Session, Tls
 from gateway.sdk.deprecation import old_names
 from gateway.sdk.ending import Ending, Outcome
 from gateway.sdk.fake_milter import FakeMilter, MilterFault, MilterTold
@@ -60,6 +61,7 @@ __all__ = [
     "MilterFault",
     "MilterTold",
     "Started",
+    "make_client_certificate",
     "make_message",
     "make_recipient",
     "make_session",
@@ -103,6 +105,17 @@ def make_session(
         name=name,
         trusted=trusted,
     )
+
+
+def make_client_certificate(
+    subject: str = "partner", *names: str, issuer: str = "Partners CA", problem: str = ""
+) -> ClientCertificate:
+    """A certificate that a client showed, for `Tls.client`; with a `problem` no CA of the listener's vouched for it."""
+    fingerprint = hashlib.sha256(subject.encode()).hexdigest().upper()
+    fingerprint = ":".join(fingerprint[at : at + 2] for at in range(0, 64, 2))
+    if problem:
+        return ClientCertificate(False, fingerprint, problem)
+    return ClientCertificate(True, fingerprint, "", subject, names, issuer, "1F")
 
 
 def make_recipient(address: str = "anna@example.org") -> Recipient:

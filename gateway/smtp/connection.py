@@ -15,7 +15,7 @@ import ssl
 from typing import Any, Final
 
 from gateway.mail.reply import Reply
-from gateway.mail.session import IPAddress, Tls
+from gateway.mail.session import ClientCertificate, IPAddress, Tls
 from gateway.smtp.inbox import Inbox
 
 TIMED_OUT: Final = Reply(421, "4.2", "timed out waiting for you")
@@ -183,8 +183,10 @@ class Connection(asyncio.Protocol):
         self._in_tls = True
         self._inbox.attach(transport)
         self._work()
-        version, cipher = transport.get_extra_info("ssl_object").version(), transport.get_extra_info("cipher")
-        return Tls(version or "", cipher[0] if cipher else "")
+        ended, cipher = transport.get_extra_info("ssl_object"), transport.get_extra_info("cipher")
+        # There only where clients are asked for a certificate (`gateway.smtp.asking`).
+        client: ClientCertificate | None = getattr(ended, "client", None)
+        return Tls(ended.version() or "", cipher[0] if cipher else "", client=client)
 
 
 def _pass_on(transport: Any, data: bytes) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any, Final, Protocol
 
 from gateway.mail.reply import Reply
-from gateway.mail.session import IPAddress, Session, Tls, new_session_id
+from gateway.mail.session import ClientCertificate, IPAddress, Session, Tls, new_session_id
 from gateway.ops import log, metrics
 from gateway.smtp import command as grammar
 from gateway.smtp import proxy
@@ -187,6 +187,8 @@ class Conversation(Connection):
             new_session_id(), client, port, peer, self.listener.address, self.desk.clock.now(), tls=tls, trusted=trusted
         )
         _log.debug("session.opened", session=self.session.id, client=str(client), peer=str(peer))
+        if tls is not None:
+            self._note_certificate(tls.client)
         if not await self._greet():
             return False
         await self._flush()
@@ -273,6 +275,22 @@ class Conversation(Connection):
                 self._end = "tls"
             _log.info("session.tls_failed", client=str(self._caller), reason=str(error))
             raise End from error
+
+    def _note_certificate(self, shown: ClientCertificate | None) -> None:
+        """Log and count what the client showed in the handshake."""
+        if shown is None:
+            return
+        metrics.CLIENT_CERTIFICATES.labels(self.listener.address, "verified" if shown.verified else "unverified").inc()
+        _log.info(
+            "session.certificate",
+            session=self.session.id,
+            client=str(self.session.client),
+            verified=shown.verified,
+            subject=shown.subject,
+            issuer=shown.issuer,
+            fingerprint=shown.fingerprint,
+            reason=shown.problem,
+        )
 
     async def _talk(self) -> None:
         """Commands until the end."""

@@ -8,6 +8,7 @@ import ssl
 from collections.abc import Sequence
 
 from gateway.ops import log
+from gateway.smtp.certificate import read_authorities
 from gateway.smtp.conversation import Conversation, Counter
 from gateway.smtp.intake import Desk
 from gateway.smtp.lines import OpenLines
@@ -75,8 +76,16 @@ class Front:
         return not self.servers
 
 
-def tls_context(certificate: str, key: str) -> ssl.SSLContext:
-    """A server context: TLS 1.2 and up. Raises OSError or ssl.SSLError when the files are no good."""
+def tls_context(certificate: str, key: str, client_ca: str = "", *, required: bool = False) -> ssl.SSLContext:
+    """A server context: TLS 1.2 and up. Raises OSError, ssl.SSLError or ValueError when the files are no good.
+
+    With `client_ca` clients are asked for a certificate, and with `required` nobody comes in without one by these CAs.
+    """
+    if client_ca:
+        # Who asks for none has no use for another TLS.
+        from gateway.smtp.asking import AskingContext
+
+        return AskingContext(certificate, key, read_authorities(client_ca), required=required)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION

@@ -238,7 +238,8 @@ class Server(Conversation, SMTP):
         # From here to the handshake the event loop does not run, so nothing can slip in.
         self._write_out()
         self._inbox.clear()
-        self.session = replace(session, tls=await self._tls())
+        self.session = replace(session, tls=(tls := await self._tls()))
+        self._note_certificate(tls.client)
         await self.intake.renew(self.session)
 
     async def smtp_XCLIENT(self, argument: str) -> Reply | None:

@@ -13,7 +13,7 @@ from typing import Final
 from gateway.mail.edit import Edit, apply_edits
 from gateway.mail.envelope import Recipient
 from gateway.mail.message import HeaderField, split_header
-from gateway.mail.session import IPAddress, Session
+from gateway.mail.session import ClientCertificate, IPAddress, Session
 
 OWN_HOPS: Final = 8
 """So many Received fields of our own make a loop, long before the hop limit does."""
@@ -21,6 +21,8 @@ OWN_HOPS: Final = 8
 _RECEIVED: Final = re.compile(rb"^received[ \t]*:", re.IGNORECASE | re.MULTILINE)
 _RESULTS: Final = b"authentication-results"
 _UNSAFE: Final = re.compile(r"[^\x21-\x27\x2a-\x5b\x5d-\x7e]")
+# As above; but spaces stand in a comment, and double quotes are around it.
+_UNSAFE_QUOTED: Final = re.compile(r"[^\x20\x21\x23-\x27\x2a-\x5b\x5d-\x7e]")
 _RESULTS_FIELD: Final = re.compile(
     rb"^authentication-results[ \t]*:[^\r\n]*(?:\r\n[ \t][^\r\n]*)*(?:\r\n)?", re.IGNORECASE | re.MULTILINE
 )
@@ -56,6 +58,7 @@ def received(
     helo = _UNSAFE.sub("?", session.helo) or "unknown"
     name = f"{_UNSAFE.sub('?', session.name)} " if session.name else ""
     tls = f"\r\n\t(using {session.tls.version} with cipher {session.tls.cipher})" if session.tls else ""
+    tls += _shown(session.tls.client) if session.tls and session.tls.client else ""
     to = (
         f"\r\n\tfor <{recipients[0].address}>" if len(recipients) == 1 and len(str(recipients[0].address)) < 200 else ""
     )
@@ -63,6 +66,14 @@ def received(
         f"Received: from {helo} ({name}{literal(session.client)}){tls}\r\n"
         f"\tby {hostname} (Gatepost) with {protocol(session, smtputf8=smtputf8)} id {id}{to};\r\n\t{date(now)}\r\n"
     ).encode()
+
+
+def _shown(client: ClientCertificate) -> str:
+    """What the client showed, in Postfix's words."""
+    if not client.verified:
+        return "\r\n\t(Client certificate not verified)"
+    subject, issuer = (_UNSAFE_QUOTED.sub("?", name) for name in (client.subject, client.issuer))
+    return f'\r\n\t(Client CN "{subject}", Issuer "{issuer}" (verified OK))'
 
 
 def date(now: float) -> str:

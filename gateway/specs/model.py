@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import ipaddress
 import os
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Self
 
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from gateway.mail.address import NULL_SENDER, AddressError, Sender, parse_forward_path, parse_reverse_path
 from gateway.mail.edit import check_field
 from gateway.mail.envelope import Body, MailParameters, Recipient, Ret
-from gateway.mail.session import Session, Tls
+from gateway.mail.session import ClientCertificate, Session, Tls
 from gateway.sdk.options import OptionsModel, Size
 from gateway.sdk.stage import Message, Stage
 from gateway.sdk.testing import make_message, make_session
 from gateway.sdk.verdict import Action
+from gateway.smtp.certificate import NAMES
 
 MESSAGE_OCTETS: Final = 10 << 20
 RECIPIENTS: Final = 1000
@@ -49,12 +50,38 @@ def _recipient(value: Any) -> Recipient:
         raise ValueError(str(error)) from error
 
 
+class ClientCertificateGiven(OptionsModel):
+    """A certificate that the client showed; with a `problem` no CA of the listener's vouched for it."""
+
+    subject: str = ""
+    names: tuple[str, ...] = Field((), max_length=NAMES)
+    issuer: str = ""
+    serial: str = ""
+    fingerprint: str = ":".join(["00"] * 32)
+    problem: str = ""
+
+    @model_validator(mode="after")
+    def _told(self) -> Self:
+        if self.problem and (self.subject or self.names or self.issuer or self.serial):
+            raise ValueError("of a certificate with a problem nothing but its fingerprint is told")
+        return self
+
+    def make(self) -> ClientCertificate:
+        return ClientCertificate(
+            not self.problem, self.fingerprint, self.problem, self.subject, self.names, self.issuer, self.serial
+        )
+
+
 class TlsGiven(OptionsModel):
     """What TLS came to; ``true`` in its place means the defaults."""
 
     version: str = "TLSv1.3"
     cipher: str = "TLS_AES_256_GCM_SHA384"
     sni: str = ""
+    client: ClientCertificateGiven | None = None
+
+    def make(self) -> Tls:
+        return Tls(self.version, self.cipher, self.sni, self.client.make() if self.client else None)
 
 
 class SessionGiven(OptionsModel):
@@ -74,7 +101,7 @@ class SessionGiven(OptionsModel):
             self.client,
             helo=self.helo,
             name=self.name,
-            tls=Tls(tls.version, tls.cipher, tls.sni) if tls else None,
+            tls=tls.make() if tls else None,
             trusted=trusted if self.trusted is None else self.trusted,
         )
         return Session(**{**{name: getattr(made, name) for name in Session.__slots__}, "listener": self.listener})

@@ -137,6 +137,21 @@ def _keysize(question: Question) -> str:
     return "128" if _SHORT_KEY.search(cipher) else "0"
 
 
+def _ccert(question: Question, name: str) -> str:
+    """A name of the client's certificate, where a CA vouches for it; as Postfix has it, in the manner of RFC 3461."""
+    client = question.session.tls.client if question.session.tls else None
+    if client is None or not client.verified:
+        return ""
+    octets = str(getattr(client, name)).encode()
+    return "".join(chr(one) if 32 < one < 127 and one != 43 else f"+{one:02X}" for one in octets)
+
+
+def _ccert_fingerprint(question: Question) -> str:
+    """Of whatever certificate was shown: who compares it needs no CA."""
+    client = question.session.tls.client if question.session.tls else None
+    return client.fingerprint if client else ""
+
+
 _ORDER: Final = tuple(PostfixVersion)
 
 _ATTRIBUTES: Final[tuple[tuple[PostfixVersion, str, Callable[[Question], str]], ...]] = (
@@ -161,9 +176,9 @@ _ATTRIBUTES: Final[tuple[tuple[PostfixVersion, str, Callable[[Question], str]], 
     (PostfixVersion.V3_7, "sasl_method", _nothing),
     (PostfixVersion.V3_7, "sasl_username", _nothing),
     (PostfixVersion.V3_7, "sasl_sender", _nothing),
-    (PostfixVersion.V3_7, "ccert_subject", _nothing),
-    (PostfixVersion.V3_7, "ccert_issuer", _nothing),
-    (PostfixVersion.V3_7, "ccert_fingerprint", _nothing),
+    (PostfixVersion.V3_7, "ccert_subject", lambda q: _ccert(q, "subject")),
+    (PostfixVersion.V3_7, "ccert_issuer", lambda q: _ccert(q, "issuer")),
+    (PostfixVersion.V3_7, "ccert_fingerprint", _ccert_fingerprint),
     (PostfixVersion.V3_7, "ccert_pubkey_fingerprint", _nothing),
     (PostfixVersion.V3_7, "encryption_protocol", lambda q: q.session.tls.version if q.session.tls else ""),
     (PostfixVersion.V3_7, "encryption_cipher", lambda q: q.session.tls.cipher if q.session.tls else ""),
@@ -173,5 +188,5 @@ _ATTRIBUTES: Final[tuple[tuple[PostfixVersion, str, Callable[[Question], str]], 
     (PostfixVersion.V3_8, "mail_version", _nothing),
     (PostfixVersion.V3_12, "tls_sni", lambda q: q.session.tls.sni if q.session.tls else ""),
 )
-"""Since which version, name, value. No client certificate is asked for and nobody proves who he is by SASL, so those
-attributes are empty; so are the ones about the Postfix that we are not."""
+"""Since which version, name, value. Nobody proves who he is by SASL, so those attributes are empty; so are the ones
+about the Postfix that we are not, and the fingerprint of the key alone."""

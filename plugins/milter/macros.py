@@ -6,8 +6,8 @@ most milters look for them. A macro that is not known has no value, and is not s
 
 Where Gatepost knows more or less than Postfix: the queue id ``i`` is there from MAIL on and not only after the first
 recipient; mailers are always ``smtp`` and their hosts the domains of the addresses, since where a message goes is
-decided later; macros of client certificates and of AUTH have no values of their own. `MacroOptions.values` gives any
-macro a fixed value.
+decided later; macros of AUTH have no values of their own. ``{verify}`` is Sendmail's, and told where it is asked for.
+`MacroOptions.values` gives any macro a fixed value.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from pydantic import AfterValidator, Field
 from gateway.sdk import (
     NULL_SENDER,
     AuthResult,
+    ClientCertificate,
     OptionsModel,
     Recipient,
     ReverseName,
@@ -182,6 +183,29 @@ def _cipher_bits(facts: Facts) -> str | None:
     return str(bits) if bits else None
 
 
+def _vouched_for(facts: Facts) -> ClientCertificate | None:
+    """The client's certificate, where a CA of the listener's vouches for it."""
+    client = facts.session.tls.client if facts.session.tls else None
+    return client if client and client.verified else None
+
+
+def _cert_subject(facts: Facts) -> str | None:
+    return client.subject if (client := _vouched_for(facts)) else None
+
+
+def _cert_issuer(facts: Facts) -> str | None:
+    return client.issuer if (client := _vouched_for(facts)) else None
+
+
+def _verify(facts: Facts) -> str:
+    tls = facts.session.tls
+    if tls is None:
+        return "NONE"
+    if tls.client is None:
+        return "NO"
+    return "OK" if tls.client.verified else "FAIL"
+
+
 def _resolved(facts: Facts) -> str:
     client = facts.client
     forged = "" if client.name.lower() == client.ptr.lower() else " (may be forged)"
@@ -219,6 +243,9 @@ _VALUES: Final[dict[str, Callable[[Facts], str | None]]] = {
     "{tls_version}": lambda facts: facts.session.tls.version if facts.session.tls else None,
     "{cipher}": lambda facts: facts.session.tls.cipher if facts.session.tls else None,
     "{cipher_bits}": _cipher_bits,
+    "{cert_subject}": _cert_subject,
+    "{cert_issuer}": _cert_issuer,
+    "{verify}": _verify,
     "i": lambda facts: facts.transaction.id if facts.transaction else None,
     "{mail_addr}": lambda facts: _sender(facts, str),
     "{mail_host}": lambda facts: _sender(facts, _domain),

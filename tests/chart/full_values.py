@@ -70,6 +70,8 @@ OTHERWISE: Final[dict[str, Any]] = {
     "tls.certificate.privateKey.rotationPolicy": "Never",
     "tls.certificate.privateKey.size": 384,
     "tls.certificate.renewBefore": "100h",
+    "tls.clientCA.existingSecret": "other",
+    "tls.clientCA.key": "other.crt",
     **{f"probes.{probe}.{key}": 99 for probe in ("startup", "live", "ready") for key in DEFAULTS["probes"]["live"]},
 }
 """Another value for each that no example changes, and that has a default."""

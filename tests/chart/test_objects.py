@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import yaml
@@ -148,6 +149,8 @@ def test_what_the_configuration_names_is_mounted(file: str) -> None:
             assert config["admin"]["token_file"].rpartition("/")[0] in paths, whose
         if any("tls" in listener for listener in config["listeners"]):
             assert "/etc/gatepost/tls" in paths, whose
+        asking = any("client_ca" in listener.get("tls", {}) for listener in config["listeners"])
+        assert asking == ("/etc/gatepost/client-ca" in paths), whose
         if "policy_folder" in config and config["policy_folder"].startswith("/etc/gatepost"):
             assert config["policy_folder"] in paths, whose
 
@@ -160,9 +163,36 @@ def test_listeners_are_what_services_say() -> None:
     assert listeners["0.0.0.0:2527"]["proxy_protocol"] == {"trusted": ["10.0.0.0/8", "2001:db8::/32"]}
     assert "proxy_protocol" not in listeners["0.0.0.0:2525"]
     assert [listeners[f"0.0.0.0:252{n}"]["tls"]["mode"] for n in (5, 6, 7)] == ["starttls", "implicit", "starttls"]
+    asked = [listeners[f"0.0.0.0:252{n}"]["tls"].get("client_certificate") for n in (5, 6, 7)]
+    assert asked == ["ask", "require", None]
+    assert listeners["0.0.0.0:2526"]["tls"]["client_ca"] == "/etc/gatepost/client-ca/ca.crt"
     assert listeners["0.0.0.0:2526"]["pipeline"] == "inside"
     assert listeners["0.0.0.0:2526"]["xclient"] == {"trusted": ["10.9.0.0/24"]}
     assert configuration(rendered("ci/everything-values.yaml"))["limits"]["sessions"] == 1_000_000
+
+
+@pytest.mark.parametrize(
+    ("given", "volume"),
+    [
+        ({"existingSecret": "partners"}, {"secret": {"secretName": "partners", "defaultMode": 0o440}}),
+        ({"existingConfigMap": "partners"}, {"configMap": {"name": "partners"}}),
+    ],
+)
+def test_cas_of_clients_are_one_mounted_file_and_who_must_show_a_certificate_is_tested_without(
+    given: dict[str, str], volume: dict[str, Any]
+) -> None:
+    values = {
+        "tls": {"existingSecret": "mx-example-org", "clientCA": {**given, "key": "all.pem"}},
+        "services": {"partners": {"targetPort": 2600, "clientCertificates": "require"}},
+    }
+    documents = render(values)
+    (pod,) = (spec for whose, spec, _ in pods(documents) if whose.startswith("StatefulSet "))
+    ((kind, content),) = volume.items()
+    items = {"items": [{"key": "all.pem", "path": "ca.crt"}]}
+    assert {"name": "client-ca", kind: {**content, **items}} in pod["volumes"]
+    asked = [container["args"] for container in only(documents, "Pod")["spec"]["containers"]]
+    assert {"--starttls" in args for args in asked if any("partners:" in arg for arg in args)} == {False}
+    assert any("--starttls" in args for args in asked)
 
 
 def test_the_test_pod_asks_every_service_that_it_can_ask() -> None:

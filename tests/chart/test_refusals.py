@@ -60,6 +60,25 @@ CASES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
         {"services": {"mx": {"tls": "implicit"}}},
         ("services.mx.tls is implicit", "tls.existingSecret is empty", "tls.certificate.enabled is false"),
     ),
+    "CAs of clients without a certificate": (
+        {"tls": {"clientCA": {"existingSecret": "partners"}}},
+        ("tls.clientCA is given", "tls.existingSecret is empty", "tls.certificate.enabled is false"),
+    ),
+    "CAs of clients twice": (
+        {"tls": {"existingSecret": "a", "clientCA": {"existingSecret": "partners", "existingConfigMap": "friends"}}},
+        ("tls.clientCA.existingSecret is partners", "tls.clientCA.existingConfigMap is friends"),
+    ),
+    "certificates of clients by nobody": (
+        {"tls": {"existingSecret": "a"}, "services": {"mx": {"clientCertificates": "require"}}},
+        ("services.mx.clientCertificates is require", "tls.clientCA.existingSecret"),
+    ),
+    "certificates of clients in the clear": (
+        {
+            "tls": {"existingSecret": "a", "clientCA": {"existingSecret": "partners"}},
+            "services": {"mx": {"tls": "none", "clientCertificates": "ask"}},
+        },
+        ("services.mx.clientCertificates is ask", "no TLS"),
+    ),
     "a pipeline that is not there": (
         {"services": {"mx": {"pipeline": "strict"}}, "config": {"pipelines": {"lax": []}}},
         ("services.mx.pipeline is strict", "config.pipelines"),

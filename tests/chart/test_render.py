@@ -84,6 +84,7 @@ def test_the_gateway_takes_the_configuration_of_every_example(file: str, certifi
     )
     text = text.replace("/etc/gatepost/tls/tls.crt", str(certificate.certificate))
     text = text.replace("/etc/gatepost/tls/tls.key", str(certificate.key))
+    text = text.replace("/etc/gatepost/client-ca/ca.crt", str(certificate.certificate))
     text = re.sub(r"/etc/gatepost/secrets/\S+/password", str(certificate.key), text)
     token = certificate.key.with_name("peers.token")
     token.write_text("a-token-of-sixteen-or-more\n")

@@ -70,6 +70,9 @@ class Service(Values):
     """Port of the listener in the container; each listener has one of its own."""
     tls: Literal["", "starttls", "implicit", "none"] = ""
     """TLS of the listener. Empty: `starttls` where the chart has a certificate, else `none`."""
+    clientCertificates: Literal["", "ask", "require", "none"] = ""
+    """Whether clients are asked for a certificate. Empty: `ask` where there is TLS and `tls.clientCA`, else `none`.
+    `require` breaks off TLS with who shows none by these CAs."""
     proxyProtocol: bool = False
     """Whether clients come through proxies that speak the PROXY protocol. The listener then requires the header from
     `trustedNetworks` and refuses all others."""
@@ -134,11 +137,22 @@ class Certificate(Values):
     """Its key."""
 
 
+class ClientCA(Values):
+    existingSecret: NameOrNone
+    """Name of a Secret that holds them."""
+    existingConfigMap: NameOrNone
+    """Name of a ConfigMap that holds them instead."""
+    key: Annotated[str, Field(pattern=r"^[-._a-zA-Z0-9]+$")]
+    """The key in it: PEM, one CA or more."""
+
+
 class Tls(Values):
     existingSecret: NameOrNone
     """Name of a Secret with `tls.crt` and `tls.key`."""
     certificate: Certificate
     """A certificate by cert-manager instead."""
+    clientCA: ClientCA
+    """CAs by which clients may show certificates."""
 
 
 class Drain(Values):

@@ -77,7 +77,7 @@ def test_the_example_gives_every_option_its_default() -> None:
     without = {path for path, option in OPTIONS.items() if option.default not in (None, "null") and not option.required}
     # The listener's TLS as a whole has no default, so its other keys can only stand in the comment with it; LDAP
     # neither, nor a named transport, a login, a route by domain or sender, VERP, SRS, Redis and PostgreSQL.
-    without -= {"listeners[].tls.mode", "listeners[].tls.requiretls"}
+    without -= {f"listeners[].tls.{key}" for key in ("mode", "requiretls", "client_certificate")}
     logins = (f"domains.{NAME}.smtp.auth.", "routes.default.smtp.auth.")
     in_comments = (f"domains.{NAME}.recipients.ldap.", *logins, f"transports.{NAME}.", "verp.", "srs.")
     in_comments += (f"routes.domains.{NAME}.", f"routes.senders.{NAME}.", "state.redis.", "spool.postgres.")
@@ -94,7 +94,8 @@ def test_the_example_is_a_good_configuration_with_and_without_its_comments(tmp_p
         check=True,
         capture_output=True,
     )
-    (tmp_path / "ca.pem").write_bytes((tmp_path / "tls.crt").read_bytes())
+    for ca in ("ca.pem", "partners.pem"):
+        (tmp_path / ca).write_bytes((tmp_path / "tls.crt").read_bytes())
     (tmp_path / "recipients.txt").write_text("anna\n")
     (tmp_path / "ldap.secret").write_text("secret\n")
     (tmp_path / "smarthost.secret").write_text("secret\n")

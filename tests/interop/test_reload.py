@@ -170,15 +170,23 @@ def arrived_as(path: Path) -> tuple[str, str]:
     return marker[1], number[1]
 
 
-def fingerprint(gate: GatepostProcess) -> tuple[smtplib.SMTP, bytes]:
-    """A session over TLS, and the certificate that it was offered."""
+def fingerprint(gate: GatepostProcess, shown: Certificate) -> tuple[smtplib.SMTP, bytes]:
+    """A session over TLS that shows a certificate, and the one that it was offered."""
     client = connect(gate.port)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.load_cert_chain(shown.certificate, shown.key)
     client.starttls(context=context)
     client.ehlo()
     assert isinstance(client.sock, ssl.SSLSocket)
     return client, client.sock.getpeercert(binary_form=True) or b""
+
+
+def certificates_seen(gate: GatepostProcess) -> tuple[float, float]:
+    verified, unverified = (
+        gate.metric("gatepost_client_certificates_total", result=result) for result in ("verified", "unverified")
+    )
+    return verified, unverified
 
 
 def der(made: Certificate) -> bytes:
@@ -189,26 +197,35 @@ def test_certificates_are_read_anew_and_sessions_keep_theirs(gatepost, directory
     used = Certificate(directory / "cert.pem", directory / "key.pem")
     for new, old in zip((used.certificate, used.key), (certificate.certificate, certificate.key), strict=True):
         shutil.copy(old, new)
-    tls = {"certificate": str(used.certificate), "key": str(used.key)}
+    clients = directory / "clients.pem"
+    shutil.copy(certificate.certificate, clients)
+    tls = {"certificate": str(used.certificate), "key": str(used.key), "client_ca": str(clients)}
     listeners = [{"address": f"127.0.0.1:{free_port()}", "tls": tls}]
     gate = gatepost(workers=2, domains=maildir(directory), listeners=listeners)
-    before, first = fingerprint(gate)
+    before, first = fingerprint(gate, certificate)
     assert first == der(certificate)
     other = make_certificate(directory)
+    shutil.copy(other.certificate, clients)
     assert gate.cli("reload")["result"] == "done"
     for _ in range(4):
-        after, second = fingerprint(gate)
+        after, second = fingerprint(gate, certificate)
         after.quit()
         assert second == der(other) != first
     queue_id(transact(before, "ann@sender.test", ["ben@example.org"]))
     before.quit()
     # A key that does not belong to the certificate is no configuration.
+    key = used.key.read_bytes()
     used.key.write_bytes(certificate.key.read_bytes())
     assert "listeners[0].tls.certificate" in gate.refused("reload")
     assert gate.http("POST", "/api/v1/reload")[0] == 409
-    after, third = fingerprint(gate)
+    used.key.write_bytes(key)
+    clients.write_text("-----BEGIN CERTIFICATE-----")
+    assert "listeners[0].tls.client_ca" in gate.refused("reload")
+    after, third = fingerprint(gate, certificate)
     after.quit()
     assert third == second
+    # The first CA vouched for the one session before the reload, and the second for none of the others.
+    assert certificates_seen(gate) == (1.0, 5.0)
 
 
 def test_the_command_checks_first_and_tells_what_came_of_it(gatepost, directory: Path):

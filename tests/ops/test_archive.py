@@ -32,6 +32,7 @@ ATTEMPT = {
     "host": "",
     "seconds": 1,
 }
+TLS = {"version": "TLSv1.3", "cipher": "any", "sni": ""}
 LINE: dict[str, Any] = {"v": 1, "record": RECORD, "attempts": [ATTEMPT]}
 
 
@@ -45,6 +46,9 @@ def line(value: Any) -> bytes:
 
 def test_what_was_written_is_read_back() -> None:
     kept = Kept(RECORD, [ATTEMPT])
+    shown = {"verified": True, "fingerprint": "AB", "subject": "a", "names": ["DNS:a"], "issuer": "b", "serial": "1"}
+    encrypted = Kept({**RECORD, "tls": {**TLS, "client": shown}}, [])
+    assert read(write_line(encrypted)) == [encrypted]
     odd = Kept({**RECORD, "helo": "\ud800", "size": 2**70}, [])
     assert json.loads(write_line(kept)) == LINE
     assert read(write_line(kept), b"\n", write_line(kept)) == [kept, kept]
@@ -64,6 +68,7 @@ def test_what_was_written_is_read_back() -> None:
         (line({**LINE, "record": {**RECORD, "id": "x\n"}}), "record.id"),
         (line({**LINE, "record": {**RECORD, "time": 1e30}}), "record.time"),
         (line({**LINE, "record": {**RECORD, "client": "192.0.2.1"}}), "record.client"),
+        (line({**LINE, "record": {**RECORD, "tls": {**TLS, "client": {"verified": 1}}}}), "record.tls.client.verified"),
         (line({**LINE, "record": {**RECORD, "findings": [1]}}), "record.findings.0"),
         (line({**LINE, "record": {**RECORD, "verdicts": [{"action": 1}]}}), "record.verdicts.0.action"),
         (line({**LINE, "record": {k: v for k, v in RECORD.items() if k != "helo"}}), "record.helo"),
@@ -88,7 +93,8 @@ def test_the_documented_keys_of_a_record_are_those_that_are_relied_on() -> None:
     page = (Path(__file__).parents[2] / "docs/records.md").read_text()
     documented = set(re.findall(r"(?m)^\| `([a-z]+)` \|", page))
     assert documented == {"v", *archive._Record.__annotations__}
-    for part in (archive._Finding, archive._Verdict, archive._Attempt, archive._Mta, archive._Client, archive._Tls):
+    parts = (archive._Finding, archive._Verdict, archive._Attempt, archive._Mta, archive._Client, archive._Tls)
+    for part in (*parts, archive._ClientCertificate):
         assert [name for name in part.__annotations__ if f"`{name}`" not in page] == []
 
 

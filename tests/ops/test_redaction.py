@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import stat
@@ -15,6 +16,9 @@ from hypothesis import strategies as st
 
 from gateway.ops.redaction import KeyFileError, Redactor, is_hidden, make_key, read_key
 from gateway.ops.search import Search
+from gateway.pipeline.hidden import NotTold
+from gateway.pipeline.past import Past
+from gateway.sdk.testing import make_client_certificate
 
 REDACT = Redactor(bytes(range(32)))
 ANNA, BEN = REDACT.address("anna@sender.example"), REDACT.address("Ben.K+news@example.org")
@@ -40,6 +44,27 @@ def test_addresses_are_hashed_the_same_in_any_case_and_domains_stay() -> None:
     assert REDACT.address('"anna"@sender.example') == ANNA
     for text in ("<>", "", "postmaster", "Postmaster@example.org", "abuse@example.org", "@example.org"):
         assert REDACT.address(text) == text
+
+
+def test_names_in_a_clients_certificate_are_redacted_and_what_tells_it_from_others_stays() -> None:
+    shown = make_client_certificate("anna@sender.example", "email:anna@sender.example", "DNS:x.example", issuer="Anna")
+    shown = dataclasses.replace(shown, fingerprint="AB:CD", serial="ANNA")
+    tls = {
+        "version": "TLSv1.3",
+        "cipher": "any",
+        "sni": "",
+        "client": {**dataclasses.asdict(shown), "names": [*shown.names]},
+    }
+    out = REDACT.record(record(tls=tls))
+    client = out["tls"]["client"]
+    assert (client["subject"], client["names"]) == (ANNA, [f"email:{ANNA}", "DNS:x.example"])
+    assert (client["fingerprint"], client["serial"], client["verified"]) == ("AB:CD", "ANNA", True)
+    assert out["redacted"] == ["tls.client.subject", "tls.client.names", "tls.client.issuer"]
+    told = Past(out, lambda client: False).session.tls
+    assert told and told.client and told.client.verified and told.client.fingerprint == "AB:CD"
+    for name in ("subject", "names", "issuer"):
+        with pytest.raises(NotTold, match=rf"session\.tls\.client\.{name} was redacted"):
+            bool(getattr(told.client, name))
 
 
 @pytest.mark.parametrize(

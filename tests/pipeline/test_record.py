@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 
 from gateway.mail.address import NULL_SENDER
-from gateway.mail.session import Session, Tls
+from gateway.mail.session import ClientCertificate, Session, Tls
 from gateway.pipeline import record
+from gateway.pipeline.past import Past
 from gateway.pipeline.record import LIMIT, Outcome, Trace, build
 from gateway.sdk import AddHeader, Message, Recipient, Stage, Transaction, annotate
+from gateway.sdk.testing import make_client_certificate
 from tests.pipeline.quick import run
 from tests.pipeline.setting import (
     SESSION,
@@ -147,6 +149,32 @@ def test_peer_name_and_tls_are_recorded_where_there_are_any() -> None:
     out = made(session=session)
     assert out["client"] == {"ip": "192.0.2.7", "port": 40000, "peer": "10.0.0.1", "name": "relay.example.net"}
     assert out["tls"] == {"version": "TLSv1.3", "cipher": "AES", "sni": "mx.test"}
+
+
+@pytest.mark.parametrize(
+    ("shown", "recorded"),
+    [
+        (
+            make_client_certificate("partner", "DNS:mx.partner.example", issuer="CA"),
+            {
+                "verified": True,
+                "subject": "partner",
+                "names": ["DNS:mx.partner.example"],
+                "issuer": "CA",
+                "serial": "1F",
+            },
+        ),
+        (make_client_certificate(problem="cert has expired"), {"verified": False, "problem": "cert has expired"}),
+    ],
+)
+def test_the_clients_certificate_is_recorded_and_read_back(shown: ClientCertificate, recorded: dict[str, Any]) -> None:
+    tls = Tls("TLSv1.3", "AES", "mx.test", shown)
+    out = made(session=dataclasses.replace(SESSION, tls=tls))
+    assert out["tls"]["client"] == {**recorded, "fingerprint": shown.fingerprint}
+    assert Past(out, lambda client: False).session.tls == tls
+    # As records were before clients were asked.
+    del out["tls"]["client"]
+    assert Past(out, lambda client: False).session.tls == Tls("TLSv1.3", "AES", "mx.test")
 
 
 def test_a_trace_is_bounded_and_says_that_it_was_cut() -> None:

@@ -17,6 +17,7 @@ from gateway.sdk import (
 )
 from gateway.sdk.testing import (
     ManualClock,
+    make_client_certificate,
     make_message,
     make_recipient,
     make_session,
@@ -221,6 +222,21 @@ def test_of_tls_version_cipher_key_size_and_name_are_sent(cipher, bits):
     found = asked(Question(Stage.HELO, make_session(tls=Tls("TLSv1.3", cipher, "mx.example.org"))))
     names = ("encryption_protocol", "encryption_cipher", "encryption_keysize", "tls_sni")
     assert [found[name] for name in names] == ["TLSv1.3", cipher, bits, "mx.example.org"]
+
+
+def test_of_a_clients_certificate_the_names_are_sent_when_they_are_verified_and_the_fingerprint_always():
+    tls = Tls("TLSv1.3", "any")
+    names = ("ccert_subject", "ccert_issuer", "ccert_fingerprint")
+
+    def sent(client):
+        found = asked(Question(Stage.HELO, make_session(tls=replace(tls, client=client))))
+        return [found[name] for name in names]
+
+    assert sent(None) == ["", "", ""]
+    shown = make_client_certificate("A+B Grüße=1", issuer="Partners CA")
+    assert sent(shown) == ["A+2BB+20Gr+C3+BC+C3+9Fe=1", "Partners+20CA", shown.fingerprint]
+    shown = make_client_certificate(problem="cert has expired")
+    assert sent(shown) == ["", "", shown.fingerprint]
 
 
 def test_each_version_sends_what_the_one_before_sent_and_more():

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from pydantic import ValidationError
 
 from gateway.sdk import AuthResult, ReverseName, Tls
-from gateway.sdk.testing import make_recipient, make_session, make_transaction
+from gateway.sdk.testing import make_client_certificate, make_recipient, make_session, make_transaction
 from plugins.milter.macros import Facts, MacroOptions, MacroStage, canonical, client_host, client_name, macro, macros
 
 FORGED = ReverseName(AuthResult.FAIL, "192.0.2.1", "", ("mail.other.example",))
@@ -82,6 +84,21 @@ def test_of_tls_the_version_the_cipher_and_its_strength_are_told():
         "{cipher_bits}": "256",
     }
     assert "{cipher_bits}" not in macros(names, facts(tls=Tls("TLSv1.9", "NEVER_HEARD_OF")))
+
+
+def test_names_of_a_clients_certificate_are_told_when_a_ca_vouches_for_them():
+    names = (*MacroOptions().names(MacroStage.HELO)[3:], "{verify}")
+    tls = Tls("TLSv1.3", "TLS_AES_256_GCM_SHA384")
+    assert macros(names, facts()) == {"{verify}": "NONE"}
+    assert macros(names, facts(tls=tls)) == {"{verify}": "NO"}
+    shown = replace(tls, client=make_client_certificate("mx.partner.example", issuer="Partners CA"))
+    assert macros(names, facts(tls=shown)) == {
+        "{cert_subject}": "mx.partner.example",
+        "{cert_issuer}": "Partners CA",
+        "{verify}": "OK",
+    }
+    shown = replace(tls, client=make_client_certificate(problem="cert has expired"))
+    assert macros(names, facts(tls=shown)) == {"{verify}": "FAIL"}
 
 
 def test_sender_and_recipient_are_told_when_they_are_there():

@@ -38,7 +38,14 @@ from gateway.sdk import (
     Verdict,
     When,
 )
-from gateway.sdk.testing import Bench, make_message, make_recipient, make_session, make_transaction
+from gateway.sdk.testing import (
+    Bench,
+    make_client_certificate,
+    make_message,
+    make_recipient,
+    make_session,
+    make_transaction,
+)
 from policies.rules import Rules, RulesOptions
 from policies.rules.inputs import finding_type
 from policies.rules.policy import RuleFailed
@@ -98,6 +105,9 @@ def test_findings_have_their_fields_with_types_of_the_language(when):
         '!cidr("192.0.2.0/24").containsIP(session.helo)',
         'session.helo.lowerAscii() == "mail.client.example" && session.helo.upperAscii().endsWith("EXAMPLE")',
         'session.tls.version == "TLSv1.3" && !session.trusted && session.esmtp',
+        'session.tls.client.verified && "DNS:mx.partner.example" in session.tls.client.names',
+        'session.tls.client != null && session.tls.client.subject == "partner" && session.tls.client.problem == ""',
+        'session.tls.client.issuer == "Partners CA" && session.tls.client.fingerprint.size() == 95',
         'sender.address == "ben@sender.example" && sender.local == "ben" && sender.domain == "sender.example"',
         'recipients.exists(r, r.address == "anna@example.org") && recipients.size() == 2',
         "parameters.size == 0 && !parameters.smtputf8 && parameters.ret == null",
@@ -108,7 +118,8 @@ def test_findings_have_their_fields_with_types_of_the_language(when):
     ],
 )
 def test_session_envelope_and_message_are_there_beside_the_findings(when):
-    session = make_session("192.0.2.9", helo="Mail.Client.example", tls=Tls("TLSv1.3", "any"))
+    tls = Tls("TLSv1.3", "any", client=make_client_certificate("partner", "DNS:mx.partner.example"))
+    session = make_session("192.0.2.9", helo="Mail.Client.example", tls=tls)
     txn = make_transaction(session, recipients=["anna@example.org", "eve@example.net"])
     message = make_message(b"Received: one\r\nSubject: =?utf-8?q?Gr=C3=BC=C3=9Fe?=\r\nReceived: two\r\n\r\n")
     assert matches(when, session=session, transaction=txn, message=message)
@@ -153,6 +164,9 @@ class TestWhatIsMissing:
     def test_what_may_be_missing_inside_of_something_is_told_apart_in_the_same_way(self):
         assert not matches('session.tls.version != "TLSv1"')
         assert matches('session.tls == null || session.tls.version == "TLSv1"')
+        bare = make_session(tls=Tls("TLSv1.3", "any"))
+        assert not matches('session.tls.client.subject != "partner"', session=bare)
+        assert matches("session.tls.client == null", session=bare)
         assert matches('dmarc.policy != "reject"', Dmarc(AuthResult.NONE, "x.test"))
         assert not matches('dmarc.policy.startsWith("r")', Dmarc(AuthResult.NONE, "x.test"))
         assert not matches("helo_name.resolves", HeloName("x")) and matches(

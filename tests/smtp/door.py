@@ -138,13 +138,14 @@ class Client:
             await asyncio.wait({words}, timeout=every)
         return words.result()
 
-    async def starttls(self) -> None:
+    async def starttls(self, context: ssl.SSLContext | None = None) -> None:
         await self.expect("STARTTLS", "220")
-        await self.handshake()
+        await self.handshake(context)
 
-    async def handshake(self) -> None:
+    async def handshake(self, context: ssl.SSLContext | None = None) -> None:
         # The loop's own start_tls, since StreamWriter's is missing in some versions of uvloop's streams.
-        await asyncio.wait_for(self.writer.start_tls(trusting_context(), server_hostname="localhost"), PATIENCE)
+        context = context or trusting_context()
+        await asyncio.wait_for(self.writer.start_tls(context, server_hostname="localhost"), PATIENCE)
 
     def close(self) -> None:
         self.writer.close()
@@ -177,12 +178,13 @@ class Door:
             writer.write(first)
         return client
 
-    async def connect_tls(self, first: bytes = b"") -> Client:
+    async def connect_tls(self, first: bytes = b"", context: ssl.SSLContext | None = None) -> Client:
         """As `connect`, with implicit TLS; `first` goes before the handshake."""
         sock = socket.create_connection(("127.0.0.1", self.port))
         sock.sendall(first)
         sock.setblocking(False)
-        reader, writer = await asyncio.open_connection(sock=sock, ssl=trusting_context(), server_hostname="localhost")
+        context = context or trusting_context()
+        reader, writer = await asyncio.open_connection(sock=sock, ssl=context, server_hostname="localhost")
         client = Client(reader, writer)
         self.clients.append(client)
         return client

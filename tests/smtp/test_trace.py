@@ -11,7 +11,7 @@ from gateway.mail.address import Address
 from gateway.mail.edit import AddHeader
 from gateway.mail.envelope import Recipient
 from gateway.mail.message import HeaderField, split_header
-from gateway.mail.session import Session, Tls
+from gateway.mail.session import ClientCertificate, Session, Tls
 from gateway.smtp import trace
 
 CLIENT = ipaddress.ip_address("192.0.2.7")
@@ -53,6 +53,19 @@ def test_received_names_client_server_and_time():
         "from client.test ([192.0.2.7])\tby mx.example.org (Gatepost) with ESMTP id ID"
         "\tfor <ben@example.org>;\tThu, 01 Jan 1970 00:00:00 +0000"
     )
+
+
+def test_received_says_whose_certificate_the_client_showed_and_nothing_can_end_the_comment():
+    for client, comment in (
+        (ClientCertificate(True, "AB", "", "mx.partner.example", (), "Partners CA"), "mx.partner.example"),
+        (ClientCertificate(True, "AB", "", 'a"(b)\\\r\nX: y', (), "Partners CA"), "a??b????X: y"),
+        (ClientCertificate(True, "AB", "", "Grüße", (), "Partners CA"), "Gr??e"),
+    ):
+        value = received(replace(SESSION, tls=replace(TLS, client=client)))
+        assert f'TLS_AES_256_GCM_SHA384)\t(Client CN "{comment}", Issuer "Partners CA" (verified OK))\tby ' in value
+    unknown = ClientCertificate(False, "AB", "cert has expired")
+    value = received(replace(SESSION, tls=replace(TLS, client=unknown)))
+    assert "TLS_AES_256_GCM_SHA384)\t(Client certificate not verified)\tby " in value
 
 
 def test_received_names_no_recipient_when_there_are_several():

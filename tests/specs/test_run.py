@@ -7,9 +7,11 @@ import json
 import socket
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import structlog
+from pydantic import ValidationError
 
 from gateway.mail.session import Tls
 from gateway.specs.coverage import ranges
@@ -387,6 +389,14 @@ def test_a_session_and_a_message_are_as_they_are_given(desk: Desk) -> None:
     session = model.session.make(False)
     assert (str(session.client), session.helo, session.name, session.trusted) == ("2001:db8::1", "x", "n.example", True)
     assert session.tls == Tls("TLSv1.3", "TLS_AES_256_GCM_SHA384")
+    shown: dict[str, Any] = {"subject": "partner", "names": ["DNS:mx.partner.example"], "issuer": "Partners CA"}
+    given = Given.model_validate({"session": {"tls": {"client": shown}}}).session.make(False)
+    assert given.tls and given.tls.client and given.tls.client.verified
+    assert (given.tls.client.subject, given.tls.client.names) == ("partner", ("DNS:mx.partner.example",))
+    given = Given.model_validate({"session": {"tls": {"client": {"problem": "cert has expired"}}}}).session.make(False)
+    assert given.tls and given.tls.client and not given.tls.client.verified
+    with pytest.raises(ValidationError, match="nothing but its fingerprint"):
+        Given.model_validate({"session": {"tls": {"client": {**shown, "problem": "cert has expired"}}}})
     assert (model.parameters.make().size, model.parameters.make().smtputf8) == (5, True)
     message = model.message.make(str(desk.folder))
     assert message.all("A") == ("1", "2") and message.content.size == 1000

@@ -45,11 +45,16 @@ class Issued:
         return Tlsa(usage, selector, matching, data)
 
     def issue(
-        self, *names: str, ca: bool = False, days: tuple[int, int] = (-1, 30), subject: str = "", san: bool = True
+        self,
+        *names: str | x509.GeneralName,
+        ca: bool = False,
+        days: tuple[int, int] = (-1, 30),
+        subject: str = "",
+        san: bool = True,
     ) -> Issued:
-        """A certificate by this one, valid between these days from now."""
+        """A certificate by this one, valid between these days from now. A name that is text is one of DNS."""
         key = ec.generate_private_key(ec.SECP256R1())
-        made = _sign(key, self, subject or (names[0] if names else "some CA"), names if san else (), ca, days)
+        made = _sign(key, self, subject or (str(names[0]) if names else "some CA"), names if san else (), ca, days)
         return Issued(made, key, (self.certificate, *self.chain))
 
     def write(self, directory: Path, name: str = "peer") -> tuple[Path, Path]:
@@ -76,7 +81,7 @@ def _sign(
     key: ec.EllipticCurvePrivateKey,
     issuer: Issued | None,
     subject: str,
-    names: tuple[str, ...],
+    names: tuple[str | x509.GeneralName, ...],
     ca: bool,
     days: tuple[int, int],
 ) -> x509.Certificate:
@@ -96,5 +101,8 @@ def _sign(
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False)
     )
     if names:
-        builder = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName(n) for n in names]), critical=False)
+        builder = builder.add_extension(
+            x509.SubjectAlternativeName([x509.DNSName(name) if isinstance(name, str) else name for name in names]),
+            critical=False,
+        )
     return builder.sign(signer, hashes.SHA256())

@@ -69,6 +69,8 @@ SHORT_ID: Final = Check("GP707", _N, "`authserv_id` is no name of ours alone")
 SPOOL_IN_MEMORY: Final = Check("GP708", _E, "the spool is in memory")
 NO_ROOM: Final = Check("GP709", _E, "the spool's disk is too small")
 STATE_IN_MEMORY: Final = Check("GP710", _N, "the state is in memory")
+SHUT_OUT: Final = Check("GP711", _W, "strangers cannot use TLS")
+CA_ENDED: Final = Check("GP712", _W, "a CA of the clients is out of its time")
 
 GIVES_UP_SOON: Final = Check("GP801", _W, "mail is given up within a day")
 GIVES_UP_EARLY: Final = Check("GP802", _N, "mail is given up earlier than the standard asks for")

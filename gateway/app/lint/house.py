@@ -15,6 +15,7 @@ from gateway.sdk.contents import VirusScan
 from gateway.sdk.lint import Path, Remark
 from gateway.sdk.options import format_duration, format_size
 from gateway.services.dns_options import DnsOptions, system_servers
+from gateway.smtp.certificate import read_authorities
 from gateway.transport.transport import Destination, Kind, Security
 
 _DAY: Final = 86_400.0
@@ -38,6 +39,7 @@ _NOT_PUBLIC: Final = (
 def remarks(scene: Scene, disk_of: Callable[[str], Disk]) -> Iterator[Remark]:
     """All that is about the machine, sizes and delivery."""
     yield from _tls(scene)
+    yield from _clients(scene)
     yield from _admin(scene)
     yield from _names(scene)
     yield from _disks(scene, disk_of)
@@ -87,6 +89,34 @@ def _tls(scene: Scene) -> Iterator[Remark]:
                 "a sender with MTA-STS that looks for the MX host's name finds another, and does not deliver",
                 f"get one for {scene.config.hostname}, or let hostname be the name that the MX record has",
             )
+
+
+def _clients(scene: Scene) -> Iterator[Remark]:
+    """Who may come in by a certificate, and who cannot."""
+    outside = {i for i, _ in scene.outside}
+    for i, listener in enumerate(scene.config.listeners):
+        tls = listener.tls
+        if tls is None or tls.client_ca is None:
+            continue
+        if i in outside and tls.client_certificate == "require" and tls.mode == "starttls":
+            yield Remark(
+                codes.SHUT_OUT,
+                ("listeners", i, "tls", "client_certificate"),
+                f"listeners[{i}] ({listener.address}) breaks off TLS with all who have no certificate by client_ca",
+                "other senders deliver in the clear, or not at all; and who never says STARTTLS is asked for none",
+                "write ask, and let a rule judge session.tls.client; or give partners a listener of their own",
+            )
+        for authority in read_authorities(tls.client_ca):
+            ends = authority.not_valid_after_utc.timestamp()
+            if not authority.not_valid_before_utc.timestamp() <= scene.now <= ends:
+                name = authority.subject.rfc4514_string()[:100]
+                yield Remark(
+                    codes.CA_ENDED,
+                    ("listeners", i, "tls", "client_ca"),
+                    f"{name} is not good at this time",
+                    "no certificate by it verifies",
+                    "put its successor into the file, and reload",
+                )
 
 
 def _admin(scene: Scene) -> Iterator[Remark]:

@@ -94,6 +94,15 @@
 {{- fail (printf "%s.tls is %s, while tls.existingSecret is empty and tls.certificate.enabled is false; there is no certificate" $at $service.tls) }}
 {{- end }}
 {{- end }}
+{{- $certificates := include "gatepost.clientCertificatesOf" (list $root $service) -}}
+{{- if ne $certificates "none" }}
+{{- if eq (include "gatepost.tlsOf" (list $root $service)) "none" }}
+{{- fail (printf "%s.clientCertificates is %s, and it has no TLS to show one in" $at $certificates) }}
+{{- end }}
+{{- if not (or $root.Values.tls.clientCA.existingSecret $root.Values.tls.clientCA.existingConfigMap) }}
+{{- fail (printf "%s.clientCertificates is %s, while tls.clientCA.existingSecret and tls.clientCA.existingConfigMap are empty; say by which CAs" $at $certificates) }}
+{{- end }}
+{{- end }}
 {{- $pipeline := default "default" $service.pipeline -}}
 {{- if and (ne $pipeline "default") (not (hasKey (default dict $root.Values.config.pipelines) $pipeline)) }}
 {{- fail (printf "%s.pipeline is %s, and config.pipelines has no such pipeline" $at $pipeline) }}
@@ -161,6 +170,12 @@
 
 {{- define "gatepost.checkTls" -}}
 {{- $tls := .Values.tls -}}
+{{- if and $tls.clientCA.existingSecret $tls.clientCA.existingConfigMap }}
+{{- fail (printf "tls.clientCA.existingSecret is %s and tls.clientCA.existingConfigMap is %s; take the CAs from one of them" $tls.clientCA.existingSecret $tls.clientCA.existingConfigMap) }}
+{{- end }}
+{{- if and (or $tls.clientCA.existingSecret $tls.clientCA.existingConfigMap) (not (include "gatepost.tlsSecret" .)) }}
+{{- fail "tls.clientCA is given, while tls.existingSecret is empty and tls.certificate.enabled is false; without a certificate there is no TLS in which clients could show theirs" }}
+{{- end }}
 {{- if and $tls.existingSecret $tls.certificate.enabled }}
 {{- fail (printf "tls.existingSecret is %s and tls.certificate.enabled is true; take the certificate from one of them" $tls.existingSecret) }}
 {{- end }}

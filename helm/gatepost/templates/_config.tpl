@@ -21,6 +21,11 @@
     certificate: /etc/gatepost/tls/tls.crt
     key: /etc/gatepost/tls/tls.key
     mode: {{ $tls }}
+    {{- $certificates := include "gatepost.clientCertificatesOf" (list $root $service) }}
+    {{- if ne $certificates "none" }}
+    client_ca: /etc/gatepost/client-ca/ca.crt
+    client_certificate: {{ $certificates }}
+    {{- end }}
   {{- end }}
   {{- if $service.proxyProtocol }}
   proxy_protocol:

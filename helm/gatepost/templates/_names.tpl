@@ -62,6 +62,16 @@ app.kubernetes.io/managed-by: {{ $root.Release.Service }}
 {{- if $given }}{{ $given }}{{ else if include "gatepost.tlsSecret" (index . 0) }}starttls{{ else }}none{{ end }}
 {{- end }}
 
+{{/* Whether a service's clients are asked for certificates: ask, require or none; argument: a list of root and service. */}}
+{{- define "gatepost.clientCertificatesOf" -}}
+{{- $ca := (index . 0).Values.tls.clientCA -}}
+{{- $given := default "" (index . 1).clientCertificates -}}
+{{- if $given }}{{ $given }}
+{{- else if and (or $ca.existingSecret $ca.existingConfigMap) (ne (include "gatepost.tlsOf" .) "none") }}ask
+{{- else }}none
+{{- end }}
+{{- end }}
+
 {{/* externalTrafficPolicy of a service; empty for a ClusterIP one. */}}
 {{- define "gatepost.trafficPolicy" -}}
 {{- if ne .type "ClusterIP" }}{{ default "Local" .externalTrafficPolicy }}{{ end }}

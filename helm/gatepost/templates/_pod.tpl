@@ -127,6 +127,11 @@ hostAliases:
   mountPath: /etc/gatepost/tls
   readOnly: true
 {{- end }}
+{{- if or .Values.tls.clientCA.existingSecret .Values.tls.clientCA.existingConfigMap }}
+- name: client-ca
+  mountPath: /etc/gatepost/client-ca
+  readOnly: true
+{{- end }}
 {{- range $name, $secret := .Values.secrets }}
 - name: secret-{{ $name }}
   mountPath: /etc/gatepost/secrets/{{ $name }}
@@ -167,6 +172,20 @@ hostAliases:
   secret:
     secretName: {{ . }}
     defaultMode: 0440
+{{- end }}
+{{- with $root.Values.tls.clientCA }}
+{{- if .existingSecret }}
+- name: client-ca
+  secret:
+    secretName: {{ .existingSecret }}
+    items: [{key: {{ .key }}, path: ca.crt}]
+    defaultMode: 0440
+{{- else if .existingConfigMap }}
+- name: client-ca
+  configMap:
+    name: {{ .existingConfigMap }}
+    items: [{key: {{ .key }}, path: ca.crt}]
+{{- end }}
 {{- end }}
 {{- range $name, $secret := $root.Values.secrets }}
 - name: secret-{{ $name }}

@@ -1,6 +1,7 @@
 {{/*
 A container that asks the services with this kind of TLS, or probes and metrics (`http`); argument: a list of root and
-kind. Services that want a PROXY header cannot be asked from a pod, and those with implicit TLS are not.
+kind. Services that want a PROXY header cannot be asked from a pod, and those with implicit TLS are not. Those that require a
+certificate of clients are asked without TLS.
 */}}
 {{- define "gatepost.selftest" -}}
 {{- $root := index . 0 -}}
@@ -11,7 +12,9 @@ kind. Services that want a PROXY header cannot be asked from a pod, and those wi
 {{- $args = list "--http" (printf "http://%s-pods:%s" $fullname (include "gatepost.healthPort" $root)) -}}
 {{- else }}
 {{- range $name, $service := include "gatepost.services" $root | fromYaml }}
-{{- if and (not $service.proxyProtocol) (eq (include "gatepost.tlsOf" (list $root $service)) $kind) }}
+{{- $tls := include "gatepost.tlsOf" (list $root $service) -}}
+{{- if and (eq $tls "starttls") (eq (include "gatepost.clientCertificatesOf" (list $root $service)) "require") }}{{ $tls = "none" }}{{ end }}
+{{- if and (not $service.proxyProtocol) (eq $tls $kind) }}
 {{- $args = concat $args (list "--smtp" (printf "%s-%s:%v" $fullname $name $service.port)) -}}
 {{- end }}
 {{- end }}
