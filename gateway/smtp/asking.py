@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Final, TypeVar, cast
 
 from cryptography import x509
@@ -49,6 +50,8 @@ class AskingContext(ssl.SSLContext):
         ours = [cipher["name"] for cipher in self.get_ciphers() if not cipher["name"].startswith("TLS_")]
         context.set_cipher_list(":".join(ours).encode())
         context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
+        # An idle session needs none.
+        context.set_mode(SSL.MODE_RELEASE_BUFFERS)
         _load(context, certificate, key)
         store = context.get_cert_store()
         assert store is not None
@@ -89,6 +92,24 @@ def _load(context: SSL.Context, certificate: str, key: str) -> None:
         raise _failed(str(error)) from error
 
 
+@dataclass(slots=True)
+class _Verification:
+    """What OpenSSL finds out about one client's certificate, while the handshake goes on."""
+
+    required: bool
+    problem: str = "nobody has looked at it"
+    failed: bool = False
+
+    def note(self, number: int, depth: int, ok: bool) -> bool:
+        """Whether to go on after a certificate of the chain; the client's own, at depth 0, is the last."""
+        if not ok:
+            if not self.failed:
+                self.problem, self.failed = _WORDS.get(number, f"error {number} of OpenSSL"), True
+        elif depth == 0 and not self.failed:
+            self.problem = ""
+        return ok or not self.required
+
+
 class Asked:
     """One connection's TLS: as much of `ssl.SSLObject` as event loops use, between the same two buffers."""
 
@@ -98,13 +119,12 @@ class Asked:
         self._incoming = incoming
         self._outgoing = outgoing
         self._tls = SSL.Connection(context)
-        self._tls.set_app_data(self)
+        self._verification = _Verification(required)
+        # Not this object itself, which would then be kept until garbage is looked for.
+        self._tls.set_app_data(self._verification)
         self._tls.set_accept_state()
         self._fed = False
         """Whether OpenSSL may hold something that came and that it has not looked at."""
-        self.required = required
-        self.problem = ""
-        """What OpenSSL found first to be wrong with what the client showed."""
         self.client: ClientCertificate | None = None
         """What the client showed, once the handshake is over; None for nothing."""
 
@@ -113,8 +133,8 @@ class Asked:
         self._do(self._tls.do_handshake)
         shown = self._tls.get_peer_certificate(as_cryptography=False)
         if shown is not None:
-            self.client = inspect(crypto.dump_certificate(crypto.FILETYPE_ASN1, shown), self.problem)
-        if self.required and (self.client is None or not self.client.verified):
+            self.client = inspect(crypto.dump_certificate(crypto.FILETYPE_ASN1, shown), self._verification.problem)
+        if self._verification.required and (self.client is None or not self.client.verified):
             raise _failed(UNREADABLE)
 
     def read(self, size: int = _RECORD, buffer: Any = None) -> Any:
@@ -165,7 +185,8 @@ class Asked:
         except SSL.SysCallError as error:
             raise ssl.SSLEOFError(ssl.SSL_ERROR_EOF, str(error)) from error
         except SSL.Error as error:
-            raise _failed((self.required and self.problem) or _reason(error)) from error
+            told = self._verification.required and self._verification.failed
+            raise _failed(self._verification.problem if told else _reason(error)) from error
         finally:
             self._put_out()
 
@@ -189,17 +210,19 @@ class Asked:
 
 
 def _note(connection: SSL.Connection, _: Any, number: int, depth: int, ok: int) -> bool:
-    """OpenSSL asks for each certificate of the chain whether to go on."""
-    asked: Asked = connection.get_app_data()
-    if not ok and not asked.problem:
-        asked.problem = _WORDS.get(number, f"error {number}")
-    return bool(ok) or not asked.required
+    """As OpenSSL calls it, for each certificate of the chain and each thing that is wrong with one."""
+    verification: _Verification = connection.get_app_data()
+    return verification.note(number, depth, bool(ok))
 
 
 _WORDS: Final = {
-    number: name.removeprefix("ERR_").replace("_", " ").lower()
-    for name, number in vars(SSL.X509VerificationCodes).items()
-    if name.startswith("ERR_")
+    **{
+        number: name.removeprefix("ERR_").replace("_", " ").lower()
+        for name, number in vars(SSL.X509VerificationCodes).items()
+        if name.startswith("ERR_")
+    },
+    # Which pyOpenSSL has no names for.
+    **{66: "ee key too small", 67: "ca key too small", 68: "ca md too weak"},
 }
 
 
@@ -208,6 +231,6 @@ def _failed(reason: str) -> ssl.SSLError:
 
 
 def _reason(error: SSL.Error) -> str:
-    """What OpenSSL has to say; the last thing is where it began to go wrong."""
+    """What OpenSSL has to say; the first thing is where it began to go wrong."""
     reasons = [str(one[2]) for one in error.args[0] if one[2]] if error.args and error.args[0] else []
-    return reasons[-1] if reasons else "TLS failed"
+    return reasons[0] if reasons else "TLS failed"

@@ -11,11 +11,12 @@ import warnings
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from hypothesis import given, settings
@@ -331,9 +332,35 @@ def test_a_certificate_for_servers_only_proves_no_client(house: House):
     assert here.client.problem == "invalid purpose"
 
 
-def certify(ca: Issued, subject: str | list[str], *extensions: x509.ExtensionType) -> Issued:
+def test_a_certificate_that_only_says_so_is_not_by_our_ca_and_troubles_no_other_session(house: House):
+    forger = Issued(house.ca.certificate, make_ca().key)
+    context = house.context()
+    here, _ = shake(context, house.client(certify(forger, "partner")))
+    other, _ = shake(context, house.client(house.ca.issue("mx.partner.example")))
+    assert here.client.problem == "cert signature failure" and here.client.subject == ""
+    assert other.client.verified
+    for one in (here, other):
+        with pytest.raises(ssl.SSLWantReadError):
+            one.read(1)
+    with pytest.raises(ssl.SSLError, match="cert signature failure"):
+        shake(house.context(required=True), house.client(certify(forger, "partner")))
+    with pytest.raises(ssl.SSLWantReadError):
+        other.read(1)
+
+
+def test_a_weak_key_is_no_reason_to_break_off(house: House):
+    key = rsa.generate_private_key(65537, 1024)
+    client = house.client(None, ssl.TLSVersion.TLSv1_2)
+    client.set_ciphers("ALL:@SECLEVEL=0")
+    client.load_cert_chain(*certify(house.ca, "partner", key=key).write(house.directory, "weak"))
+    here, _ = shake(house.context(), client)
+    assert here.client.problem == "ee key too small"
+
+
+def certify(ca: Issued, subject: str | list[str], *extensions: x509.ExtensionType, key: Any = None) -> Issued:
     """A certificate that is checked by nobody when it is made."""
     made = ca.issue("mx.partner.example")
+    key = key or made.key
     texts = [subject] if isinstance(subject, str) else subject
     names = [x509.NameAttribute(NameOID.COMMON_NAME, text, _validate=False) for text in texts]
     now = datetime.now(UTC)
@@ -341,14 +368,14 @@ def certify(ca: Issued, subject: str | list[str], *extensions: x509.ExtensionTyp
         x509.CertificateBuilder()
         .subject_name(x509.Name(names))
         .issuer_name(ca.certificate.subject)
-        .public_key(made.key.public_key())
+        .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - timedelta(days=1))
         .not_valid_after(now + timedelta(days=1))
     )
     for extension in extensions:
         builder = builder.add_extension(extension, critical=False)
-    return Issued(builder.sign(ca.key, hashes.SHA256()), made.key, made.chain)
+    return Issued(builder.sign(ca.key, hashes.SHA256()), key, made.chain)
 
 
 @pytest.mark.filterwarnings("ignore:Attribute's length")
