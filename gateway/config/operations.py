@@ -124,5 +124,5 @@ class ReloadOptions(Section):
     """Reloading without being asked."""
 
     watch: DurationOrNone = 0.0
-    """How often to look whether this file, the listeners' certificates and keys, or policies in `policy_folder` have
-    changed, and to reload then; 0 for never."""
+    """How often to look whether this file, certificates, keys and CAs of the listeners, or policies in `policy_folder`
+    have changed, and to reload then; 0 for never."""

@@ -43,26 +43,13 @@ class AskingContext(ssl.SSLContext):
 
     def __init__(self, certificate: str, key: str, authorities: Sequence[x509.Certificate], *, required: bool) -> None:
         """Raises OSError, of which ssl.SSLError is one, when the files are no good."""
-        context = SSL.Context(SSL.TLS_SERVER_METHOD)
-        context.set_min_proto_version(SSL.TLS1_2_VERSION)
-        context.set_options(_OPTIONS)
         # What all the other listeners offer.
-        ours = [cipher["name"] for cipher in self.get_ciphers() if not cipher["name"].startswith("TLS_")]
-        context.set_cipher_list(":".join(ours).encode())
-        context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
-        # An idle session needs none.
-        context.set_mode(SSL.MODE_RELEASE_BUFFERS)
-        _load(context, certificate, key)
-        store = context.get_cert_store()
-        assert store is not None
-        # Each of them is trusted for itself, and not only those that sign themselves.
-        store.set_flags(crypto.X509StoreFlags.PARTIAL_CHAIN)
-        for authority in authorities:
-            store.add_cert(crypto.X509.from_cryptography(authority))
-            context.add_client_ca(authority)
-        context.set_verify_depth(_DEPTH)
-        context.set_verify(SSL.VERIFY_PEER | (SSL.VERIFY_FAIL_IF_NO_PEER_CERT if required else 0), _note)
-        self._context = context
+        ciphers = [cipher["name"] for cipher in self.get_ciphers() if not cipher["name"].startswith("TLS_")]
+        try:
+            self._context = _server(certificate, key, ciphers)
+            _ask(self._context, authorities, required)
+        except (SSL.Error, crypto.Error) as error:
+            raise _failed(_reason(error)) from error
         self._required = required
 
     def wrap_bio(
@@ -77,19 +64,37 @@ class AskingContext(ssl.SSLContext):
         return cast(ssl.SSLObject, Asked(self._context, incoming, outgoing, required=self._required))
 
 
-def _load(context: SSL.Context, certificate: str, key: str) -> None:
+def _server(certificate: str, key: str, ciphers: Sequence[str]) -> SSL.Context:
+    context = SSL.Context(SSL.TLS_SERVER_METHOD)
+    context.set_min_proto_version(SSL.TLS1_2_VERSION)
+    context.set_options(_OPTIONS)
+    context.set_cipher_list(":".join(ciphers).encode())
+    context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
+    # An idle session needs none.
+    context.set_mode(SSL.MODE_RELEASE_BUFFERS)
     with open(certificate, "rb"), open(key, "rb") as file:
         # OpenSSL does not say so well why the other one cannot be read.
         data = file.read()
+    context.use_certificate_chain_file(certificate)
     try:
-        context.use_certificate_chain_file(certificate)
         # Read here, as OpenSSL would ask a terminal for a passphrase.
         context.use_privatekey(cast(Any, load_pem_private_key(data, None)))
-        context.check_privatekey()
-    except SSL.Error as error:
-        raise _failed(_reason(error)) from error
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise _failed(str(error)) from error
+    context.check_privatekey()
+    return context
+
+
+def _ask(context: SSL.Context, authorities: Sequence[x509.Certificate], required: bool) -> None:
+    store = context.get_cert_store()
+    assert store is not None
+    # Each of them is trusted for itself, and not only those that sign themselves.
+    store.set_flags(crypto.X509StoreFlags.PARTIAL_CHAIN)
+    for authority in authorities:
+        store.add_cert(crypto.X509.from_cryptography(authority))
+        context.add_client_ca(authority)
+    context.set_verify_depth(_DEPTH)
+    context.set_verify(SSL.VERIFY_PEER | (SSL.VERIFY_FAIL_IF_NO_PEER_CERT if required else 0), _note)
 
 
 @dataclass(slots=True)
@@ -230,7 +235,7 @@ def _failed(reason: str) -> ssl.SSLError:
     return ssl.SSLError(ssl.SSL_ERROR_SSL, reason)
 
 
-def _reason(error: SSL.Error) -> str:
+def _reason(error: SSL.Error | crypto.Error) -> str:
     """What OpenSSL has to say; the first thing is where it began to go wrong."""
     reasons = [str(one[2]) for one in error.args[0] if one[2]] if error.args and error.args[0] else []
     return reasons[0] if reasons else "TLS failed"

@@ -17,7 +17,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import rsa
-from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, PrivateFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -273,9 +273,14 @@ def test_the_event_loop_of_python_itself_does_as_well(house: House):
 # Handshakes without a network
 
 
-def shake(server: ssl.SSLContext, client: ssl.SSLContext, session: ssl.SSLSession | None = None):
+def shake(
+    server: ssl.SSLContext,
+    client: ssl.SSLContext,
+    session: ssl.SSLSession | None = None,
+    bios: tuple[ssl.MemoryBIO, ssl.MemoryBIO] | None = None,
+):
     """Both ends of a connection on which one line was sent each way."""
-    up, down = ssl.MemoryBIO(), ssl.MemoryBIO()
+    up, down = bios or (ssl.MemoryBIO(), ssl.MemoryBIO())
     here = server.wrap_bio(up, down, server_side=True)
     there = client.wrap_bio(down, up, session=session)
     left = [there, here]
@@ -438,6 +443,52 @@ def test_octets_that_are_no_certificate_are_told_by_their_fingerprint_only(at: i
     assert found.fingerprint == colons(der)
     assert found.verified or found == ClientCertificate(False, colons(der), UNREADABLE)
     assert all(text.isprintable() for text in (found.subject, found.issuer, found.serial, *found.names))
+
+
+@settings(max_examples=60)
+@given(st.binary(max_size=300), st.booleans())
+def test_octets_that_are_no_tls_end_in_errors_that_event_loops_know(house: House, octets: bytes, again: bool):
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    here = house.context().wrap_bio(incoming, outgoing, server_side=True)
+    if again:
+        # The beginning of a handshake, and then something else.
+        there = house.client(None).wrap_bio(ssl.MemoryBIO(), incoming)
+        with pytest.raises(ssl.SSLWantReadError):
+            there.do_handshake()
+    incoming.write(octets)
+    for _ in range(2):
+        with pytest.raises(ssl.SSLError):
+            here.do_handshake()
+    incoming.write_eof()
+    with pytest.raises(ssl.SSLError):
+        here.do_handshake()
+
+
+def test_a_record_that_was_changed_on_its_way_ends_the_session(house: House):
+    up, down = ssl.MemoryBIO(), ssl.MemoryBIO()
+    here, there = shake(house.context(), house.client(None), bios=(up, down))
+    there.write(b"MAIL FROM:<a@sender.test>")
+    octets = bytearray(up.read())
+    octets[-1] ^= 1
+    up.write(octets)
+    with pytest.raises(ssl.SSLError, match="bad record mac"):
+        here.read(100)
+
+
+def test_files_that_are_no_good_are_told_as_errors_of_python(house: House):
+    encrypted = house.directory / "encrypted.key"
+    encrypted.write_bytes(
+        house.ca.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"secret"))
+    )
+    for certificate, key in (
+        (house.certificate, house.certificate),
+        (house.certificate, encrypted),
+        (house.key, house.key),
+        (house.certificate, house.ca.issue("other").write(house.directory, "other")[1]),
+        (house.directory / "nothing", house.key),
+    ):
+        with pytest.raises(OSError):
+            tls_context(str(certificate), str(key), str(house.authorities))
 
 
 def test_a_file_of_cas_is_read_whole_or_not_at_all(house: House):
