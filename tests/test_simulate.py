@@ -15,6 +15,7 @@ from click.testing import CliRunner, Result
 from gateway.cli import main
 from gateway.services.clock import SystemClock
 from gateway.services.state import SqliteState
+from tests.support.certificates import make_ca
 
 MESSAGE = b"From: anna@sender.example\nSubject: x\n\nHello\n"
 CONFIG = {
@@ -61,6 +62,26 @@ def stage(tmp_path: Path) -> Iterator[Stage]:
     yield Stage(tmp_path)
     # The command has set up logging, as a process of its own may.
     structlog.reset_defaults()
+
+
+def test_a_session_can_be_protected_and_the_client_show_a_certificate(stage: Stage) -> None:
+    config = json.loads(stage.config.read_text())
+    vouched = 'session.tls.client != null && session.tls.client.subject == "partner.example"'
+    rules = [{"when": vouched, "then": {"reject": "5.7.1 known"}, "at": "mail"}]
+    stage.config.write_text(json.dumps({**config, "pipeline": [{"rules": rules}]}))
+    assert stage.json(findings={})["records"][0]["tls"] is None
+    protected = stage.json("--tls", "TLSv1.2", findings={})["records"][0]
+    assert protected["tls"] == {"version": "TLSv1.2", "cipher": "ECDHE-RSA-AES256-GCM-SHA384", "sni": ""}
+    file, _ = make_ca().issue("partner.example").write(stage.folder)
+    shown = stage.json("--tls", "TLSv1.3", "--client-certificate", str(file), status=1, findings={})["records"][0]
+    assert shown["tls"]["client"]["names"] == ["DNS:partner.example"] and shown["reply"].startswith("550 5.7.1 known")
+
+
+def test_a_certificate_needs_tls_and_must_be_one(stage: Stage) -> None:
+    message = str(stage.message)
+    for arguments, said in (((), "say --tls"), (("--tls", "TLSv1.3"), "no certificate")):
+        result = stage.play(*arguments, "--client-certificate", message)
+        assert result.exit_code == 2 and said in result.stderr, result.stderr
 
 
 def test_a_message_that_is_taken_shows_its_dialogue_and_its_record(stage: Stage) -> None:

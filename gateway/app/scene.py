@@ -15,7 +15,7 @@ from typing import Any, Final
 from gateway.mail.address import Sender
 from gateway.mail.envelope import Body, MailParameters, Recipient
 from gateway.mail.reply import Reply
-from gateway.mail.session import IPAddress, Session
+from gateway.mail.session import IPAddress, Session, Tls
 from gateway.smtp import replies
 from gateway.smtp.command import Mail
 from gateway.smtp.data import ChunkDecoder
@@ -38,6 +38,7 @@ class Scene:
     content: Path
     name: str = ""
     pipeline: str = "default"
+    tls: Tls | None = None
 
 
 @dataclass(frozen=True, slots=True)

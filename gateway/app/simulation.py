@@ -87,6 +87,7 @@ def _session(scene: Scene, config: Config) -> Session:
         peer=scene.client,
         listener="simulation",
         started=SystemClock().now(),
+        tls=scene.tls,
         name=scene.name,
         trusted=any(scene.client in network for network in config.relay_from),
     )

@@ -10,7 +10,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
 import yaml
@@ -21,10 +21,14 @@ from gateway.cli.tree import tree
 from gateway.config import Config, ConfigError
 from gateway.mail.address import AddressError, parse_forward_path, parse_reverse_path
 from gateway.mail.envelope import Recipient
+from gateway.mail.session import Tls
 from gateway.ops import log
 from gateway.pipeline.plan import PipelineError
 from gateway.pipeline.recall import RecallError
 from gateway.sdk.services import StateError
+
+_CIPHERS: Final = {"TLSv1.2": "ECDHE-RSA-AES256-GCM-SHA384", "TLSv1.3": "TLS_AES_256_GCM_SHA384"}
+"""What most clients come to with each version."""
 
 
 @click.command()
@@ -34,6 +38,13 @@ from gateway.sdk.services import StateError
 @click.option("--name", default="", help="Its name, as a trusted XCLIENT would give it.")
 @click.option("--from", "sender", default="", metavar="ADDRESS", help="Envelope sender; default: the null sender.")
 @click.option("--to", "recipients", required=True, multiple=True, metavar="ADDRESS", help="Recipient; may be repeated.")
+@click.option("--tls", type=click.Choice(list(_CIPHERS)), help="The session is protected by this version of TLS.")
+@click.option(
+    "--client-certificate",
+    "certificate",
+    type=click.Path(exists=True, dir_okay=False),
+    help="PEM file of a certificate that the client shows, and a CA of the listener's vouches for.",
+)
 @click.option("--findings", type=click.Path(exists=True, dir_okay=False), help="YAML file of what is to be found.")
 @click.option("--pipeline", default="default", show_default=True, help="The listener's pipeline.")
 @click.option("--output", "written", type=click.Path(dir_okay=False), help="Write the message as it would be queued.")
@@ -46,6 +57,8 @@ def simulate(
     name: str,
     sender: str,
     recipients: tuple[str, ...],
+    tls: str | None,
+    certificate: str | None,
     findings: str | None,
     pipeline: str,
     written: str | None,
@@ -59,7 +72,8 @@ def simulate(
     if pipeline not in config.all_pipelines:
         raise Failure(f"no pipeline is called {pipeline}; there are {', '.join(sorted(config.all_pipelines))}")
     with _file(message) as path:
-        played = _play(config, path, client, helo, name, sender, recipients, _read(findings), pipeline)
+        scene = _scene(path, client, helo, name, sender, recipients, pipeline, _tls(tls, certificate))
+        played = _play(config, scene, _read(findings))
     if written and played.contents:
         Path(written).write_bytes(next(iter(played.contents.values())))
     if as_json:
@@ -94,23 +108,40 @@ def _read(findings: str | None) -> dict[str, dict[str, Any]]:
     return {str(name): value for name, value in given.items()}
 
 
-def _play(
-    config: Config,
+def _tls(version: str | None, certificate: str | None) -> Tls | None:
+    if version is None:
+        if certificate is not None:
+            raise Failure("a certificate is shown in TLS only: say --tls TLSv1.3")
+        return None
+    client = None
+    if certificate is not None:
+        from cryptography.hazmat.primitives.serialization import Encoding
+
+        from gateway.smtp.certificate import inspect, read_authorities
+
+        try:
+            shown = read_authorities(certificate)[0].public_bytes(Encoding.DER)
+        except (OSError, ValueError) as error:
+            raise Failure(f"{certificate}: {error}") from error
+        client = inspect(shown, "")
+    return Tls(version, _CIPHERS[version], client=client)
+
+
+def _scene(
     path: Path,
     client: str,
     helo: str,
     name: str,
     sender: str,
     recipients: tuple[str, ...],
-    findings: dict[str, dict[str, Any]],
     pipeline: str,
+    tls: Tls | None,
 ) -> Any:
     # The metrics library decides at import whether it counts for one process or for many.
     from gateway.app.scene import Scene
-    from gateway.app.simulation import simulate
 
     try:
-        scene = Scene(
+        return Scene(
             ipaddress.ip_address(client),
             helo,
             parse_reverse_path(sender, utf8=True),
@@ -118,9 +149,15 @@ def _play(
             path,
             name,
             pipeline,
+            tls,
         )
     except (AddressError, ValueError) as error:
         raise Failure(str(error)) from error
+
+
+def _play(config: Config, scene: Any, findings: dict[str, dict[str, Any]]) -> Any:
+    from gateway.app.simulation import simulate
+
     try:
         return asyncio.run(simulate(config, scene, findings))
     except (ConfigError, PipelineError, StateError, RecallError, OSError) as error:
