@@ -8,21 +8,22 @@ ARGS :=
 JOBS := 6
 
 JOBS_CHART := 2
+IMAGE_TEST := tests/chart/test_image.py
 
 # Tests and benchmarks start many processes, which would compile everything anew where the environment says so.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help run test test-fast lint chart chart-full chart-files image image-test e2e bench bench-asked bench-filtered bench-plugins bench-depth bench-outage bench-queue bench-postgres day durability lock public-names clean setup-run setup-test setup-image
+.PHONY: help run test test-fast lint chart chart-full chart-files image image-test e2e bench bench-asked bench-filtered bench-plugins bench-depth bench-outage bench-queue bench-postgres day durability lock public-names clean setup-run setup-test setup-full
 
 help:
 	@echo "make run        set up, then start Gatepost on 127.0.0.1:2525 (foreground, Ctrl-C drains and ends it)"
-	@echo "make test       set up, install the servers the tests talk to, run all tests"
+	@echo "make test       set up, install the servers the tests talk to, run all tests; builds and runs the image, too"
 	@echo "make test-fast  unit tests only"
 	@echo "make lint       ruff, mypy, import layers"
 	@echo "make chart      the Helm chart: schema, both Helms, Kubernetes' schemas, rules that objects keep, alerts"
 	@echo "make chart-full dead values, custom resources, a release's life, the container image, and the chart's pod run by podman (needs root)"
 	@echo "make image      build the container image localhost/gatepost:test (BASE=... for another base)"
-	@echo "make image-test      build it and run it: size, rights, its parts, a message taken, its end"
+	@echo "make image-test      build it and run it: size, rights, its parts, a message taken, its end (a part of make test)"
 	@echo "make e2e        install, test, change, restart and remove the chart in the cluster that kubectl knows (IMAGE=...)"
 	@echo "make chart-files      write the chart's schema and README anew, after a change of options or values"
 	@echo "make bench      Gatepost and Postfix side by side (ARGS=\"--messages 2000 --rounds 3\")"
@@ -45,15 +46,15 @@ setup-run:
 setup-test:
 	@tools/setup.sh test
 
-setup-image:
-	@tools/setup.sh image
+setup-full:
+	@tools/setup.sh full
 
 run: setup-run
 	@tools/first-message.sh
 	@exec .venv/bin/gatepost run -c $(DEMO)
 
 test: setup-test
-	$(PY) -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+	$(PY) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-fast: setup-test
 	$(PY) -m pytest -m "not slow" $(ARGS)
@@ -65,15 +66,15 @@ lint: setup-test
 	.venv/bin/lint-imports
 
 chart: setup-test
-	$(PY) -m pytest -n $(JOBS_CHART) --dist loadfile tests/chart $(ARGS)
+	$(PY) -m pytest -n $(JOBS_CHART) --dist loadfile tests/chart --ignore=$(IMAGE_TEST) $(ARGS)
 
-chart-full: setup-image
-	$(PY) -m pytest $(addprefix tests/chart/full_,values.py custom.py release.py image.py pod.py stateless.py evacuation.py e2e.py) $(ARGS)
+chart-full: setup-full
+	$(PY) -m pytest $(IMAGE_TEST) $(addprefix tests/chart/full_,values.py custom.py release.py pod.py stateless.py evacuation.py e2e.py) $(ARGS)
 
-image-test: setup-image
-	$(PY) -m pytest tests/chart/full_image.py $(ARGS)
+image-test: setup-test
+	$(PY) -m pytest $(IMAGE_TEST) $(ARGS)
 
-image: setup-image
+image: setup-test
 	tools/image.sh
 
 e2e:

@@ -2,8 +2,9 @@
 # Prepares a fresh clone for `make run` or `make test`: system packages, virtual environment, pinned dependencies.
 #
 #   tools/setup.sh run     what Gatepost needs to run
-#   tools/setup.sh test    that, the development tools, and the real servers that the tests talk to
-#   tools/setup.sh image   that, and what builds and runs the container image
+#   tools/setup.sh test    that, the development tools, the real servers that the tests talk to, and what builds and runs
+#                          the container image
+#   tools/setup.sh full    that, and what else `make chart-full` needs: kubectl and models of custom resources
 #
 # A second run finds the stamp and does nothing. System packages are installed with apt-get as root or through
 # `sudo -n`; elsewhere the command to run by hand is printed and the exit status is 1. No service is started.
@@ -71,8 +72,8 @@ fi
 MODE=${1:-}
 case "$MODE" in
 run) LOCK=requirements.lock ;;
-test | image) LOCK=requirements-dev.lock ;;
-*) echo "usage: $SELF run|test|image" >&2; exit 2 ;;
+test | full) LOCK=requirements-dev.lock ;;
+*) echo "usage: $SELF run|test|full" >&2; exit 2 ;;
 esac
 
 recent_enough() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; }
@@ -141,7 +142,7 @@ need() { # install the packages named, or say how
     else
         die "these system packages are missing and may not be installed from here; run as root:
   apt-get update && apt-get install -y --no-install-recommends $*
-and then make $MODE again"
+and then run this again"
     fi
 }
 
@@ -157,9 +158,8 @@ fingerprint() { # $1: mode. The clone's own path counts, since scripts in a virt
 
 done_for() { [ -e "$STAMP" ] && [ "$(cat "$STAMP")" = "$(fingerprint "$1")" ]; }
 
-case "$MODE" in test | image) need "$(missing_servers)" ;; esac
-if [ "$MODE" = image ]; then
-    need "$(missing_for_images)"
+case "$MODE" in test | full) need "$(missing_servers; missing_for_images)" ;; esac
+if [ "$MODE" = full ]; then
     sh "$SELF" test
     .venv/bin/python tools/helm.py .venv/tools kubectl3 kubectl4
     [ "$(cat .venv/tools/models.lock 2>/dev/null)" = "$(cat tools/models.lock)" ] && exit 0

@@ -26,7 +26,7 @@ CUSTOM = {
 def models() -> Iterator[dict[str, Any]]:
     """Models of custom resources, by kind."""
     where = ROOT / ".venv/tools/models"
-    assert where.is_dir(), "run tools/setup.sh test, which installs them"
+    assert where.is_dir(), "run tools/setup.sh full, which installs them"
     sys.path.append(str(where))
     try:
         yield {

@@ -126,7 +126,7 @@ def surroundings(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tup
     node = Node()
     major: int = request.param
     kubectl = ROOT / f".venv/tools/kubectl{major}"
-    assert kubectl.exists(), "run tools/setup.sh image, which installs it"
+    assert kubectl.exists(), "run tools/setup.sh full, which installs it"
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin/kubectl").symlink_to(kubectl)
     (tmp_path / "config").write_text(node.api.kubeconfig())

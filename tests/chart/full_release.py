@@ -52,7 +52,7 @@ class Release:
 
     def kubectl(self, *arguments: str) -> str:
         path = ROOT / f".venv/tools/kubectl{self._major}"
-        assert path.exists(), "run tools/setup.sh image, which installs it"
+        assert path.exists(), "run tools/setup.sh full, which installs it"
         return self._run(path, *arguments)
 
     def _run(self, path: Path, *arguments: str, given: str = "", status: int = 0) -> str:

@@ -22,6 +22,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, TypeVar
 
+import pytest
 import yaml
 
 from tests.chart.helm import Document, of_kind, render, workload
@@ -30,6 +31,8 @@ from tests.support.process import binary, new_directory, wait_until
 
 CONTAINERS_CONF: Final = Path(__file__).with_name("containers.conf")
 IMAGE: Final = {"registry": "localhost", "repository": "gatepost", "tag": "test"}
+_PODMAN_FAILED: Final = 125
+"""Its own failure, and no command's within a container."""
 _CLONE_NEWNET: Final = 0x40000000
 T = TypeVar("T")
 
@@ -44,6 +47,8 @@ def podman(*arguments: str, status: int | None = 0, seconds: float = 120, errors
         timeout=seconds,
         env={**os.environ, "CONTAINERS_CONF": str(CONTAINERS_CONF)},
     )
+    if result.returncode == _PODMAN_FAILED and status is not None:
+        pytest.fail(f"podman {arguments}: {result.stderr}\nIt needs root that may mount and make namespaces")
     assert status is None or result.returncode == status, f"podman {arguments}: {result.stdout}{result.stderr}"
     return result.stdout + result.stderr if errors else result.stdout
 

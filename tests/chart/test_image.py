@@ -1,4 +1,4 @@
-"""The container image, built from this tree without a registry: ``make chart-full``."""
+"""The container image, built from this tree without a registry, and run: ``make image-test`` and ``make test``."""
 
 from __future__ import annotations
 
@@ -12,10 +12,13 @@ from pathlib import Path
 import pytest
 
 from tests.chart.helm import ROOT
-from tests.chart.images import IMAGE, build_gateway
+from tests.chart.images import build_gateway
 from tests.chart.pod import podman
 from tests.support import summary
 from tests.support.process import new_directory, wait_until
+
+# Building it takes longest of all that `make test` does, so it begins first.
+pytestmark = [pytest.mark.slow, pytest.mark.first]
 
 BUDGET = 230_000_000
 """Octets of all layers, unpacked."""
@@ -32,16 +35,21 @@ state: {path: /var/lib/gatepost/state}
 
 
 @pytest.fixture(scope="module")
-def root() -> Iterator[Path]:
+def image() -> str:
+    """Its id."""
+    return build_gateway()
+
+
+@pytest.fixture(scope="module")
+def root(image: str) -> Iterator[Path]:
     """The files of the image."""
-    build_gateway()
-    mounted = podman("image", "mount", IMAGE).strip()
+    mounted = podman("image", "mount", image).strip()
     yield Path(mounted)
-    podman("image", "unmount", IMAGE)
+    podman("image", "unmount", image)
 
 
-def test_it_is_no_larger_than_its_budget(root: Path) -> None:
-    size = int(json.loads(podman("image", "inspect", IMAGE))[0]["Size"])
+def test_it_is_no_larger_than_its_budget(image: str) -> None:
+    size = int(json.loads(podman("image", "inspect", image))[0]["Size"])
     summary.TEXTS.append(f"the image has {size / 1e6:.0f} MB of {BUDGET / 1e6:.0f} MB")
     assert size <= BUDGET
 
@@ -67,23 +75,27 @@ def test_what_is_in_it_is_this_tree(root: Path) -> None:
         assert (inside / source.relative_to(ROOT / "gateway")).read_bytes() == source.read_bytes()
 
 
-def test_it_starts_as_any_user_without_a_right_or_a_place_to_write(root: Path) -> None:
-    assert podman("run", "--rm", *CONFINED, "--user=10001:10001", IMAGE, "--version").startswith("gatepost, version")
+def test_it_starts_as_any_user_without_a_right_or_a_place_to_write(image: str) -> None:
+    assert podman("run", "--rm", *CONFINED, "--user=10001:10001", image, "--version").startswith("gatepost, version")
 
 
 @pytest.fixture(scope="module")
-def container(root: Path) -> Iterator[str]:
+def container(image: str) -> Iterator[str]:
     """One that runs as somebody whom its image does not know, as on OpenShift, and may write to its spool only."""
     directory = new_directory("image")
-    directory.chmod(0o755)
-    (directory / "gatepost.yaml").write_text(CONFIG)
-    (directory / "spool").mkdir()
-    (directory / "spool").chmod(0o777)
-    volumes = (f"--volume={directory}:/etc/gatepost/config:ro", f"--volume={directory}/spool:/var/lib/gatepost")
-    name = podman("run", "--detach", *CONFINED, "--tmpfs=/tmp", *volumes, "--user=1000650000:0", IMAGE).strip()
-    yield name
-    podman("rm", "--force", "--time=0", name)
-    shutil.rmtree(directory)
+    try:
+        (directory / "gatepost.yaml").write_text(CONFIG)
+        (directory / "spool").mkdir()
+        (directory / "spool").chmod(0o777)
+        volumes = (f"--volume={directory}:/etc/gatepost/config:ro", f"--volume={directory}/spool:/var/lib/gatepost")
+        name = podman("create", *CONFINED, "--tmpfs=/tmp", *volumes, "--user=1000650000:0", image).strip()
+        try:
+            podman("start", name)
+            yield name
+        finally:
+            podman("rm", "--force", "--time=0", name)
+    finally:
+        shutil.rmtree(directory)
 
 
 def test_its_parts_fit_together(container: str) -> None:
