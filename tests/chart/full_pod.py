@@ -82,7 +82,7 @@ def values(wheels: Path, requirements: str, images: list[dict[str, Any]]) -> dic
             },
             "dns": {"nameservers": ["127.0.0.1:9"], "timeout": "1s"},
             "pipeline": ["inline", "wheel"],
-            "pipelines": {"named": [{"colour": {"dots": 2}}, {"shape": {"dots": 3}}]},
+            "pipelines": {"named": [{"colour": {"dots": 2}}, {"shape": {"dots": 3}}, {"mood": {"dots": 4}}]},
         },
         "services": {
             "mx": {"targetPort": 2525},
@@ -113,6 +113,7 @@ def pod() -> Iterator[Pod]:
             "pullPolicy": "Never",
             "command": ["/usr/bin/python3", "-c", COPY],
         },
+        {"name": "whole", "image": build_plugin("mood", scratch, base=BASE), "pullPolicy": "Never", "volume": True},
     ]
     started = Pod(made(values(scratch, wheel(scratch), images)), {"certificate": certificate(scratch)})
     yield started
@@ -145,8 +146,9 @@ def test_policies_from_a_config_map_and_from_a_wheel_are_asked(pod: Pod) -> None
         assert code == 550 and f"refused by {name}" in text
 
 
-def test_packages_from_images_are_asked_whoever_copies_them(pod: Pod) -> None:
-    for name, decided in (("one.test", "colour"), ("one.two.test", "shape"), ("one.two.three.test", "")):
+def test_packages_from_images_are_asked_whoever_copies_them_and_if_nobody_does(pod: Pod) -> None:
+    names = ("one.test", "one.two.test", "one.two.three.test", "one.two.three.four.test")
+    for name, decided in zip(names, ("colour", "shape", "mood", ""), strict=True):
         with pod.connect(2527) as client:
             client.helo(name)
             code, text = transact(client, f"ann@{name}", ["ben@example.org"])

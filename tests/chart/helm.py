@@ -51,16 +51,21 @@ def rendered(*files: str, major: int = 4) -> tuple[Document, ...]:
     return _documents(helm("template", RELEASE, str(CHART), "--namespace", NAMESPACE, *options, major=major))
 
 
-def render(values: Mapping[str, Any], *, major: int = 4) -> tuple[Document, ...]:
-    """All objects that the chart makes with these values."""
-    return _documents(helm("template", RELEASE, str(CHART), "--namespace", NAMESPACE, major=major, values=values))
+def render(values: Mapping[str, Any], *, major: int = 4, kubernetes: str = "") -> tuple[Document, ...]:
+    """All objects that the chart makes with these values, for the newest version of Kubernetes unless one is given."""
+    return _documents(_template(values, major, kubernetes))
 
 
-def refusal(values: Mapping[str, Any], *, major: int = 4) -> str:
+def refusal(values: Mapping[str, Any], *, major: int = 4, kubernetes: str = "") -> str:
     """What Helm says of values that it must refuse, on one line."""
-    result = helm("template", RELEASE, str(CHART), "--namespace", NAMESPACE, major=major, values=values)
+    result = _template(values, major, kubernetes)
     assert result.returncode != 0, f"was rendered: {values}"
     return " ".join(result.stderr.split())
+
+
+def _template(values: Mapping[str, Any], major: int, kubernetes: str) -> subprocess.CompletedProcess[str]:
+    version = ["--kube-version", kubernetes] if kubernetes else []
+    return helm("template", RELEASE, str(CHART), "--namespace", NAMESPACE, *version, major=major, values=values)
 
 
 def _documents(result: subprocess.CompletedProcess[str]) -> tuple[Document, ...]:

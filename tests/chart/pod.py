@@ -1,8 +1,9 @@
 """Pods of a rendered chart, the gateway's and Jobs', run by podman, with the test in the kubelet's part.
 
-The kubelet's part is: volumes, whose ConfigMaps and Secrets are mounted as it mounts them, an emptyDir of each pod's
-own, the claim with the group of `fsGroup`, and probes, which the test asks itself. Each pod has a network of its own
-with nothing but a loopback interface, which the test steps into to talk to it; or several have one together.
+The kubelet's part is: volumes, whose ConfigMaps and Secrets are mounted as it mounts them, images that are volumes, an
+emptyDir of each pod's own, the claim with the group of `fsGroup`, and probes, which the test asks itself. Each pod has
+a network of its own with nothing but a loopback interface, which the test steps into to talk to it; or several have one
+together.
 """
 
 from __future__ import annotations
@@ -126,6 +127,7 @@ class _Played:
             **{document["metadata"]["name"]: document["data"] for document in of_kind(documents, "ConfigMap")},
         }
         self._claims = claims
+        self._images: list[str] = []
         spec = copy.deepcopy(spec)
         spec["volumes"] = [self._volume(volume, spec) for volume in spec["volumes"]]
         spec["restartPolicy"] = "Never"
@@ -157,6 +159,11 @@ class _Played:
             empty.mkdir()
             empty.chmod(0o777)
             return {"name": volume["name"], "hostPath": {"path": str(empty)}}
+        if "image" in volume:
+            image = volume["image"]["reference"]
+            path = podman("image", "mount", image).strip()
+            self._images.append(image)
+            return {"name": volume["name"], "hostPath": {"path": path}}
         if "persistentVolumeClaim" in volume:
             name = volume["persistentVolumeClaim"]["claimName"]
             claim = self.directory / "claim" if self._claims is None else self._claims[name]
@@ -203,6 +210,8 @@ class _Played:
 
     def remove(self) -> None:
         self.vanish()
+        while self._images:
+            podman("image", "unmount", self._images.pop())
         shutil.rmtree(self.directory)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
+from jsonschema import ValidationError
 
 from gateway.ops import metrics
 from tests.chart.helm import (
@@ -25,6 +26,7 @@ from tests.chart.helm import (
     rendered,
     workload,
 )
+from tests.chart.kubernetes import validate
 from tests.house.test_docs import metrics_of
 
 pytestmark = pytest.mark.slow
@@ -334,6 +336,47 @@ def test_packages_on_a_claim_are_mounted_read_only_by_all_who_load_them() -> Non
         assert "initContainers" not in spec, "nothing is to be copied"
         found += 1
     assert found == 2, "the gateway and the check"
+
+
+POSTGRES: Document = {"config": {"spool": {"postgres": "postgresql://u@db/x"}}}
+MOUNTED: Document = {"name": "scanner", "image": "registry.example.org/scanner:1", "volume": True}
+
+
+@pytest.mark.parametrize("kind", ["StatefulSet", "Deployment"])
+def test_an_image_that_is_a_volume_is_mounted_read_only_by_all_who_load_packages(kind: str) -> None:
+    at_root = {"name": "root", "image": "b:2", "path": "/", "volume": True, "pullPolicy": "Never"}
+    copied = {"name": "copied", "image": "c:3"}
+    values = POSTGRES if kind == "Deployment" else {"evacuate": {"enabled": True, "secret": "s", "orphans": [2]}}
+    documents = render({**values, "plugins": {"images": [MOUNTED, copied, at_root]}}, kubernetes="1.33.0")
+    found = [spec for whose, spec, _ in pods(documents) if "selftest" not in whose]
+    assert len(found) == (2 if kind == "Deployment" else 3), "the gateway, the check, and the evacuation"
+    for spec in found:
+        volumes = {volume["name"]: volume for volume in spec["volumes"]}
+        assert volumes["plugin-scanner"]["image"] == {"reference": "registry.example.org/scanner:1"}
+        assert volumes["plugin-root"]["image"] == {"reference": "b:2", "pullPolicy": "Never"}
+        assert [container["name"] for container in spec["initContainers"]] == ["plugin-copied"]
+        (container,) = spec["containers"]
+        mounts = {mount["name"]: mount for mount in container["volumeMounts"]}
+        for name in ("scanner", "root"):
+            # Mounted whole: parts of an image can be mounted by newer versions only, and by some runtimes.
+            mount = {"name": f"plugin-{name}", "mountPath": f"/opt/gatepost-images/{name}", "readOnly": True}
+            assert mounts[f"plugin-{name}"] == mount
+        path = "/opt/gatepost-plugins:/opt/gatepost-images/scanner/plugins:/opt/gatepost-images/root"
+        assert {"name": "PYTHONPATH", "value": path} in container["env"]
+    for version in ("1.33.0", "1.37.0"):
+        for document in documents:
+            validate(document, version)
+    with pytest.raises(ValidationError, match="image"):
+        validate(workload(documents), "1.29.0")
+
+
+def test_nothing_is_copied_where_every_image_is_a_volume() -> None:
+    for whose, spec, _ in pods(render({"plugins": {"images": [MOUNTED]}}, kubernetes="1.33.0")):
+        if "selftest" in whose:
+            continue
+        assert "initContainers" not in spec and "plugins" not in {volume["name"] for volume in spec["volumes"]}
+        path = "/opt/gatepost-images/scanner/plugins"
+        assert {"name": "PYTHONPATH", "value": path} in spec["containers"][0]["env"]
 
 
 def test_pods_that_hand_over_find_each_other_and_nobody_else_comes_in() -> None:

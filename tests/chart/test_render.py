@@ -214,6 +214,22 @@ def test_the_charts_version_is_the_gateways() -> None:
     assert yaml.safe_load((CHART / "Chart.yaml").read_text())["appVersion"] == version("gatepost")
 
 
+def test_artifact_hub_can_read_what_the_chart_says_of_itself() -> None:
+    annotations = yaml.safe_load((CHART / "Chart.yaml").read_text())["annotations"]
+    said = {key.removeprefix("artifacthub.io/"): value for key, value in annotations.items()}
+    assert all(isinstance(value, str) for value in said.values()), "annotations are texts, lists too"
+    assert (said["license"], said["operator"]) == ("Apache-2.0", "false")
+    images, changes = yaml.safe_load(said["images"]), yaml.safe_load(said["changes"])
+    (container,) = only(render({}), "StatefulSet")["spec"]["template"]["spec"]["containers"]
+    assert images == [{"name": "gatepost", "image": container["image"], "whitelisted": True}]
+    newest = (CHART.parents[1] / "CHANGELOG.md").read_text().split("\n## ")[1]
+    sections = {section.lower() for section in re.findall(r"(?m)^### (\w+)$", newest)}
+    assert sections <= {"added", "changed", "deprecated", "removed", "fixed", "security"}
+    for change in changes:
+        assert change.keys() == {"kind", "description"} and change["kind"] in sections, change
+        assert isinstance(change["description"], str) and change["description"], change
+
+
 # --- what upgrades live by --------------------------------------------------------------------------------------------
 
 

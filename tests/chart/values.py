@@ -226,11 +226,14 @@ class PluginImage(Values):
     """An image with installed packages."""
 
     name: VolumeName
-    """A name for the container that copies them."""
+    """A name for the container that copies them, or for the volume."""
     image: Annotated[str, Field(min_length=1)]
     """The image."""
-    path: str = "/plugins"
+    path: Annotated[str, Field(pattern=r"^[^:]+$")] = "/plugins"
     """Where in it the packages are, as `pip install --target` puts them."""
+    volume: bool = False
+    """Whether the image itself is mounted, read-only, instead of having its packages copied: an image volume, for
+    Kubernetes from 1.33 on, with the feature gate ImageVolume and a container runtime that knows them."""
     pullPolicy: Literal["", "IfNotPresent", "Always", "Never"] = ""
     """When it is pulled."""
     command: list[str] = []
@@ -251,7 +254,8 @@ class Plugins(Values):
     """A claim with installed packages, as `pip install --target` puts them, instead of `images` and `wheels`. All pods
     and the Job that checks mount it, so with several nodes it must be ReadOnlyMany or ReadWriteMany."""
     images: list[PluginImage]
-    """Images with installed packages."""
+    """Images with installed packages: `name`, `image`, and where needed `path` (`/plugins`), `pullPolicy`, `command`
+    (instead of `cp -R`). With `volume: true` the image itself is mounted, and nothing is copied (Kubernetes 1.33)."""
     wheels: Wheels
     """Wheels that are installed before the gateway starts."""
 

@@ -24,6 +24,15 @@
 
 {{- define "gatepost.checkPlugins" -}}
 {{- $p := .Values.plugins -}}
+{{- $version := .Capabilities.KubeVersion.Version -}}
+{{- range $p.images }}
+{{- if and .volume .command }}
+{{- fail (printf "plugins.images has %s with volume and with command; an image that is mounted itself has nothing copied from it: leave one of them out" .name) }}
+{{- end }}
+{{- if and .volume (semverCompare "<1.33.0-0" $version) }}
+{{- fail (printf "plugins.images has %s with volume true, and Kubernetes is %s, which has image volumes for the restricted profile from 1.33 on; leave volume out and it is copied (with helm template, --kube-version says which Kubernetes it is for)" .name $version) }}
+{{- end }}
+{{- end }}
 {{- if and $p.wheels.requirements (not $p.wheels.source) }}
 {{- fail "plugins.wheels.requirements is given and plugins.wheels.source is not; say which volume has the wheels" }}
 {{- end }}

@@ -38,14 +38,31 @@ hostAliases:
 {{- end }}
 {{- end }}
 
+{{/* Whether there is a directory of packages, on a claim or filled before the gateway starts. */}}
+{{- define "gatepost.packages" -}}
+{{- $copied := or .Values.plugins.existingClaim .Values.plugins.wheels.requirements -}}
+{{- range .Values.plugins.images }}
+{{- if not .volume }}{{ $copied = true }}{{ end }}
+{{- end }}
+{{- if $copied }}true{{ end }}
+{{- end }}
+
+{{/* Where packages are: that directory, then the images that are mounted themselves. */}}
 {{- define "gatepost.pythonPath" -}}
-{{- if or .Values.plugins.existingClaim .Values.plugins.images .Values.plugins.wheels.requirements }}true{{ end }}
+{{- $paths := list -}}
+{{- if include "gatepost.packages" . }}{{ $paths = list "/opt/gatepost-plugins" }}{{ end }}
+{{- range .Values.plugins.images }}
+{{- if .volume }}
+{{- $paths = append $paths (printf "/opt/gatepost-images/%s/%s" .name (default "/plugins" .path | trimAll "/") | trimSuffix "/") -}}
+{{- end }}
+{{- end }}
+{{- join ":" $paths }}
 {{- end }}
 
 {{- define "gatepost.env" -}}
-{{- if include "gatepost.pythonPath" . }}
+{{- with include "gatepost.pythonPath" . }}
 - name: PYTHONPATH
-  value: /opt/gatepost-plugins
+  value: {{ . | quote }}
 {{- end }}
 {{- with .Values.extraEnv }}
 {{ toYaml . }}
@@ -56,6 +73,7 @@ hostAliases:
 {{- define "gatepost.pluginContainers" -}}
 {{- $root := . -}}
 {{- range .Values.plugins.images }}
+{{- if not .volume }}
 - name: {{ printf "plugin-%s" .name | trunc 63 | trimSuffix "-" }}
   image: {{ .image }}
   {{- with .pullPolicy }}
@@ -74,6 +92,7 @@ hostAliases:
   volumeMounts:
     - name: plugins
       mountPath: /opt/gatepost-plugins
+{{- end }}
 {{- end }}
 {{- if .Values.plugins.wheels.requirements }}
 - name: plugin-wheels
@@ -147,10 +166,17 @@ hostAliases:
   mountPath: /etc/gatepost/policies
   readOnly: true
 {{- end }}
-{{- if include "gatepost.pythonPath" . }}
+{{- if include "gatepost.packages" . }}
 - name: plugins
   mountPath: /opt/gatepost-plugins
   readOnly: true
+{{- end }}
+{{- range .Values.plugins.images }}
+{{- if .volume }}
+- name: plugin-{{ .name }}
+  mountPath: /opt/gatepost-images/{{ .name }}
+  readOnly: true
+{{- end }}
 {{- end }}
 {{- with .Values.extraVolumeMounts }}
 {{ toYaml . }}
@@ -204,7 +230,7 @@ hostAliases:
   configMap:
     name: {{ $fullname }}-policies
 {{- end }}
-{{- if include "gatepost.pythonPath" $root }}
+{{- if include "gatepost.packages" $root }}
 - name: plugins
   {{- if $root.Values.plugins.existingClaim }}
   persistentVolumeClaim:
@@ -213,6 +239,16 @@ hostAliases:
   {{- else }}
   emptyDir: {}
   {{- end }}
+{{- end }}
+{{- range $root.Values.plugins.images }}
+{{- if .volume }}
+- name: plugin-{{ .name }}
+  image:
+    reference: {{ .image }}
+    {{- with .pullPolicy }}
+    pullPolicy: {{ . }}
+    {{- end }}
+{{- end }}
 {{- end }}
 {{- if $root.Values.plugins.wheels.requirements }}
 - name: wheels
