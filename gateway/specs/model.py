@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import ipaddress
 import os
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Self
 
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from gateway.mail.address import NULL_SENDER, AddressError, Sender, parse_forward_path, parse_reverse_path
 from gateway.mail.edit import check_field
@@ -156,7 +156,18 @@ class PartExpected(OptionsModel):
 
 
 class Expected(PartExpected):
-    """What is expected of the whole. What is not said may be anything."""
+    """What is expected of the whole. What is not said may be anything.
+
+    `problem` is what is wrong with the policy's options, where these are to be refused.
+    """
 
     stage: Stage | None = None
     parts: tuple[PartExpected, ...] | None = None
+    problem: Annotated[str, Field(min_length=1)] | None = None
+
+    @model_validator(mode="after")
+    def _nothing_else(self) -> Self:
+        others = (getattr(self, name) for name in type(self).model_fields if name != "problem")
+        if self.problem is not None and any(other is not None for other in others):
+            raise ValueError("nothing else comes of options that are refused")
+        return self
