@@ -81,6 +81,7 @@ class AttachmentTrust(Policy):
     """Takes risky files only from authors who are trusted enough; judged at message. Trusted clients pass."""
 
     name = "attachment-trust"
+    version = "2"
     Options = AttachmentTrustOptions
     options: AttachmentTrustOptions
 
@@ -100,9 +101,11 @@ class AttachmentTrust(Policy):
         if needed is Trust.ANYBODY:
             return PROCEED
         trust, proof = self._trust(message, dmarc, dkim, spf, arc)
-        if proof is Proof.PROVED and _DEGREES.index(trust) >= _DEGREES.index(needed):
+        enough = _DEGREES.index(trust) >= _DEGREES.index(needed)
+        if enough and proof is Proof.PROVED:
             return PROCEED
-        if proof is Proof.UNKNOWN and needed is not Trust.NOBODY and self.options.action is Response.REJECT:
+        # Whom no proof would help is not asked to come again.
+        if enough and proof is Proof.UNKNOWN and self.options.action is Response.REJECT:
             return defer("7.26", "the sender cannot be checked now, try again later", reason=f"{reason}, unchecked")
         return respond(
             self.options.action,
@@ -141,7 +144,7 @@ class AttachmentTrust(Policy):
     def _trust(
         self, message: Message, dmarc: Dmarc | None, dkim: Dkim | None, spf: Spf | None, arc: Arc | None
     ) -> tuple[Trust, Proof]:
-        """How far the authors can be trusted, if that is proved; of several the least."""
+        """How far the authors can be trusted where they are proved, and whether they are; of several the least."""
         domains = {author.domain for author in read_authors(message)} or {""}
         proofs = {
             prove_author(domain, self.options.partners, dmarc=dmarc, dkim=dkim, spf=spf, arc=arc) for domain in domains

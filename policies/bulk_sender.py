@@ -4,7 +4,8 @@ A message counts as bulk when it says so itself: by the fields of mailing lists,
 bulk senders put in for feedback. What it lacks is counted; what could not be found out is never missing. From how many
 on something is done about it, the operator says.
 
-*RFCs*: 2369 (List-Unsubscribe, List-Post), 2919 (List-Id), 8058 (section 3, one-click), 9989 (DMARC), 8601 (iprev).
+*RFCs*: 2369 (List-Unsubscribe; section 3.4, List-Post), 2919 (List-Id), 8058 (section 3, one-click), 9989 (DMARC),
+8601 (iprev).
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ _LISTS: Final = ("list-unsubscribe", "list-id", "list-unsubscribe-post")
 _CAMPAIGNS: Final = ("feedback-id", "x-csa-complaints", "x-campaign-id", "x-campaignid", "x-mailgun-sid", "x-sg-eid")
 _PRECEDENCE: Final = re.compile(r"(?:bulk|list|junk)\Z", re.IGNORECASE)
 _HTTPS: Final = re.compile(r"<\s{0,10}https://[^\s<>]", re.IGNORECASE)
+_NO: Final = re.compile(r"NO(?![^\s(])", re.IGNORECASE)
 _ONE_CLICK: Final = re.compile(r"List-Unsubscribe\s{0,10}=\s{0,10}One-Click\Z", re.IGNORECASE)
 _VALUE: Final = 8_000
 
@@ -88,6 +90,7 @@ class BulkSender(Policy):
     """Asks bulk mail to be authenticated and easy to be rid of; judged at message. Trusted clients pass."""
 
     name = "bulk-sender"
+    version = "2"
     Options = BulkSenderOptions
     options: BulkSenderOptions
 
@@ -112,7 +115,7 @@ class BulkSender(Policy):
         if session.tls is None:
             lacking.add(Requirement.TLS)
         # Receipts have ids for feedback as well, and where people write to each other nobody is subscribed by a shop.
-        if from_list and "list-post" not in names and not _one_click(message):
+        if from_list and not _discusses(message) and not _one_click(message):
             lacking.add(Requirement.ONE_CLICK)
         missing = [one for one in Requirement if one in lacking & self.options.require]
         return self._judge(missing) if missing else Verdict(Action.PROCEED, reason="bulk mail, nothing is missing")
@@ -135,6 +138,11 @@ class BulkSender(Policy):
 
 def _says_bulk(message: Message) -> bool:
     return any(_PRECEDENCE.match(value[:100].strip()) for value in message.all("Precedence"))
+
+
+def _discusses(message: Message) -> bool:
+    """Whether subscribers may write to the list; ``NO`` says that they may not (RFC 2369 section 3.4)."""
+    return any(not _NO.match(value[:100].strip()) for value in message.all("List-Post"))
 
 
 def _unproved(spf: Spf | None, dkim: Dkim | None, dmarc: Dmarc | None) -> Iterator[Requirement]:

@@ -10,6 +10,7 @@ around them make no difference.
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Annotated, Any, Final
 
 from pydantic import AfterValidator, BeforeValidator, Field
@@ -48,12 +49,12 @@ def _people(value: Any) -> Any:
 
 
 def _checked(names: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
-    alike: dict[frozenset[str], str] = {}
+    alike: dict[tuple[str, ...], str] = {}
     for name, addresses in names.items():
         words = name_words(name)
         if len(words) < 2:
             raise ValueError(f"{name[:100]!r}: give at least two words; one alone is anybody's")
-        if (other := alike.setdefault(frozenset(words), name)) != name:
+        if (other := alike.setdefault(tuple(sorted(words)), name)) != name:
             raise ValueError(f"{name[:100]!r} looks like {other[:100]!r}: name it once, with the addresses of both")
         for address in addresses:
             mailbox(address)
@@ -85,17 +86,18 @@ class DisplayName(Policy):
     """Stops strangers who show the name of somebody of ours; judged at message. Trusted clients pass."""
 
     name = "display-name"
+    version = "2"
     Options = DisplayNameOptions
     options: DisplayNameOptions
 
     def __init__(self, options: DisplayNameOptions) -> None:
         super().__init__(options)
         # By its longest word, so that what is shown is compared with few; and written without spaces, either way round.
-        self._people: dict[str, list[tuple[str, frozenset[str]]]] = {}
+        self._people: dict[str, list[tuple[str, Counter[str]]]] = {}
         self._glued: dict[str, str] = {}
         for name in options.names:
             words = name_words(name)
-            self._people.setdefault(max(words, key=len), []).append((name, frozenset(words)))
+            self._people.setdefault(max(words, key=len), []).append((name, Counter(words)))
             self._glued |= {"".join(words): name, "".join(reversed(words)): name}
 
     def on_message(
@@ -131,12 +133,16 @@ class DisplayName(Policy):
         words = name_words(shown)
         if name := self._glued.get("".join(words)):
             return name
-        present = frozenset(words)
+        present = Counter(words)
         whole = self.options.whole
         # Of several names that are within one another, the longest is meant.
         candidates = [one for word in sorted(present) for one in self._people.get(word, ())]
         claims = [
-            (len(wanted), name) for name, wanted in candidates if (wanted == present if whole else wanted <= present)
+            (wanted.total(), name)
+            for name, wanted in candidates
+            # Not all of a long text's words for each of many names: only those of the name.
+            if all(present[word] >= times for word, times in wanted.items())
+            and (not whole or wanted.keys() == present.keys())
         ]
         claims += [(1, self._glued[word]) for word in sorted(present) if not whole and word in self._glued]
         if claims:

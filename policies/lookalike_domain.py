@@ -9,6 +9,7 @@ whole name within another one (``example.org.login.example``, ``example-billing.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from enum import StrEnum
 from functools import lru_cache
@@ -37,6 +38,8 @@ from gateway.sdk.lookalikes import edit_distance, skeleton
 from gateway.sdk.mailboxes import read_mailboxes
 
 _HEADER: Final = "X-Lookalike-Domain"
+_REGISTRY: Final = re.compile(r"\.[a-z]{2,3}\.[a-z]{2}\Z")
+"""Where a country's registry sorts by kinds: ``co.uk``, ``com.au``, ``gv.at``."""
 _DOMAINS: Final = 20
 """Domains of one message that are compared."""
 
@@ -59,8 +62,7 @@ class Place(StrEnum):
     """MAIL FROM."""
 
 
-def _sorted(choices: frozenset[StrEnum]) -> list[str]:
-    return sorted(choices)
+_AS_LIST: Final = PlainSerializer(sorted, return_type=list[str], when_used="json")
 
 
 class LookalikeDomainOptions(PolicyOptions):
@@ -74,12 +76,12 @@ class LookalikeDomainOptions(PolicyOptions):
     known: DomainNames = Field(
         frozenset(), max_length=10_000, description="Domains, with all below, that look like them and are good."
     )
-    like: Annotated[frozenset[Likeness], PlainSerializer(_sorted, when_used="json")] = Field(
+    like: Annotated[frozenset[Likeness], _AS_LIST] = Field(
         frozenset({Likeness.LETTERS, Likeness.TYPO, Likeness.WITHIN}),
         min_length=1,
         description="Which likeness counts: `letters`, `typo`, `within`, `ending`.",
     )
-    places: Annotated[frozenset[Place], PlainSerializer(_sorted, when_used="json")] = Field(
+    places: Annotated[frozenset[Place], _AS_LIST] = Field(
         frozenset(Place), min_length=1, description="Where domains are looked at: `from`, `reply-to`, `sender`."
     )
     shortest: int = Field(
@@ -97,6 +99,7 @@ class LookalikeDomain(Policy):
     """Stops domains that look like ours; judged at message. Trusted clients pass."""
 
     name = "lookalike-domain"
+    version = "2"
     Options = LookalikeDomainOptions
     options: LookalikeDomainOptions
 
@@ -145,18 +148,24 @@ class _Protected:
 
     def _is(self, kind: Likeness, domain: str) -> bool:
         # What stands below a domain makes it look no different.
-        tail = _skeleton(".".join(domain.split(".")[-self._labels :]))
-        brand, _, ending = tail.partition(".")
+        tail = _tail(domain, self._labels)
         if kind is Likeness.LETTERS:
             return tail == self._skeleton
         if kind is Likeness.TYPO:
-            return self._long and edit_distance(tail, self._skeleton, 1) == 1 and ending == self._ending
+            return self._long and edit_distance(tail, self._skeleton, 1) == 1 and tail.partition(".")[2] == self._ending
         if kind is Likeness.ENDING:
-            return brand == self._brand and ending != self._ending
+            # It may have more labels than ours, or fewer.
+            tails = [tail, _tail(domain, 3 if _REGISTRY.search(domain) else 2)]
+            names = (one.partition(".") for one in tails)
+            return any(brand == self._brand and ending != self._ending for brand, _, ending in names)
         if self._pieces in f"-{domain.replace('.', '-')}-":
             return True
         parts = (label.split("-") for label in _skeleton(domain).split(".") if "-" in label)
         return self._long and any(self._brand in some for some in parts)
+
+
+def _tail(domain: str, labels: int) -> str:
+    return _skeleton(".".join(domain.split(".")[-labels:]))
 
 
 @lru_cache(maxsize=1024)

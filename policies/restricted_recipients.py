@@ -21,6 +21,7 @@ from gateway.sdk import (
     Policy,
     PolicyOptions,
     Recipient,
+    Sender,
     Session,
     Spf,
     SpfResult,
@@ -75,6 +76,7 @@ class RestrictedRecipients(Policy):
     """Keeps distribution lists for some; judged at RCPT, so that each is refused by itself and nothing bounces."""
 
     name = "restricted-recipients"
+    version = "2"
     Options = RestrictedRecipientsOptions
     options: RestrictedRecipientsOptions
 
@@ -87,12 +89,15 @@ class RestrictedRecipients(Policy):
         problems.raise_if_any()
 
     def on_rcpt(self, session: Session, transaction: Transaction, recipient: Recipient, spf: Spf | None) -> Verdict:
-        key = self._list(recipient.address)
-        if session.trusted or not key:
+        if session.trusted:
             return PROCEED
         if any(session.client.version == net.version and session.client in net for net in self.options.networks):
             return PROCEED
-        sender = transaction.sender
+        verdicts = (self._judge(key, transaction.sender, spf) for key in self._keys(recipient.address))
+        return next((verdict for verdict in verdicts if verdict.decisive), PROCEED)
+
+    def _judge(self, key: str, sender: Sender, spf: Spf | None) -> Verdict:
+        """Whether the sender may write to this list."""
         if isinstance(sender, Address) and self._may(sender, self.options.lists[key]):
             if spf is not None and spf.result is SpfResult.PASS:
                 return PROCEED
@@ -105,13 +110,13 @@ class RestrictedRecipients(Policy):
             reason = f"{getattr(sender, 'key', '<>')} may not write to {key}"
         return reject("7.2", "not authorised to write to this recipient", reason=reason)
 
-    def _list(self, address: Address) -> str:
-        """The list that the address leads to; empty for none."""
-        if address.key in self.options.lists:
-            return address.key
-        local, found, _ = address.local.partition(self.options.delimiter) if self.options.delimiter else ("", "", "")
-        key = Address(local, address.domain).key if found and local else ""
-        return key if key in self.options.lists else ""
+    def _keys(self, address: Address) -> list[str]:
+        """The lists that the address may lead to. Where a subaddress begins, each mail store has its own view of."""
+        lists, delimiter, local = self.options.lists, self.options.delimiter, address.local
+        if address.key in lists or not delimiter:
+            return [address.key] if address.key in lists else []
+        ends = [at for at, character in enumerate(local) if character == delimiter and at]
+        return [key for at in ends if (key := Address(local[:at], address.domain).key) in lists]
 
     @staticmethod
     def _may(sender: Address, allowed: tuple[str, ...]) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import click
@@ -69,7 +70,7 @@ def _print(found: dict[str, Any]) -> None:
             click.echo(
                 output.safe(f"    {difference['what']}: expected {difference['expected']}, came {difference['came']}")
             )
-        for note in (_came(failed["came"]), *failed["notes"]):
+        for note in (*_came(failed["came"]), *failed["notes"]):
             click.echo(output.safe(f"    {note}"))
     if found["failed"]:
         click.echo()
@@ -79,10 +80,12 @@ def _print(found: dict[str, Any]) -> None:
         _print_coverage(covered)
 
 
-def _came(came: dict[str, Any]) -> str:
+def _came(came: dict[str, Any] | None) -> Iterator[str]:
+    if came is None:
+        return
     where = f" at {came['stage']} by {came['by']}" if "stage" in came else ""
     reply = f": {came['code']} {came['status']} {came['text']}" if "code" in came else ""
-    return f"came: {came['action']}{where}{reply}" + (f" because {came['reason']}" if came.get("reason") else "")
+    yield f"came: {came['action']}{where}{reply}" + (f" because {came['reason']}" if came.get("reason") else "")
 
 
 def _print_coverage(covered: dict[str, Any]) -> None:

@@ -36,6 +36,13 @@ def compare(expected: Expected, came: Came) -> list[Difference]:
     return out
 
 
+def compare_refusal(problem: str, problems: Sequence[str]) -> list[Difference]:
+    """Whether one of the `problems` of the options is the one that is expected."""
+    if any(matches(problem, one) for one in problems):
+        return []
+    return [Difference("problem", problem, "; ".join(problems) or "none")]
+
+
 def _compare(expected: PartExpected, came: Came, where: str) -> Iterator[Difference]:
     reply = came.reply
     values: list[tuple[str, object, object]] = [

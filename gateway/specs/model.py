@@ -183,7 +183,18 @@ class PartExpected(OptionsModel):
 
 
 class Expected(PartExpected):
-    """What is expected of the whole. What is not said may be anything."""
+    """What is expected of the whole. What is not said may be anything.
+
+    `problem` is what is wrong with the policy's options, where these are to be refused.
+    """
 
     stage: Stage | None = None
     parts: tuple[PartExpected, ...] | None = None
+    problem: Annotated[str, Field(min_length=1)] | None = None
+
+    @model_validator(mode="after")
+    def _nothing_else(self) -> Self:
+        others = (getattr(self, name) for name in type(self).model_fields if name != "problem")
+        if self.problem is not None and any(other is not None for other in others):
+            raise ValueError("nothing else comes of options that are refused")
+        return self

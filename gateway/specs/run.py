@@ -11,7 +11,7 @@ from typing import Any, Final
 from gateway.config import ConfigError, Problem
 from gateway.pipeline.catalog import Catalog
 from gateway.specs.coverage import Coverage, Covered
-from gateway.specs.expected import Difference, compare
+from gateway.specs.expected import Difference, compare, compare_refusal
 from gateway.specs.play import Came, OfflineLoop, play
 from gateway.specs.setting import Ready, Setting
 from gateway.specs.sheet import Case, Sheet, load
@@ -22,13 +22,13 @@ FILES: Final = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """A case that did not come as expected; `notes` are what may be why."""
+    """A case that did not come as expected; `notes` are what may be why. `came` is None where nothing was played."""
 
     file: str
     line: int
     name: str
     differences: tuple[Difference, ...]
-    came: Came
+    came: Came | None
     notes: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
@@ -37,7 +37,7 @@ class Failed:
             "line": self.line,
             "name": self.name,
             "differences": [difference.to_json() for difference in self.differences],
-            "came": self.came.to_json(),
+            "came": self.came.to_json() if self.came is not None else None,
             "notes": list(self.notes),
         }
 
@@ -103,6 +103,9 @@ def _run(sheet: Sheet, installed: Catalog, coverage: Coverage, report: Report) -
         coverage.expect(setting.policy, setting.file)
     with asyncio.Runner(loop_factory=OfflineLoop) as runner:
         for case in sheet.cases:
+            if case.expected.problem is not None:
+                _refused(sheet, case, case.expected.problem, setting, coverage, report)
+                continue
             with coverage:
                 ready = setting.ready(case)
             if ready is None:
@@ -117,6 +120,17 @@ def _run(sheet: Sheet, installed: Catalog, coverage: Coverage, report: Report) -
             if differences := compare(case.expected, came):
                 report.failed.append(_failed(sheet, case, differences, came, setting, ready))
     sheet.check()
+
+
+def _refused(sheet: Sheet, case: Case, problem: str, setting: Setting, coverage: Coverage, report: Report) -> None:
+    """A case whose options are to be refused: nothing is played."""
+    with coverage:
+        problems = setting.refusal(case)
+    if problems is None:
+        return
+    report.cases += 1
+    if differences := compare_refusal(problem, problems):
+        report.failed.append(Failed(sheet.file, sheet.line(case.place), case.name, tuple(differences), None, ()))
 
 
 async def _played(sheet: Sheet, ready: Ready, scene: Any) -> Came:

@@ -94,6 +94,24 @@ class Setting:
             self._ready[key] = made
         return self._ready[key]
 
+    def refusal(self, case: Case) -> list[str] | None:
+        """What is wrong with a case's options, nothing where they are good. None when the sheet has other problems.
+
+        Here a finding that is missing is one that no plugin gives, and a policy may say that it needs one who does.
+        """
+        assert self.policy is not None
+        wanted = self._wanted(self.policy)
+        kinds = {kind.__name__: kind for kind, _ in wanted}
+        given = case.given.findings
+        if None in [self._finding(case, ("given", "findings", name), kinds, value) for name, value in given.items()]:
+            return None
+        there = [(kind, finder) for kind, finder in wanted if given.get(kind.__name__) != Absent.MISSING]
+        try:
+            self._load(self.policy, case, there)
+        except PipelineError as error:
+            return [problem.message for problem in error.problems]
+        return []
+
     def scene(self, case: Case, ready: Ready) -> Scene | None:
         """The case as it is played; None when something in it is wrong, which the sheet then has."""
         given = case.given
@@ -156,15 +174,12 @@ class Setting:
 
     def _alone(self, policy: type[Policy], case: Case) -> Ready | None:
         sheet = self._sheet
-        stand_in = _stand_in([*self._known.findings(), *_taken(policy)])
-        known = Catalog({_STAND_IN: stand_in}, {sheet.policy: policy})
-        entries = [{_STAND_IN: None, "on_error": "proceed"}, {sheet.policy: case.options.plain()}]
 
         def place(path: Path) -> Path:
             return case.layer.place(("options", *path[2:]))
 
         try:
-            pipeline = load_pipeline("spec", entries, Bench().services, known=known)
+            pipeline = self._load(policy, case, self._wanted(policy))
         except PipelineError as error:
             for problem in error.problems:
                 sheet.refuse(place(problem.path), problem.message, problem.offset)
@@ -173,6 +188,16 @@ class Setting:
         clauses = entry.policy.clauses() if entry.policy else ()
         places = tuple(self._of_sheet(place((1, entry.name, *_bare(entry, clause)))) for clause in clauses)
         return Ready(pipeline, (entry,), {entry.name: places}, {entry.name: self.file})
+
+    def _wanted(self, policy: type[Policy]) -> list[tuple[type[Finding], Any]]:
+        """All kinds of findings that there are, with who finds them."""
+        return [*self._known.findings(), *_taken(policy)]
+
+    def _load(self, policy: type[Policy], case: Case, wanted: Iterable[tuple[type[Finding], Any]]) -> Pipeline:
+        """The policy behind a stand-in that gives what is wanted. Raises `PipelineError`."""
+        known = Catalog({_STAND_IN: _stand_in(wanted)}, {self._sheet.policy: policy})
+        entries = [{_STAND_IN: None, "on_error": "proceed"}, {self._sheet.policy: case.options.plain()}]
+        return load_pipeline("spec", entries, Bench().services, known=known)
 
     def _of_sheet(self, path: Path) -> Place:
         return Place(self._sheet.file, self._sheet.line(path), _title(self._sheet.value(path)))

@@ -246,6 +246,9 @@ class _Reader:
         options = layer.get("options") or Layer.of(None, place)
         if self._sheet.pipeline is not None and layer.get("options"):
             self._sheet.refuse(options.origin, "is for a single policy; entries of a pipeline have their own")
+        if expected and expected.problem is not None and self._sheet.pipeline is not None:
+            message = "is for a single policy: there is nothing to test in a pipeline that is wrong"
+            self._sheet.refuse(layer.place(("expect", "problem")), message)
         if given and expected:
             self._sheet.cases.append(Case(title, place, given, expected, layer, options))
 

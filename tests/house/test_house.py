@@ -6,8 +6,11 @@ import ast
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+
+import yaml
 
 ROOT = Path(__file__).parents[2]
 LONGEST = 450
@@ -72,6 +75,19 @@ def test_every_room_has_tests() -> None:
     assert [
         room for room in [*ROOMS, "plugins", "policies"] if not list((ROOT / "tests" / room).glob("test_*.py"))
     ] == []
+
+
+def test_every_ready_made_policy_has_a_spec_beside_it() -> None:
+    offered = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]["gatepost.policies"]
+    specs = {}
+    for name, target in offered.items():
+        beside = ROOT / f"{target.partition(':')[0].replace('.', '/')}.spec.yaml"
+        specs[name] = yaml.safe_load(beside.read_text()) if beside.exists() else {}
+    tested = {
+        name: {spec.get("policy"), *(key for entry in spec.get("pipeline", ()) for key in entry)}
+        for name, spec in specs.items()
+    }
+    assert offered and {name for name in offered if name not in tested[name]} == set()
 
 
 def test_every_module_says_what_it_is_for() -> None:

@@ -97,6 +97,12 @@ def test_an_author_who_cannot_be_checked_is_deferred_and_not_refused_for_good(pr
     assert judge(ENCRYPTED, proof=proof, action="quarantine").action is Action.QUARANTINE
 
 
+@pytest.mark.parametrize("proof", ["temperror", ""])
+def test_whom_no_proof_would_help_is_refused_and_not_asked_to_come_again(proof):
+    assert judge(MACRO, proof=proof).action is Action.REJECT
+    assert judge(MACRO, author="a@partner.test", proof=proof).action is Action.DEFER
+
+
 def test_a_mark_says_what_was_needed():
     verdict = judge(MACRO, action="tag")
     assert verdict.action is Action.PROCEED

@@ -109,6 +109,9 @@ def test_each_finding_says_what_is_missing_and_trouble_is_no_lack(finding, lacks
         (ONE_CLICK.lower(), []),
         (ONE_CLICK.replace(", <https", ",\r\n <https"), []),
         ("List-Id: <talk.s.test>\r\nList-Post: <mailto:talk@s.test>\r\n", []),
+        ("List-Id: <news.s.test>\r\nList-Post: NO\r\n", ["one-click"]),
+        ("List-Id: <news.s.test>\r\nList-Post: NO(ask us)\r\n", ["one-click"]),
+        ("List-Id: <talk.s.test>\r\nList-Post: nobody@s.test\r\n", []),
         ("Feedback-ID: receipts\r\n", []),
     ],
 )

@@ -89,6 +89,15 @@ def test_of_names_within_one_another_the_longest_is_meant():
     assert judge('"Dr. Anna Muster" <amb@home.test>', names=names).decisive
 
 
+def test_a_name_of_one_word_said_twice_needs_both():
+    options = {"names": ["Ling Ling"]}
+    assert judge("Ling Ling <x@mail.test>", **options).decisive
+    assert judge('"Ling, Ling (CFO)" <x@mail.test>', **options).decisive
+    assert judge("Ling Wang <x@mail.test>", **options) == PROCEED
+    assert judge("Ling <x@mail.test>", **options) == PROCEED
+    assert DisplayNameOptions.model_validate(BASE | {"names": ["Ling Ling", "Ling Ling Wang"]})
+
+
 def test_whole_names_only_and_no_addresses_when_asked_for():
     assert judge('"Anna Muster (CEO)" <x@mail.test>', whole=True) == PROCEED
     assert judge('"Muster, Anna" <x@mail.test>', whole=True).decisive

@@ -74,6 +74,18 @@ def test_another_ending_counts_when_asked_for():
     assert judge("exmaple.org", like=["ending"]) == PROCEED
 
 
+@pytest.mark.parametrize(
+    "domain", ["mail.example.com", "example.co.uk", "mail.example.com.au", "acme.com", "mail.acme.com", "acme.co.uk"]
+)
+def test_another_ending_may_have_more_labels_or_fewer_and_what_stands_below_makes_no_difference(domain):
+    assert judge(domain, like=["ending"]).reason.endswith("(ending)")
+
+
+@pytest.mark.parametrize("domain", ["example.helpdesk.test", "example.shops.uk", "co.uk"])
+def test_a_name_below_another_company_is_no_other_ending(domain):
+    assert judge(domain, like=["ending"]) == PROCEED
+
+
 def test_known_domains_pass_with_all_below():
     assert judge("mail.exmaple.org", known=["exmaple.org"]) == PROCEED
 

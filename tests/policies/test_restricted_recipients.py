@@ -76,6 +76,19 @@ def test_subaddresses_are_those_of_the_delimiter():
     assert judge("all+x@example.org", "x@mail.test", delimiter="") == PROCEED
 
 
+def test_a_list_with_the_delimiter_in_its_name_has_subaddresses_too():
+    lists = {"project-x@example.org": ["partner.test"], "project@example.org": ["other.test"]}
+    options: dict = {"lists": lists, "delimiter": "-"}
+    for recipient in ("project-x-y@example.org", "project-x-y-z@example.org"):
+        assert judge(recipient, "x@mail.test", spf("pass"), **options).decisive
+        assert judge(recipient, "a@partner.test", spf("pass"), **options).decisive, "it may lead to project@"
+        assert judge(recipient, "a@other.test", spf("pass"), **options).decisive
+    assert judge("project-x@example.org", "a@partner.test", spf("pass"), **options) == PROCEED
+    assert judge("project-y@example.org", "a@other.test", spf("pass"), **options) == PROCEED
+    only = {"lists": {"project-x@example.org": ["partner.test"]}, "delimiter": "-"}
+    assert judge("project-x-y@example.org", "a@partner.test", spf("pass"), **only) == PROCEED
+
+
 def test_named_senders_need_somebody_who_checks_them():
     with pytest.raises(OptionError, match="list spf"):
         Bench().judge(RestrictedRecipients, {"lists": LISTS})

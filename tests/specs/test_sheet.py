@@ -113,12 +113,24 @@ cases: [{expect: {stage: ~}}]
             "pipeline: []\ncases: [{options: {a: 1}, expect: proceed}]",
             "2:10: cases[0].options: is for a single policy; entries of a pipeline have their own",
         ),
+        (
+            HEAD + "cases: [{expect: {problem: x, action: reject}}]",
+            "2:10: cases[0].expect: nothing else comes of options that are refused",
+        ),
+        (
+            HEAD + 'cases: [{expect: {problem: ""}}]',
+            "2:19: cases[0].expect.problem: String should have at least",
+        ),
+        (
+            "pipeline: []\ncases: [{expect: {problem: x}}]",
+            "2:19: cases[0].expect.problem: is for a single policy: there is nothing to test in a pipeline",
+        ),
         (GOOD + "x: &a [1]\ny: *a", "4: aliases (*a) are not allowed here; write the value out"),
         (GOOD + "policy: x", "3: policy: key given twice; first on line 1"),
         (GOOD + "given: " + "[" * 100, "3: nested deeper than 24 levels"),
         (GOOD + "given: !!python/object:os.system {}", "3: given: the tag tag:yaml.org,2002:python/object:os.system"),
     ],
-    ids=range(36),
+    ids=range(39),
 )
 def test_what_is_wrong_is_said_with_its_line_column_and_key(desk: Desk, text: str, said: str) -> None:
     first = desk.problems(text)[0]
@@ -172,7 +184,7 @@ givens = st.fixed_dictionaries(
         ),
     },
 )
-expects = st.sampled_from(["proceed", "reject"]) | st.dictionaries(
+expects = st.sampled_from(["proceed", "reject", {"problem": "x"}]) | st.dictionaries(
     st.sampled_from(["action", "stage", "code", "text", "edits", "parts", "recipients"]), leaves | values, max_size=2
 )
 likely = st.fixed_dictionaries(
