@@ -114,7 +114,8 @@ class Contexts:
             # An author's finding may hold a number of a kind of its own.
             return context(values, given)
         if (known := self._known.get(key)) is None:
-            known = context(values, given)
+            # Without a message that only what is done asks for: it would be kept, too.
+            known = context(values, {})
             if len(key) <= _SMALL:
                 if len(self._known) >= _KEPT:
                     self._known.clear()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 
 import pytest
@@ -26,6 +27,7 @@ from gateway.sdk import (
     Given,
     HeloName,
     ListHit,
+    Message,
     Prioritize,
     Priority,
     RecipientState,
@@ -328,6 +330,9 @@ def test_the_same_values_are_made_once_and_those_of_a_session_never_kept() -> No
     findings, sessions = Contexts({"spf": {"result"}}), Contexts({"spf": {"result"}, "session": {"helo"}})
     sources = {"spf": FAILED, "session": make_session()}
     again = {"spf": Spf(SpfResult.FAIL, "other.example", SpfResult.PASS, ""), "session": make_session()}
-    assert findings.make(sources, {}) is findings.make(again, {})
+    message = make_message(b"Subject: x\r\n\r\n")
+    holders = sys.getrefcount(message)
+    assert findings.make(sources, {Message: message}) is findings.make(again, {})
+    assert sys.getrefcount(message) == holders, "the message is kept, too"
     assert findings.make(sources, {}) is not findings.make({"spf": None}, {})
     assert sessions.make(sources, {}) is not sessions.make(sources, {})
