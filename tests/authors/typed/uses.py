@@ -35,6 +35,7 @@ from gateway.sdk import (
     ChangeHeader,
     ChangeSender,
     CheckMatch,
+    ClientCertificate,
     Clock,
     Content,
     ContentChecks,
@@ -181,6 +182,7 @@ from gateway.sdk.testing import (
     MilterFault,
     MilterTold,
     Started,
+    make_client_certificate,
     make_message,
     make_recipient,
     make_session,
@@ -253,7 +255,8 @@ class WidePolicy(Policy):
         hits: Sequence[ListHit] = listed.hits if listed else ()
         if talk.early or (geo and geo.asn == 64496):
             return disconnect("7.1", "go away", code=421, reason=f"{len(hits)} lists")
-        return PROCEED if isinstance(session.tls, Tls) else accept()
+        shown: ClientCertificate | None = session.tls.client if isinstance(session.tls, Tls) else None
+        return PROCEED if shown is not None and shown.verified else accept()
 
     def on_helo(self, name: HeloName, reverse: ReverseName) -> Verdict:
         return PROCEED if reverse.result is AuthResult.PASS and not name.problems else accept(name.name)
@@ -437,7 +440,8 @@ def bench(choose: Callable[[str], bool]) -> Verdict:
         outbox=FakeOutbox(),
         callouts=FakeCallouts({"example.org": Callout(CalloutState.EXISTS, "250 ok")}),
     )
-    session = make_session("192.0.2.1", helo="client.example")
+    tls = Tls("TLSv1.3", "TLS_AES_256_GCM_SHA384", client=make_client_certificate("partner.example"))
+    session = make_session("192.0.2.1", helo="client.example", tls=tls)
     transaction = make_transaction(session, sender="anna@sender.example", recipients=["ben@example.org"])
     message = make_message(b"Subject: x\r\n\r\n")
     content: Content = BytesContent(b"abc") if choose("bytes") else OwnContent()
