@@ -26,7 +26,15 @@ from tests.support.gatepost import IMPATIENT, ROOT, GatepostProcess
 from tests.support.process import alive, new_directory
 from tests.support.servers import Certificate, Dovecot, make_certificate
 
-hypothesis.settings.register_profile("gatepost", deadline=None, max_examples=200, derandomize=True, database=None)
+hypothesis.settings.register_profile(
+    "gatepost",
+    deadline=None,
+    max_examples=200,
+    derandomize=True,
+    database=None,
+    # How quickly examples are made is nothing to judge on a busy machine.
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
 hypothesis.settings.load_profile("gatepost")
 
 _MARK = f"GATEPOST_TEST_RUN={uuid.uuid4().hex}"

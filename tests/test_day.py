@@ -12,6 +12,7 @@ from tests.traffic.day import make_day
 
 
 @pytest.mark.slow
+@pytest.mark.first
 def test_what_is_said_of_a_recorded_day_is_true(directory: Path) -> None:
     found = check(make_day(seed=7, transactions=400), directory, ["stricter-dmarc"])
     summary.add("\n".join(["A recorded day, judged again:", *found.lines]))

@@ -83,6 +83,7 @@ def reader(workshop: Workshop, tmp_path: Path) -> Iterator[Reader]:
 
 
 @pytest.mark.slow
+@pytest.mark.first
 def test_the_guide_works_from_its_first_command_to_its_last(reader):
     steps = read(PAGE)
     assert sum(isinstance(step, Command) for step in steps) >= 15 and sum(isinstance(s, File) for s in steps) >= 7

@@ -18,7 +18,7 @@ import gateway.sdk
 import gateway.sdk.testing
 from tests.support.workshop import Workshop
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.first]
 
 TYPED = Path(__file__).parent / "typed"
 

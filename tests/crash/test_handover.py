@@ -22,7 +22,7 @@ from tests.support import summary
 from tests.support.postfix import SmtpSink
 from tests.support.process import free_port, new_directory, wait_until
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.first]
 
 TOKEN = "a-token-of-sixteen-or-more"
 BOTH = ("ben@example.com", "col@example.net")

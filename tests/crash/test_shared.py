@@ -10,7 +10,7 @@ from gateway.spool.spool import Step
 from tests.crash import shared
 from tests.crash.count import Table
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.first]
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import pytest
 from tests.support.clients import connect, queue_id, transact
 from tests.support.process import wait_until
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.first]
 
 RULES = [
     {"name": "odd", "when": 'message.subject.contains("odd")', "then": {"quarantine": "odd subject"}},

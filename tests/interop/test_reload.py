@@ -24,7 +24,7 @@ from tests.support.guest import Guest
 from tests.support.process import free_port, wait_until
 from tests.support.servers import Certificate, make_certificate
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.first]
 
 RELOADS = 100
 BROKEN = ("pipeline: [", '{"listeners": []}', '{"pipeline": ["nosuchplugin"]}')
