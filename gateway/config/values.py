@@ -26,7 +26,6 @@ from gateway.mail.address import AddressError, ascii_domain, parse_domain, parse
 from gateway.mail.session import IPAddress
 from gateway.sdk import options
 from gateway.sdk.options import OptionsModel
-from gateway.smtp.certificate import read_authorities
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -189,6 +188,9 @@ def key_pair_problem(certificate: str, key: str) -> str:
 
 def authorities_problem(path: str) -> str:
     """What is wrong with a PEM file of CAs; empty when nothing is."""
+    # Its X.509 library takes a while to import, and most gateways never need it.
+    from gateway.smtp.certificate import read_authorities
+
     try:
         read_authorities(path)
     except (OSError, ValueError) as error:

@@ -111,10 +111,10 @@ class Standing:
         return silent - loud
 
     def _is_sound(self, note: VerdictNote, own_door: bool) -> bool:
-        """Whether a verdict is of an entry and a version that is known, and none of an entry that is gone counted."""
+        """Whether a verdict by no known version is of an entry that is asked again, or that is gone and said nothing."""
         name = note.plugin
         if name in self._versions:
-            return self._versions[name] == note.version
+            return False
         if name in self._gone and not note.silent:
             return False
         return name in self._known or (bool(name) and not own_door)

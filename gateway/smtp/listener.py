@@ -8,7 +8,6 @@ import ssl
 from collections.abc import Sequence
 
 from gateway.ops import log
-from gateway.smtp.certificate import read_authorities
 from gateway.smtp.conversation import Conversation, Counter
 from gateway.smtp.intake import Desk
 from gateway.smtp.lines import OpenLines
@@ -84,6 +83,7 @@ def tls_context(certificate: str, key: str, client_ca: str = "", *, required: bo
     if client_ca:
         # Who asks for none has no use for another TLS.
         from gateway.smtp.asking import AskingContext
+        from gateway.smtp.certificate import read_authorities
 
         return AskingContext(certificate, key, read_authorities(client_ca), required=required)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

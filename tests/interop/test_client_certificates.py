@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import smtplib
+import ssl
 import subprocess
 from contextlib import ExitStack
 from pathlib import Path
@@ -51,13 +52,17 @@ async def arrived(opened: Door) -> str:
     return content.decode()
 
 
-def test_postfix_delivers_over_tls_with_a_certificate_of_its_own(directory: Path) -> None:
+def asking(directory: Path) -> ssl.SSLContext:
+    """Of a listener that asks for certificates by the partners' CA."""
     certificate, key = make_ca().issue("mx.example.org").write(directory, "own")
     authorities = directory / "partners.pem"
     authorities.write_bytes(CA.certificate.public_bytes(Encoding.PEM))
+    return tls_context(str(certificate), str(key), str(authorities))
 
+
+def test_postfix_delivers_over_tls_with_a_certificate_of_its_own(directory: Path) -> None:
     async def test() -> str:
-        async with door(tls=tls_context(str(certificate), str(key), str(authorities))) as opened:
+        async with door(tls=asking(directory)) as opened:
             with ExitStack() as stack:
                 postfix = await asyncio.to_thread(sending, opened.port, make_ca("mx.partner.example"), stack)
                 await asyncio.to_thread(submit, postfix)
@@ -68,12 +73,8 @@ def test_postfix_delivers_over_tls_with_a_certificate_of_its_own(directory: Path
 
 
 def test_openssl_is_told_by_which_cas(directory: Path) -> None:
-    certificate, key = make_ca().issue("mx.example.org").write(directory, "own")
-    authorities = directory / "partners.pem"
-    authorities.write_bytes(CA.certificate.public_bytes(Encoding.PEM))
-
     async def test() -> str:
-        async with door(tls=tls_context(str(certificate), str(key), str(authorities))) as opened:
+        async with door(tls=asking(directory)) as opened:
             command = [binary("openssl"), "s_client", "-starttls", "smtp", "-connect", f"127.0.0.1:{opened.port}"]
             done = await asyncio.to_thread(
                 subprocess.run, command, input=b"QUIT\r\n", capture_output=True, check=True, timeout=30

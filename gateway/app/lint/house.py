@@ -15,7 +15,6 @@ from gateway.sdk.contents import VirusScan
 from gateway.sdk.lint import Path, Remark
 from gateway.sdk.options import format_duration, format_size
 from gateway.services.dns_options import DnsOptions, system_servers
-from gateway.smtp.certificate import read_authorities
 from gateway.transport.transport import Destination, Kind, Security
 
 _DAY: Final = 86_400.0
@@ -106,6 +105,9 @@ def _clients(scene: Scene) -> Iterator[Remark]:
                 "other senders deliver in the clear, or not at all; and who never says STARTTLS is asked for none",
                 "write ask, and let a rule judge session.tls.client; or give partners a listener of their own",
             )
+        # Its X.509 library takes a while to import, and most gateways never need it.
+        from gateway.smtp.certificate import read_authorities
+
         for authority in read_authorities(tls.client_ca):
             ends = authority.not_valid_after_utc.timestamp()
             if not authority.not_valid_before_utc.timestamp() <= scene.now <= ends:
