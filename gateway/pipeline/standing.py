@@ -111,7 +111,7 @@ class Standing:
         return silent - loud
 
     def _is_sound(self, note: VerdictNote, own_door: bool) -> bool:
-        """Whether a verdict by no known version is of an entry that is asked again, or that is gone and said nothing."""
+        """Whether a verdict by no known version is of one that is asked again, or that is gone and said nothing."""
         name = note.plugin
         if name in self._versions:
             return False
