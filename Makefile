@@ -13,7 +13,7 @@ IMAGE_TEST := tests/chart/test_image.py
 # Tests and benchmarks start many processes, which would compile everything anew where the environment says so.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help run test test-fast lint chart chart-full chart-files image image-test e2e bench bench-asked bench-filtered bench-plugins bench-depth bench-outage bench-queue bench-postgres day durability lock public-names clean setup-run setup-test setup-full
+.PHONY: help run test test-fast lint chart chart-full chart-files image image-test e2e bench bench-asked bench-filtered bench-plugins bench-depth bench-outage bench-queue bench-postgres day durability publish lock public-names clean setup-run setup-test setup-full
 
 help:
 	@echo "make run        set up, then start Gatepost on 127.0.0.1:2525 (foreground, Ctrl-C drains and ends it)"
@@ -21,10 +21,11 @@ help:
 	@echo "make test-fast  unit tests only"
 	@echo "make lint       ruff, mypy, import layers"
 	@echo "make chart      the Helm chart: schema, both Helms, Kubernetes' schemas, rules that objects keep, alerts"
-	@echo "make chart-full dead values, custom resources, a release's life, the container image, and the chart's pod run by podman (needs root)"
+	@echo "make chart-full dead values, custom resources, a release's life, the container image, a version in a registry, and the chart's pod run by podman (needs root)"
 	@echo "make image      build the container image localhost/gatepost:test (BASE=... for another base)"
 	@echo "make image-test      build it and run it: size, rights, its parts, a message taken, its end (a part of make test)"
 	@echo "make e2e        install, test, change, restart and remove the chart in the cluster that kubectl knows (IMAGE=...)"
+	@echo "make publish    image and signed chart into a registry (ARGS=\"--registry HOST/PATH --sign-key NAME\")"
 	@echo "make chart-files      write the chart's schema and README anew, after a change of options or values"
 	@echo "make bench      Gatepost and Postfix side by side (ARGS=\"--messages 2000 --rounds 3\")"
 	@echo "make bench-filtered   the same with filters: DNS lists, greylist, SPF, DKIM, DMARC"
@@ -69,7 +70,7 @@ chart: setup-test
 	$(PY) -m pytest -n $(JOBS_CHART) --dist loadfile tests/chart --ignore=$(IMAGE_TEST) $(ARGS)
 
 chart-full: setup-full
-	$(PY) -m pytest $(IMAGE_TEST) $(addprefix tests/chart/full_,values.py custom.py release.py pod.py stateless.py evacuation.py e2e.py) $(ARGS)
+	$(PY) -m pytest $(IMAGE_TEST) $(addprefix tests/chart/full_,values.py custom.py release.py publish.py pod.py stateless.py evacuation.py e2e.py) $(ARGS)
 
 image-test: setup-test
 	$(PY) -m pytest $(IMAGE_TEST) $(ARGS)
@@ -118,6 +119,9 @@ lock:
 	@test -x "$(UV)" || { echo "make lock needs uv: https://docs.astral.sh/uv/"; exit 1; }
 	$(COMPILE) -o requirements.lock
 	$(COMPILE) --extra dev -o requirements-dev.lock
+
+publish: setup-full
+	$(PY) tools/publish.py $(ARGS)
 
 chart-files: setup-test
 	$(PY) -m tests.chart.files

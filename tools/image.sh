@@ -41,6 +41,10 @@ if [ -z "${BASE:-}" ]; then
     base "$BUILD_BASE" "$BUILD_PACKAGES" || failed=1
     wait $! && [ -z "$failed" ] || { say "the bases could not be made" >&2; exit 1; }
 fi
+# Which commit it is, where it is just that.
+if revision=$(git rev-parse HEAD 2>/dev/null) && [ -z "$(git status --porcelain)" ]; then
+    set -- --label "org.opencontainers.image.revision=$revision" "$@"
+fi
 set -- --isolation chroot --build-arg "BASE=$BASE" --build-arg "BUILD_BASE=${BUILD_BASE:-$BASE}" "$@"
 for file in /etc/pip.conf /etc/ssl/certs/ca-certificates.crt; do
     if [ -e "$file" ]; then set -- --volume "$file:$file:ro" "$@"; fi

@@ -36,7 +36,7 @@ install_packages() {
     fi
     fresh=""
     for service in postfix dovecot-core unbound knot haproxy opendkim opendmarc postgrey slapd rbldnsd rspamd clamav-daemon \
-        clamav-milter spamd spamass-milter policyd-rate-limit policyd-weight postsrsd prometheus podman redis-server postgresql; do
+        clamav-milter spamd spamass-milter policyd-rate-limit policyd-weight postsrsd prometheus podman redis-server docker-registry postgresql; do
         case " $* " in *" $service "*) fresh="$fresh ${service%-core}" ;; esac
     done
     # Package scripts ask policy-rc.d before they start a service; 101 means "not allowed".
@@ -101,7 +101,7 @@ missing_servers() {
         policyd-spf:postfix-policyd-spf-python policyd-rate-limit:policyd-rate-limit policyd-weight:policyd-weight \
         rspamd:rspamd clamd:clamav-daemon clamav-milter:clamav-milter clamdscan:clamdscan spamd:spamd spamc:spamc \
         spamassassin:spamassassin spamass-milter:spamass-milter miltertest:miltertest slapd:slapd ldapsearch:ldap-utils xmllint:libxml2-utils \
-        procmail:procmail maildrop:maildrop s-nail:s-nail srs:srs postsrsd:postsrsd promtool:prometheus redis-server:redis-server; do
+        gpg:gpg gpg-agent:gpg-agent procmail:procmail maildrop:maildrop s-nail:s-nail srs:srs postsrsd:postsrsd promtool:prometheus redis-server:redis-server; do
         command -v "${pair%%:*}" >/dev/null || echo "${pair#*:}"
     done
     # swaks speaks TLS through it.
@@ -116,6 +116,15 @@ missing_for_images() {
     for pair in podman:podman buildah:buildah runc:runc catatonit:catatonit conmon:conmon mmdebstrap:mmdebstrap; do
         command -v "${pair%%:*}" >/dev/null || [ -x "/usr/libexec/podman/${pair%%:*}" ] || echo "${pair#*:}"
     done
+    [ "$MODE" = test ] || command -v docker-registry >/dev/null || echo docker-registry
+}
+
+beside() { # $1: a lock file's name, $2: what it has. Installed as .venv/tools/NAME, beside the virtual environment
+    if [ "$(cat ".venv/tools/$1.lock" 2>/dev/null)" = "$(cat "tools/$1.lock")" ]; then return; fi
+    say "installing $2 in .venv/tools"
+    .venv/bin/python -m pip -qq --disable-pip-version-check --no-input install --no-deps --upgrade --target ".venv/tools/$1" \
+        --require-hashes -r "tools/$1.lock" </dev/null
+    cp "tools/$1.lock" ".venv/tools/$1.lock"
 }
 
 missing_for_python() { # $1: the interpreter
@@ -162,11 +171,8 @@ case "$MODE" in test | full) need "$(missing_servers; missing_for_images)" ;; es
 if [ "$MODE" = full ]; then
     sh "$SELF" test
     .venv/bin/python tools/helm.py .venv/tools kubectl3 kubectl4
-    [ "$(cat .venv/tools/models.lock 2>/dev/null)" = "$(cat tools/models.lock)" ] && exit 0
-    say "installing models of custom resources in .venv/tools"
-    .venv/bin/python -m pip -qq --disable-pip-version-check --no-input install --no-deps --upgrade --target .venv/tools/models \
-        --require-hashes -r tools/models.lock </dev/null
-    cp tools/models.lock .venv/tools/models.lock
+    beside models "models of custom resources"
+    beside contents "what lists the contents of an image"
     exit 0
 fi
 if done_for test || { [ "$MODE" = run ] && done_for run; }; then exit 0; fi

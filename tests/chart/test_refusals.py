@@ -15,6 +15,10 @@ CERTIFICATE = {"enabled": True, "issuer": {"name": "le"}, "dnsNames": ["mx.examp
 PEERS = {"enabled": True, "secret": "peers"}
 
 CASES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
+    "two registries": (
+        {"image": {"registry": "registry.example.org", "repository": "mirror.example.net/gatepost"}},
+        ("image.registry is registry.example.org", "image.repository is mirror.example.net/gatepost"),
+    ),
     "PROXY without networks": (
         {"services": {"mx": {"proxyProtocol": True}}},
         ("services.mx.proxyProtocol is true", "services.mx.trustedNetworks is empty"),

@@ -37,14 +37,14 @@ class Values(BaseModel):
 
 class Global(Values):
     imageRegistry: str
-    """Registry of all images of this chart, where `image.registry` is empty."""
+    """Registry of the gateway's image, before `image.registry`: for a mirror."""
     imagePullSecrets: list[Name]
     """Names of Secrets to pull images with."""
 
 
 class Image(Values):
     registry: str
-    """Registry; empty for `global.imageRegistry`, and with that empty for what the nodes use."""
+    """Its registry; empty when `image.repository` has it, or for what the nodes use."""
     repository: Annotated[str, Field(min_length=1)]
     """The image's name."""
     tag: str

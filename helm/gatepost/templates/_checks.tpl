@@ -14,6 +14,9 @@
 {{- if eq $v.image.tag "latest" }}
 {{- fail "image.tag is latest, which says nothing about what runs; give a version, or image.digest" }}
 {{- end }}
+{{- if and $v.image.registry (regexMatch "^(localhost|[^/]*[.:][^/]*)/" $v.image.repository) }}
+{{- fail (printf "image.registry is %s, and image.repository is %s, which begins with a registry, too; set image.registry to \"\" or leave it out of image.repository" $v.image.registry $v.image.repository) }}
+{{- end }}
 {{- if and $v.monitoring.podMonitor.enabled $v.monitoring.serviceMonitor.enabled }}
 {{- fail "monitoring.podMonitor.enabled and monitoring.serviceMonitor.enabled are both true, and every pod would be counted twice; choose one" }}
 {{- end }}

@@ -36,7 +36,7 @@ app.kubernetes.io/managed-by: {{ $root.Release.Service }}
 {{- end }}
 
 {{- define "gatepost.image" -}}
-{{- $registry := default .Values.global.imageRegistry .Values.image.registry -}}
+{{- $registry := default .Values.image.registry .Values.global.imageRegistry -}}
 {{- with $registry }}{{ . }}/{{ end }}{{ .Values.image.repository }}
 {{- if .Values.image.digest }}@{{ .Values.image.digest }}{{ else }}:{{ default .Chart.AppVersion .Values.image.tag }}{{ end }}
 {{- end }}
