@@ -214,6 +214,12 @@ CLIENT_CERTIFICATES = Counter(
     "Certificates that clients showed, by whether a CA of the listener's vouches for them.",
     ["listener", "result"],
 )
+CLIENTS_HIDDEN = Gauge(
+    "gatepost_clients_hidden",
+    "1 while a listener seems to see only a proxy's or a node's address in place of its clients'.",
+    ["listener"],
+    multiprocess_mode="livemax",
+)
 CERTIFICATE_EXPIRY = Gauge(
     "gatepost_certificate_expiry_timestamp_seconds",
     "When a listener's certificate ends, epoch seconds.",

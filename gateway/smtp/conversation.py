@@ -26,6 +26,7 @@ from gateway.smtp.intake import Desk, Intake
 from gateway.smtp.lines import OpenLines
 from gateway.smtp.options import ListenerOptions, TlsMode
 from gateway.smtp.receive import Chunks
+from gateway.smtp.vantage import Vantage
 
 _log = log.get()
 
@@ -72,6 +73,10 @@ class Hall(Protocol):
     servers: set[Conversation]
     lines: OpenLines
 
+    def vantage(self, listener: str) -> Vantage:
+        """What is known of that listener's clients together, by its address."""
+        ...
+
 
 class End(Exception):
     """The session is over, how is already said."""
@@ -95,6 +100,7 @@ class Conversation(Connection):
         self._refused = False
         self._health_check = False
         self._introduced = False
+        self._vantage = hall.vantage(listener.address)
         self._caller: IPAddress | None = None
         self._counted = False
         self._chunks: Chunks | None = None

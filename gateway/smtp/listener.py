@@ -13,6 +13,7 @@ from gateway.smtp.intake import Desk
 from gateway.smtp.lines import OpenLines
 from gateway.smtp.options import ListenerOptions
 from gateway.smtp.server import Server
+from gateway.smtp.vantage import Vantage
 
 _log = log.get()
 _BACKLOG = 1024
@@ -29,6 +30,7 @@ class Front:
         self.draining = False
         self.counter = counter
         self.servers: set[Conversation] = set()
+        self._vantages: dict[str, Vantage] = {}
         self._sockets: list[asyncio.AbstractServer] = []
         self._listeners: tuple[ListenerOptions, ...] = ()
 
@@ -43,6 +45,10 @@ class Front:
                 return Server(self, self._listeners[i], loop)
 
             self._sockets.append(await loop.create_server(factory, sock=sock, backlog=_BACKLOG))
+
+    def vantage(self, listener: str) -> Vantage:
+        """See `gateway.smtp.conversation.Hall`."""
+        return self._vantages.get(listener) or self._vantages.setdefault(listener, Vantage(listener))
 
     def renew(self, desk: Desk, listeners: Sequence[ListenerOptions]) -> None:
         """What sessions that begin from now on get; `listeners` in the order in which they were given to `listen`.

@@ -102,6 +102,7 @@ class Server(Conversation, SMTP):
             return Reply(503, "5.1", "MAIL was said already")
         if self.hall.draining:
             raise self._hang_up("draining", DRAINING)
+        self._vantage.note(self.session)
         return await self.intake.mail(grammar.parse_mail(argument, self.session.esmtp, self._may_require_tls()))
 
     async def smtp_RCPT(self, argument: str) -> Reply:
