@@ -39,6 +39,7 @@ BUSY: Final = Reply(421, "3.2", "too many connections, try again later")
 BUSY_CLIENT: Final = Reply(421, "7.0", "too many connections from you, try again later")
 NOT_SMTP: Final = Reply(554, "5.1", "this is SMTP")
 NO_PROXY: Final = Reply(421, "5.1", "no valid PROXY header")
+UNASKED_PROXY: Final = Reply(421, "5.1", "no PROXY header is expected here")
 EARLY: Final = Reply(554, "5.1", "data before it was asked for")
 
 _IDLE_TALK: Final = frozenset({"HELO", "EHLO", "NOOP", "RSET", "VRFY", "HELP"})
@@ -240,6 +241,12 @@ class Conversation(Connection):
             count("connect", reply.code)
             self._say(reply)
 
+    def _refuse_header(self, head: bytes) -> None:
+        """End the session when `head` is of a proxy that nobody expects here: what follows is somebody else's."""
+        if proxy.begins(head):
+            self._turn_away(UNASKED_PROXY, "unasked-proxy-header")
+            raise End
+
     async def _greet(self) -> bool:
         """Judge the connection and greet. After a refusal the client may only QUIT (RFC 5321 section 3.1).
 
@@ -259,7 +266,10 @@ class Conversation(Connection):
         if self._inbox.buffer and not self._health_check and refusal is None and not judged:
             # Honest clients wait for the greeting (RFC 5321 section 4.3.1); what does not wait does not listen. Where
             # a plugin was told of it, its policy has decided.
-            self._turn_away(EARLY, "early-data")
+            if proxy.begins(self._inbox.buffer):
+                self._turn_away(UNASKED_PROXY, "unasked-proxy-header")
+            else:
+                self._turn_away(EARLY, "early-data")
             return False
         if refusal is None:
             reply = Reply(220, "", f"{self.desk.options.hostname} ESMTP Gatepost")
@@ -324,6 +334,7 @@ class Conversation(Connection):
             try:
                 verb, argument = grammar.split_line(line, strict=options.newlines is Newlines.REJECT)
             except CommandError as error:
+                self._refuse_header(line + self._inbox.buffer[:16])
                 self._answer("line", error.reply)
                 continue
             await self._command(verb, argument)
@@ -336,6 +347,7 @@ class Conversation(Connection):
                 self._end = "http"
                 self._say(NOT_SMTP)
                 raise End
+            self._refuse_header(f"{verb} {argument}".encode())
             self._answer("unknown", NOT_KNOWN)
             return
         if self._refused and verb not in ("QUIT", "XCLIENT"):

@@ -45,6 +45,11 @@ class ProxyHeader:
         return self.tlvs.get(TLV_AUTHORITY, b"").decode("ascii", "replace")
 
 
+def begins(data: bytes | bytearray) -> bool:
+    """Whether this is the beginning of a header, beyond chance; for listeners that expect none."""
+    return data.startswith((b"PROXY TCP", b"PROXY UNKNOWN", V2_SIGNATURE))
+
+
 def read(data: bytes | bytearray) -> tuple[ProxyHeader, int] | None:
     """The header at the start of `data` and how many octets it has; None when more octets are needed.
 

@@ -6,8 +6,10 @@ import ipaddress
 import struct
 
 import pytest
+from structlog.testing import capture_logs
 
 from gateway.smtp.proxy import TLV_AUTHORITY, V2_SIGNATURE, ProxyError, ProxyHeader, read
+from tests.smtp.door import door, run
 
 CLIENT = ipaddress.ip_address("192.0.2.7")
 CLIENT6 = ipaddress.ip_address("2001:db8::7")
@@ -84,3 +86,39 @@ def test_the_authority_is_the_name_that_the_client_asked_for():
 def test_what_is_no_header_is_refused_at_once(data):
     with pytest.raises(ProxyError):
         read(data)
+
+
+UNASKED = [
+    b"PROXY TCP4 192.0.2.7 127.0.0.1 999 25\r\nEHLO client.test\r\n",
+    b"PROXY UNKNOWN\r\nEHLO client.test\r\n",
+    v2(0x11, ADDRESSES) + b"EHLO client.test\r\n",
+]
+
+
+@pytest.mark.parametrize("header", UNASKED)
+@pytest.mark.parametrize("early", [True, False])
+def test_a_header_where_none_is_expected_ends_the_session_and_says_why(header: bytes, early: bool) -> None:
+    async def test() -> None:
+        async with door() as opened:
+            with capture_logs() as logs:
+                client = await opened.connect(first=header if early else b"")
+                if not early:
+                    await client.greeting()
+                    client.send(header)
+                heard = (await client.last_words()).splitlines()
+            assert heard[-1] == "421 4.5.1 no PROXY header is expected here" and "250" not in str(heard)
+            (said,) = (line for line in logs if line["event"] == "session.turned_away")
+            assert (said["reason"], said["client"]) == ("unasked-proxy-header", "127.0.0.1")
+
+    run(test)
+
+
+@pytest.mark.parametrize("line", ["PROXY", "PROXY example.org", "PROX TCP4 192.0.2.7"])
+def test_what_only_resembles_a_header_is_an_unknown_command(line: str) -> None:
+    async def test() -> None:
+        async with door() as opened:
+            client = await opened.session()
+            await client.expect(line, "500")
+            await client.expect("NOOP", "250")
+
+    run(test)
