@@ -120,7 +120,7 @@ class MilterServer:
         return Dialogue(self.host, self.options, self._loop)
 
 
-class MilterSession(Milter.Base):  # type: ignore[misc]  # pymilter has no types
+class MilterSession(Milter.Base):
     """One connection of the MTA's. Every callback answers; with TEMPFAIL when nothing better can be said."""
 
     def __init__(self, server: MilterServer) -> None:
@@ -147,7 +147,7 @@ class MilterSession(Milter.Base):  # type: ignore[misc]  # pymilter has no types
     def data(self) -> int:
         return self._ask("data", lambda: self.dialogue.data(self._macros()))
 
-    @Milter.decode("bytes")  # type: ignore[untyped-decorator]
+    @Milter.decode("bytes")
     def header(self, field: str, value: bytes) -> int:
         return self._ask("header", lambda: self.dialogue.header(field, value, leads=self.leads))
 
@@ -235,7 +235,7 @@ class MilterSession(Milter.Base):  # type: ignore[misc]  # pymilter has no types
                 self._set_reply(answer.reply)
             except Exception as error:  # noqa: BLE001  (then the MTA uses words of its own)
                 _log.warning("milter.reply_not_set", callback=callback, reason=str(error) or type(error).__name__)
-        return int(_WORDS[answer.word])
+        return _WORDS[answer.word]
 
     def _set_reply(self, reply: Reply) -> None:
         lines = [_printable(line)[:_LINE].replace("%", "%%") or " " for line in reply.text.split("\n")[:_LINES]]

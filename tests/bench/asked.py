@@ -14,7 +14,7 @@ import json
 import shutil
 import statistics
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +91,8 @@ def counting(home: Path, meter: Meter) -> Iterator[int]:
     process.stop()
 
 
-FILTERS: Mapping[str, Any] = {"nobody": nobody, "milter": opendkim, "policy": postgrey, "pymilter": counting}
+Filter = Callable[[Path, Meter], contextlib.AbstractContextManager[int]]
+FILTERS: Mapping[str, Filter] = {"nobody": nobody, "milter": opendkim, "policy": postgrey, "pymilter": counting}
 
 
 def _entries(asked: str, port: int) -> list[dict[str, Any]]:

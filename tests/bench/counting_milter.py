@@ -10,7 +10,7 @@ import sys
 import Milter
 
 
-class CountingMilter(Milter.Base):  # type: ignore[misc]
+class CountingMilter(Milter.Base):
     """Counts header fields and octets of the body."""
 
     def __init__(self) -> None:
@@ -18,35 +18,35 @@ class CountingMilter(Milter.Base):  # type: ignore[misc]
         self.octets = 0
 
     def connect(self, name: str, family: int, address: object) -> int:
-        return int(Milter.CONTINUE)
+        return Milter.CONTINUE
 
     def hello(self, name: str) -> int:
-        return int(Milter.CONTINUE)
+        return Milter.CONTINUE
 
     def envfrom(self, sender: str, *parameters: str) -> int:
         self.fields = self.octets = 0
-        return int(Milter.CONTINUE)
+        return Milter.CONTINUE
 
     def envrcpt(self, recipient: str, *parameters: str) -> int:
-        return int(Milter.CONTINUE)
+        return Milter.CONTINUE
 
     def header(self, name: str, value: str) -> int:
         self.fields += 1
-        return int(Milter.CONTINUE)
+        return Milter.CONTINUE
 
     def eoh(self) -> int:
-        return int(Milter.CONTINUE)
+        return Milter.CONTINUE
 
     def body(self, chunk: bytes) -> int:
         self.octets += len(chunk)
-        return int(Milter.CONTINUE)
+        return Milter.CONTINUE
 
     def eom(self) -> int:
         self.addheader("X-Counted", f"{self.fields} fields, {self.octets} octets")
-        return int(Milter.CONTINUE)
+        return Milter.CONTINUE
 
     def close(self) -> int:
-        return int(Milter.CONTINUE)
+        return Milter.CONTINUE
 
 
 if __name__ == "__main__":

@@ -29,7 +29,8 @@ def memory(process: GatepostProcess) -> tuple[float, float]:
     """Resident memory of the worker now, and at its highest, in MiB: anonymous pages, and so without shared files."""
     (pid,) = process.workers
     fields = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
-    return tuple(int(fields[name].split()[0]) / 1024 for name in ("VmRSS", "VmHWM"))  # type: ignore[return-value]
+    now, highest = (int(fields[name].split()[0]) / 1024 for name in ("VmRSS", "VmHWM"))
+    return now, highest
 
 
 def first_message(process: GatepostProcess, sink: SmtpSink) -> tuple[float, float]:

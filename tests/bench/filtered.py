@@ -69,7 +69,8 @@ def signed(key: KeyPair, domain: str) -> bytes:
         f"Message-ID: <1@{domain}>\r\nMIME-Version: 1.0\r\nContent-Type: text/plain\r\n\r\n"
     ).encode() + body
     fields = [b"from", b"to", b"subject", b"date", b"message-id"]
-    return dkim.sign(message, b"s", domain.encode(), key.traditional, include_headers=fields) + message
+    signature: bytes = dkim.sign(message, b"s", domain.encode(), key.traditional, include_headers=fields)
+    return signature + message
 
 
 @contextlib.contextmanager

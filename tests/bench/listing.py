@@ -17,7 +17,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,7 +35,7 @@ class Contender:
 
     name: str
     port: int
-    listings: dict[str, Sequence[str]]
+    listings: Mapping[str, Sequence[str]]
     stop: Callable[[], None]
     start: Callable[[], None]
 

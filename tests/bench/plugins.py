@@ -30,7 +30,7 @@ from gateway.sdk.testing import (
 )
 from gateway.services.clock import SystemClock
 from gateway.services.state import SqliteState
-from tests.support.dkimkeys import ed25519, rsa
+from tests.support.dkimkeys import KeyPair, ed25519, rsa
 
 _GIVERS = {
     "dmarc": ("spf", "dkim"),
@@ -40,7 +40,7 @@ _GIVERS = {
 _CLIENT, _DOMAIN, _HOST = "192.0.2.1", "sender.example", "mail.sender.example"
 
 
-def signed_message(key: Any = None, selector: str = "s") -> bytes:
+def signed_message(key: KeyPair | None = None, selector: str = "s") -> bytes:
     """About 4 KB, signed by `key` where one is given."""
     body = b"".join(b"Line %04d of a message that says nothing much, but says it at length.\r\n" % n for n in range(50))
     message = (
@@ -50,7 +50,8 @@ def signed_message(key: Any = None, selector: str = "s") -> bytes:
     if key is None:
         return message
     fields = [b"from", b"to", b"subject", b"date", b"message-id"]
-    return dkim.sign(message, selector.encode(), _DOMAIN.encode(), key.traditional, include_headers=fields) + message
+    signature: bytes = dkim.sign(message, selector.encode(), _DOMAIN.encode(), key.traditional, include_headers=fields)
+    return signature + message
 
 
 def rows(directory: Path) -> list[tuple[str, str, Mapping[str, Any]]]:
@@ -125,7 +126,7 @@ async def microseconds(name: str, options: Mapping[str, Any], services: Services
         session = make_session(_CLIENT, helo=_HOST, trusted=name in ("dkim-sign", "disclaimer"))
         transaction = make_transaction(session, sender=f"ann@{_DOMAIN}", recipients=["anna@example.org"])
         message = make_message(signed_message() if name == "dkim-sign" else signed_message(rsa(2048)))
-        given: dict[type, Any] = {
+        given: dict[type, object] = {
             Session: session,
             Transaction: transaction,
             Recipient: make_recipient("anna@example.org"),
@@ -150,7 +151,7 @@ async def microseconds(name: str, options: Mapping[str, Any], services: Services
         await plugin.close()
 
 
-async def _found(name: str, services: Services, given: Mapping[type, Any]) -> Any:
+async def _found(name: str, services: Services, given: Mapping[type, object]) -> object:
     cls = plugin_class(name)
     plugin = cls(cls.Options.model_validate({}), services)
     await plugin.start()

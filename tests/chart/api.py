@@ -170,8 +170,8 @@ class Api:
                 revisions = {"currentRevision": "r", "updateRevision": "r", "observedGeneration": generation}
                 return {**dict.fromkeys(counts, count), **revisions}
             case "PodDisruptionBudget":
-                counts = ("currentHealthy", "desiredHealthy", "disruptionsAllowed", "expectedPods")
-                return {**dict.fromkeys(counts, 1), "observedGeneration": generation}
+                healthy = ("currentHealthy", "desiredHealthy", "disruptionsAllowed", "expectedPods")
+                return {**dict.fromkeys(healthy, 1), "observedGeneration": generation}
             case "Service" if document["spec"].get("type") == "LoadBalancer":
                 return {"loadBalancer": {"ingress": [{"ip": "192.0.2.10"}]}}
             case "Pod" if "status" in document:
@@ -372,7 +372,8 @@ def _selected(document: Document, question: dict[str, str]) -> bool:
         if (labels.get(name.rstrip("!")) == value) is name.endswith("!"):
             return False
     wanted = dict(term.split("=", 1) for term in filter(None, question.get("fieldSelector", "").split(",")))
-    return wanted.get("metadata.name", document["metadata"]["name"]) == document["metadata"]["name"]
+    own: str = document["metadata"]["name"]
+    return wanted.get("metadata.name", own) == own
 
 
 def _merged(old: Any, new: Any) -> Any:
@@ -455,7 +456,7 @@ _MAGIC: Final = b"k8s\0"
 def _from_protobuf(body: bytes) -> Document:
     envelope = _fields(body[len(_MAGIC) :])
     kind = _fields(envelope[1][0])
-    found = {"apiVersion": kind[1][0].decode(), "kind": kind[2][0].decode()}
+    found: Document = {"apiVersion": kind[1][0].decode(), "kind": kind[2][0].decode()}
     if found["kind"] not in ("Secret", "Namespace"):
         return found
     secret = _fields(envelope[2][0])

@@ -54,7 +54,7 @@ def _plain(node: Any) -> Any:
         return [_plain(part) for part in node]
     if not isinstance(node, dict):
         return node
-    out = {}
+    out: dict[str, Any] = {}
     for key, value in node.items():
         if key in ("properties", "$defs"):
             out[key] = {name: _plain(part) for name, part in value.items()}
@@ -105,6 +105,7 @@ def _leaves(whole: dict[str, Any], node: dict[str, Any], default: Any, path: str
             yield from _leaves(whole, found, below, f"{at}.")
         else:
             # A mapping of the operator's own names; values.yaml has one entry, whose values are an example.
+            assert isinstance(below, dict)
             yield at, part, list(below)
             entry = _section(whole, next(iter(found["patternProperties"].values())))
             assert entry is not None

@@ -74,11 +74,11 @@ class DnsServer:
         """Serve these records and no others: zone lines, or record sets."""
         made: dict[tuple[dns.name.Name, int], dns.rrset.RRset] = {}
         for record in records:
-            rrset = _read(record) if isinstance(record, str) else record.copy()
+            rrset = _read(record) if isinstance(record, str) else _copied(record)
             key = (rrset.name.canonicalize(), int(rrset.rdtype))
             there = made.setdefault(key, rrset)
             if there is not rrset:
-                there.update(rrset)
+                there.update(rrset)  # type: ignore[no-untyped-call]  # dnspython gives it no types
         self._records = made
 
     def change(self, line: str) -> None:
@@ -214,6 +214,10 @@ def _wire(message: dns.message.Message) -> bytes:
 def _read(line: str) -> dns.rrset.RRset:
     name, ttl, _, rdtype, rdata = line.split(maxsplit=4)
     return dns.rrset.from_text(name, int(ttl), "IN", rdtype, rdata)
+
+
+def _copied(rrset: dns.rrset.RRset) -> dns.rrset.RRset:
+    return rrset.copy()  # type: ignore[no-untyped-call, no-any-return]  # dnspython gives it no types
 
 
 class _Udp(asyncio.DatagramProtocol):

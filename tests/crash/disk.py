@@ -15,6 +15,7 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from tests.support.process import Process, alive, binary, children, new_directory, wait_until
@@ -91,7 +92,7 @@ class Disk:
 
     def _unmount(self) -> None:
         for path in (self.path, self._device):
-            wait_until(lambda path=path: _unmounted(path), f"{path} is not mounted any more")  # type: ignore[misc]
+            wait_until(partial(_unmounted, path), f"{path} is not mounted any more")
         self._process.wait()
 
     def stop(self) -> None:

@@ -82,7 +82,7 @@ def _synchronous(value: str) -> Callable[[], None]:
         settings = tuple(
             s.replace("=FULL", f"={value}") if s.startswith("synchronous=") else s for s in writer._SETTINGS
         )
-        writer._SETTINGS = settings  # type: ignore[misc]
+        writer._SETTINGS = settings  # type: ignore[misc, assignment]  # a fault
 
     return plant
 
@@ -96,7 +96,7 @@ def _answer_early() -> None:
         answered.set_result(None)
         return answered
 
-    SqliteSpool._insert = early  # type: ignore[method-assign]
+    SqliteSpool._insert = early  # type: ignore[method-assign]  # a fault
 
 
 def _clean_too_much() -> None:
@@ -115,12 +115,12 @@ def _bounce_late() -> None:
             await self.writer.submit(partial(self.insert_dsn, dsn=dsn))
         self.next_due = 0.0
 
-    Shard.settle = late  # type: ignore[method-assign]
+    Shard.settle = late  # type: ignore[method-assign]  # a fault
 
 
 def _commit_soon() -> None:
     assert databases._NOT_DURABLE == ("off",)
-    databases._NOT_DURABLE = ()  # type: ignore[misc, assignment]
+    databases._NOT_DURABLE = ()  # type: ignore[misc, assignment]  # a fault
 
 
 def _give_up_untried() -> None:
@@ -131,7 +131,7 @@ def _give_up_untried() -> None:
             return Outcome(Result.FAILED, Reply(554, "4.7", "its time is over"))
         return route(self, message, number)
 
-    Scheduler._route = stern  # type: ignore[method-assign]
+    Scheduler._route = stern  # type: ignore[method-assign]  # a fault
 
 
 def _nothing() -> None:

@@ -93,7 +93,8 @@ class Report:
             Found(**{**row, "planted": Result(**row["planted"]), "sound": Result(**row["sound"])})
             for row in data["planted"]
         )
-        return cls(data["rounds"], data["machine"], *(results(data[part]) for part in _PARTS), planted)
+        parts = {part: results(data[part]) for part in _PARTS}
+        return cls(data["rounds"], data["machine"], planted=planted, **parts)
 
     def write(self, directory: Path) -> None:
         """Write both forms."""

@@ -122,8 +122,7 @@ def bounced(at: Step, *, fault: str = SOUND) -> Result:
         "sender.test": {"next_hop": "maildir:./mail", "recipients": "any"},
     }
     try:
-        options = {"domains": domains, "relay_from": ["127.0.0.0/8"]}
-        with victim(f"{at}:10", f"{at}:25", fault=fault, **options) as gatepost:
+        with victim(f"{at}:10", f"{at}:25", fault=fault, domains=domains, relay_from=["127.0.0.0/8"]) as gatepost:
             with Load(gatepost.port).running() as load:
                 gatepost.wait_deaths()
                 load.goes_on(_ENOUGH)
@@ -366,6 +365,11 @@ def _arrived(gatepost: Victim) -> int:
     return len(list((gatepost.directory / "com/new").glob("*")))
 
 
+def _more_arrives(gatepost: Victim, count: int) -> None:
+    enough = _arrived(gatepost) + count
+    wait_until(lambda: _arrived(gatepost) >= enough, "new mail arrives")
+
+
 def clock(name: str, offsets: Sequence[int], *, flush: bool = False, fault: str = SOUND) -> Result:
     """The clock is set under load, new mail goes by it at once, and all processes are killed; and so on.
 
@@ -385,8 +389,7 @@ def clock(name: str, offsets: Sequence[int], *, flush: bool = False, fault: str 
                     load.goes_on(_SOME)
                     wall.set(offset)
                     wait_until(lambda: _goes_by(gatepost, wall), "Gatepost goes by the new time")
-                    enough = _arrived(gatepost) + _SOME
-                    wait_until(lambda wanted=enough: _arrived(gatepost) >= wanted, "new mail arrives")
+                    _more_arrives(gatepost, _SOME)
                     gatepost.kill_tree()
             wall.set(last)
             gatepost.configure(domains=_hops("maildir:./net"))

@@ -6,7 +6,7 @@ import smtplib
 from pathlib import Path
 from typing import Any
 
-from tests.interop.test_judging import found
+from tests.interop.explained import found
 from tests.support.clients import connect, reference
 from tests.support.gatepost import GatepostProcess
 from tests.support.slapd import PEOPLE, READER, password_file

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from tests.interop.explained import found
 from tests.interop.settings import delivered, maildir
-from tests.interop.test_judging import found
 from tests.support.clients import ProxiedClient, connect, queue_id, reference, swaks, transact
 from tests.support.gatepost import refused_start
 from tests.support.process import free_port, wait_until

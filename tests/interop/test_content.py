@@ -18,8 +18,8 @@ from typing import Any
 
 import pytest
 
+from tests.interop.explained import found
 from tests.interop.settings import delivered, maildir
-from tests.interop.test_judging import found
 from tests.support.clients import connect, queue_id, reference, swaks, transact
 from tests.support.gatepost import GatepostProcess
 from tests.support.process import binary, free_port, wait_until

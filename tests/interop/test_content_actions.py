@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.interop.test_judging import found
+from tests.interop.explained import found
 from tests.support.clients import connect, queue_id, reference, swaks, transact
 from tests.support.gatepost import GatepostProcess, refused_start
 from tests.support.postfix import SmtpSink

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.interop.test_judging import found
+from tests.interop.explained import found
 from tests.support.clients import reference, transact
 from tests.support.guest import Guest, PosingClient, ask_policy, read_action, rules
 from tests.support.postfix import Postfix, SmtpSink

@@ -18,7 +18,8 @@ from gateway.services.dns import DnsOptions, Resolver
 from plugins.dmarc import DmarcPlugin
 from plugins.dmarc.discovery import DmarcRecords
 from plugins.dmarc.report import NAMESPACE
-from tests.interop.test_judging import behind_proxy, found
+from tests.interop.explained import found
+from tests.interop.settings import behind_proxy
 from tests.support.clients import ProxiedClient, queue_id, reference, transact
 from tests.support.opendmarc import OpenDmarc
 from tests.support.postfix import SmtpSink

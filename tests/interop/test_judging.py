@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
-
 import pytest
 
+from tests.interop.explained import found
+from tests.interop.settings import behind_proxy
 from tests.support.clients import ProxiedClient, connect, queue_id, reference, transact
 from tests.support.process import free_port
 from tests.support.servers import Dovecot, Unbound
@@ -25,34 +24,6 @@ RECORDS = [
     "strict.test. 60 IN MX 10 mx.strict.test.",
     'client.test. 60 IN TXT "v=spf1 ip4:192.0.2.0/24 -all"',
 ]
-
-
-def behind_proxy(dovecot: Dovecot, unbound: Unbound | None, pipeline: list[Any]) -> dict[str, Any]:
-    """Clients come with a PROXY header, so that they can be anybody. Without unbound nobody answers questions."""
-    return {
-        "domains": {Dovecot.DOMAIN: {"next_hop": f"lmtp:127.0.0.1:{dovecot.lmtp_port}", "recipients": "any"}},
-        "listeners": [
-            {
-                "address": f"127.0.0.1:{free_port()}",
-                "role": "edge",
-                "proxy_protocol": {"trusted": ["127.0.0.1/32"]},
-            }
-        ],
-        "dns": {"nameservers": [unbound.address if unbound else f"127.0.0.1:{free_port()}"], "timeout": "2s"},
-        "pipeline": pipeline,
-    }
-
-
-def found(explained: Any, kind: str) -> Iterator[dict[str, Any]]:
-    """Every finding of that kind anywhere in what `gatepost explain --json` gave."""
-    if isinstance(explained, dict):
-        if explained.get("finding") == kind:
-            yield explained["value"]
-        for value in explained.values():
-            yield from found(value, kind)
-    elif isinstance(explained, list):
-        for value in explained:
-            yield from found(value, kind)
 
 
 def test_a_client_on_a_dns_list_is_refused_and_the_finding_is_explained(gatepost, running, dovecot):

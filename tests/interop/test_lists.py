@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.interop.test_judging import found
+from tests.interop.explained import found
 from tests.support.clients import ProxiedClient, queue_id, reference, transact
 from tests.support.gatepost import GatepostProcess, refused_start
 from tests.support.process import free_port, wait_until

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.interop.explained import found
 from tests.interop.test_dkim import dkimsign, txt
-from tests.interop.test_judging import found
 from tests.support.clients import reference, transact
 from tests.support.dkimkeys import rsa
 from tests.support.guest import Guest, PosingClient, rules

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.interop.test_judging import found
+from tests.interop.explained import found
 from tests.support.clients import connect, queue_id, reference, transact
 from tests.support.forward import MailHost, loopback_address
 from tests.support.postfix import Postfix, SmtpSink

@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from textwrap import dedent, indent
 from typing import Any
@@ -48,7 +49,7 @@ class Guest:
 
     def __init__(self, options: dict[str, Any], beside: Guest | None = None, **session: Any) -> None:
         made = beside.plugin if beside else MilterHostPlugin(HostOptions.model_validate(options), Bench().services)
-        self.plugin = made
+        self.plugin: MilterHostPlugin = made
         self.wanted = {finder.stage for finder in self.plugin.finders}
         self.session = make_session(**{"helo": "", **session})
         self.number = 0
@@ -110,7 +111,10 @@ class Guest:
 
 def calls_of(guest: Guest) -> list[Any]:
     """What the milter of this guest has noted in the list `calls` of its module."""
-    return sys.modules[guest.plugin._host.make.func.__module__].calls
+    make = guest.plugin._host.make
+    assert isinstance(make, partial)
+    calls: list[Any] = sys.modules[make.func.__module__].calls
+    return calls
 
 
 def visit(options: dict[str, Any], script: Callable[[Guest], Awaitable[Any]] | None = None, **session: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 from gateway.mail.address import NULL_SENDER, Address, Sender, parse_mailbox
 from gateway.mail.envelope import Envelope, MailParameters, Notify, Origin, Priority, Recipient
@@ -87,7 +87,7 @@ class Octets:
     def eight_bit(self) -> bool:
         return not self.octets.isascii()
 
-    async def blocks(self):  # type: ignore[no-untyped-def]
+    async def blocks(self) -> AsyncIterator[bytes]:
         for start in range(0, len(self.octets), 16384):
             self.read = start + 16384
             yield self.octets[start : start + 16384]

@@ -76,7 +76,7 @@ class Disk:
         patch.setattr(draft, "os", self.files)
         self._writer: Writer = spool._shards[0].writer
         self.database = FaultyDatabase(self._writer._database)
-        self._writer._database = self.database  # type: ignore[assignment]
+        self._writer._database = self.database  # type: ignore[assignment]  # it does as one
 
     @property
     def met(self) -> int:

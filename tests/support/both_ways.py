@@ -14,6 +14,7 @@ import socket
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -66,7 +67,7 @@ class PostfixDoor:
             env = {"MILTER_RECORD": str(self.records)}
             process = Process(argv, self.records / f"{name}.log", env=env)
             self._milters.append(process)
-            process.wait_ready(lambda port=milter: listens(port))  # type: ignore[misc]
+            process.wait_ready(partial(listens, milter))
             services += f"127.0.0.1:{port} inet n - n - - smtpd -o smtpd_milters=inet:127.0.0.1:{milter}\n"
         self.postfix = Postfix(
             {

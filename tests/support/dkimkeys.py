@@ -77,7 +77,9 @@ def ed25519(number: int = 0) -> KeyPair:
 
 def relaxed_header(field: bytes) -> bytes:
     """RFC 6376 section 3.4.2."""
-    name, value = re.match(rb"([^:]*?)[ \t]*:(.*)\Z", field, re.DOTALL).groups()
+    parts = re.match(rb"([^:]*?)[ \t]*:(.*)\Z", field, re.DOTALL)
+    assert parts is not None
+    name, value = parts.groups()
     return name.lower() + b":" + re.sub(rb"[ \t]+", b" ", re.sub(rb"\r\n", b"", value)).strip() + b"\r\n"
 
 
@@ -170,7 +172,8 @@ def arc_set(
     for field in split(reported + message + content)[0]:
         name = field.split(b":")[0].lower()
         if name in order:
-            instance = int(re.search(rb"[\s;:]i ?= ?(\d+)", field)[1])
-            before[instance, order.index(name)] = relaxed_header(field)
+            instance = re.search(rb"[\s;:]i ?= ?(\d+)", field)
+            assert instance is not None
+            before[int(instance[1]), order.index(name)] = relaxed_header(field)
     data = b"".join(before[at] for at in sorted(before)) + relaxed_header(own)[:-2]
     return own + base64.b64encode(key.sign(data)) + b"\r\n" + message + reported + content

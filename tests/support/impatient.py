@@ -17,7 +17,7 @@ def main(seconds: str, config: str) -> int:
         from gateway import app
         from gateway.pipeline import breaker
 
-        breaker.FIRST_PAUSE = float(seconds)  # type: ignore[misc]
+        breaker.FIRST_PAUSE = float(seconds)  # type: ignore[misc]  # it is Final to others
         return app.run(load(config))
 
 

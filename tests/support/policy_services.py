@@ -63,7 +63,8 @@ class PolicydSpf:
             except OSError:
                 return
             with sock, (self.home / "log").open("ab") as log:
-                self._children.append(subprocess.Popen(self._argv, stdin=sock, stdout=sock, stderr=log))
+                link = sock.fileno()
+                self._children.append(subprocess.Popen(self._argv, stdin=link, stdout=link, stderr=log))
 
     def kill(self) -> None:
         """SIGKILL for all that run; the next connection gets a new one."""

@@ -126,8 +126,8 @@ class PostgresServer:
 
     def query(self, sql: str, *values: Any, schema: str = "gatepost") -> list[Any]:
         """What another session sees or does, as an operator's ``psql`` would."""
-        secret = {"password": self._password} if self._password else {}
-        with psycopg.connect(self.url, autocommit=True, connect_timeout=10, **secret) as connection:
+        secret = self._password or None
+        with psycopg.connect(self.url, autocommit=True, connect_timeout=10, password=secret) as connection:
             connection.execute("SELECT set_config('search_path', %s, false)", (schema,))
             cursor = connection.execute(sql.encode(), values or None)
             return cursor.fetchall() if cursor.description else []

@@ -22,6 +22,7 @@ from dataclasses import MISSING, Field, fields, is_dataclass
 from enum import Enum
 from importlib.metadata import version
 from pathlib import Path
+from types import FunctionType
 from typing import Annotated, Any, Final
 
 from pydantic import BaseModel
@@ -53,6 +54,7 @@ MODULES: Final = (
 
 ROOT: Final = Path(__file__).parents[2]
 FILE: Final = ROOT / "tests/sdk/public_names.txt"
+_STARS: Final[Mapping[int, str]] = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
 
 
 def render() -> str:
@@ -119,14 +121,13 @@ def _members(classes: list[type], known: set[str]) -> Iterator[tuple[str, str]]:
     for cls in classes:
         own = vars(cls)
         notes = inspect.get_annotations(cls)
-        enum = issubclass(cls, Enum)
         for name in {*own, *notes} - seen:
             value = own.get(name)
             if name.startswith("_") and name != "__call__" and not (name == "__init__" and _written(cls)):
                 continue
             if issubclass(cls, BaseModel) and (name.startswith("model_") or name in cls.model_fields):
                 continue
-            if enum and name in cls.__members__:
+            if issubclass(cls, Enum) and name in cls.__members__:
                 continue
             if inspect.ismemberdescriptor(value):
                 continue
@@ -178,7 +179,7 @@ def _signature(function: Any) -> str:
         if parameter.kind is parameter.KEYWORD_ONLY and mark != "*":
             mark = "*"
             parameters.append("*")
-        star = {parameter.VAR_POSITIONAL: "*", parameter.VAR_KEYWORD: "**"}.get(parameter.kind, "")
+        star = _STARS.get(parameter.kind, "")
         mark = "*" if star == "*" else mark
         note = "" if parameter.annotation is parameter.empty else f": {parameter.annotation}"
         default = "" if parameter.default is parameter.empty else f" = {_shown(parameter.default)}"
@@ -195,7 +196,10 @@ def _model_field(info: FieldInfo) -> str:
 def _default(field: Field[Any]) -> str:
     if field.default is not MISSING:
         return f" = {_shown(field.default)}"
-    return "" if field.default_factory is MISSING else f" = {field.default_factory.__name__}()"
+    if field.default_factory is MISSING:
+        return ""
+    assert isinstance(field.default_factory, (type, FunctionType))
+    return f" = {field.default_factory.__name__}()"
 
 
 def _shown(value: Any) -> str:

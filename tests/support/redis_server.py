@@ -51,7 +51,7 @@ class RedisServer:
 
     def options(self, **more: object) -> RedisOptions:
         """To reach it."""
-        return RedisOptions(parse_url(self.url), **more)  # type: ignore[arg-type]
+        return RedisOptions(parse_url(self.url), **more)  # type: ignore[arg-type]  # its own fields
 
     def client(self) -> Redis:
         """Another client of it, to look at the keys and to spoil them."""

@@ -45,7 +45,8 @@ class Forever:
     seconds: float
 
 
-Script = bytes | type[Die] | type[Hang] | ThenDie | Forever | list["Script"] | Callable[[bytes], bytes]
+Answer = bytes | type[Die] | type[Hang] | ThenDie | Forever | Callable[[bytes], bytes]
+Script = Answer | list[Answer]
 
 
 def packet(letter: str, data: bytes = b"") -> bytes:
@@ -206,13 +207,14 @@ class ScriptedMilter:
             while not self._closing:
                 connection.sendall(script.said)
                 time.sleep(script.seconds)  # noqa: TID251 - a thread of its own
+            return False
         if isinstance(script, bytes):
             connection.sendall(script)
-        elif script is not Hang and script is not None:
-            connection.sendall(script(data))  # type: ignore[operator]
+        elif script is not None and not isinstance(script, type):
+            connection.sendall(script(data))
         return letter != "Q"
 
-    def _scripted(self, letter: str) -> Script | None:
+    def _scripted(self, letter: str) -> Answer | None:
         script = self.script.get(letter)
         if isinstance(script, list):
             return script.pop(0) if len(script) > 1 else script[0]

@@ -126,7 +126,7 @@ class TwoHosts:
         """The message as it comes out behind Postfix and behind Gatepost."""
         mark = f"<{next(self._numbers)}.mark@sender.test>"
         content = b"Message-ID: " + mark.encode() + b"\r\n" + content
-        replies = self.replies(chain, content, **more)  # type: ignore[arg-type]
+        replies = self.replies(chain, content, **more)  # type: ignore[arg-type]  # those of `replies`
         assert [code for code, _ in replies] == [250, 250], replies
         ids = [text.rpartition(" ")[2] for _, text in replies]
 
@@ -134,10 +134,10 @@ class TwoHosts:
             found = next((text for text in sink.messages() if mark in text), None)
             return _read(found, id) if (found and found.endswith("\n\n")) or (found and ".\n" in found[-4:]) else None
 
-        first, second = (
-            wait_until(lambda s=s, i=i: arrived(s, i), f"the message of {chain} came out")  # type: ignore[misc]
-            for s, i in zip(self.sinks, ids, strict=True)
-        )
+        def awaited(sink: SmtpSink, id: str) -> Arrived:
+            return wait_until(lambda: arrived(sink, id), f"the message of {chain} came out")
+
+        first, second = map(awaited, self.sinks, ids)
         return first, second
 
 

@@ -28,7 +28,7 @@ def _requests() -> socket.socket:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * MESSAGE_OCTETS)
         with theirs:
-            process = subprocess.Popen([sys.executable, "-m", "tests.support.forker"], stdin=theirs)
+            process = subprocess.Popen([sys.executable, "-m", "tests.support.forker"], stdin=theirs.fileno())
         _forker = process, ours
     return _forker[1]
 

@@ -51,7 +51,8 @@ class FastKey(KeyPair):
     """A key that signs in this process: a day has thousands of signatures."""
 
     def sign(self, data: bytes, digest: str = "sha256") -> bytes:
-        return dkim.crypto.RSASSA_PKCS1_v1_5_sign(hashlib.new(digest, data), _numbers(self.pem))
+        signature: bytes = dkim.crypto.RSASSA_PKCS1_v1_5_sign(hashlib.new(digest, data), _numbers(self.pem))
+        return signature
 
 
 @functools.cache

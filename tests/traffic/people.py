@@ -24,7 +24,7 @@ OURS: Final = "example.org"
 RELAXED: Final = "example.net"
 """Our domain with a pipeline of its own."""
 HOSTNAME: Final = "mx.example.org"
-DROPPED: Final = ipaddress.ip_network("198.18.250.0/24")
+DROPPED: Final = ipaddress.IPv4Network("198.18.250.0/24")
 """The network that is not even greeted."""
 BULK: Final = "bulk.test"
 """Below it are senders whom the postmaster blocks."""
@@ -112,8 +112,7 @@ class People:
         self._networks = [n for n in range(384) if n != 250]
         self._names: set[str] = set()
         some = min(40, max(2, size // 400))
-        partner = {"signs": True, "dmarc": "reject"}
-        self.partners = [self._house(3, **partner) for _ in range(some)]
+        self.partners = [self._house(3, signs=True, dmarc="reject") for _ in range(some)]
         self.cautious = [self._house(2, otherwise="~all", signs=True, dmarc="quarantine") for _ in range(some)]
         self.small = [self._house(1, spf=False) for _ in range(2 * some)]
         self.customers = [self._domain(signs=True, dmarc="none", network=None) for _ in range(some)]
@@ -151,7 +150,7 @@ class People:
         networks: tuple[IPNetwork, ...] | None = None
         if network is not None:
             networks = (network, _six(network))
-        return Domain(name or f"{self._label()}.test", networks, **what)  # type: ignore[arg-type]
+        return Domain(name or f"{self._label()}.test", networks, **what)  # type: ignore[arg-type]  # its own fields
 
     def _house(
         self, hosts: int, *, spf: bool = True, listed: tuple[str, ...] = (), name: str = "", **what: object
@@ -171,7 +170,7 @@ class People:
         address: IPAddress = network[host]
         if six:
             address = _six(network)[host]
-        return Client(address, name, **what)  # type: ignore[arg-type]
+        return Client(address, name, **what)  # type: ignore[arg-type]  # its own fields
 
     def _bot(self, number: int) -> Client:
         """A machine that was broken into, somewhere in 198.19.128.0/17."""

@@ -93,7 +93,7 @@ class Link:
             await self.writer.start_tls(context)
         except AttributeError:
             # A StreamWriter of Python 3.11 trips over its own None when the client gave up the handshake.
-            self.writer._transport = plain  # type: ignore[attr-defined]
+            self.writer._transport = plain  # type: ignore[attr-defined]  # StreamWriter's, which types do not show
             raise ConnectionResetError("the handshake failed") from None
 
     async def end(self) -> None:
@@ -221,4 +221,4 @@ def transport(
     """A transport to a peer; `options` are those of `SmtpOptions`."""
     destination = Destination(kind, host, port, security=security, tls_ca=tls_ca, hop=hop)
     defaults: dict[str, object] = {"hostname": "gate.test", "timeouts": Timeouts(quit=1.0), **options}
-    return SmtpTransport(destination, SmtpOptions(**defaults), dns or FakeDns())  # type: ignore[arg-type]
+    return SmtpTransport(destination, SmtpOptions(**defaults), dns or FakeDns())  # type: ignore[arg-type]  # its own fields
