@@ -143,7 +143,8 @@ def test_what_this_machine_lacks_is_found_at_the_start_and_does_not_hide_the_que
 
 def test_who_is_not_root_need_not_say_whom_a_command_runs_as(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    load_pipelines(good(tmp_path, LISTEN + "transports: {x: {pipe: {command: [/bin/cat]}}}"))
+    config = good(tmp_path, LISTEN + "transports: {x: {pipe: {command: [/bin/cat]}}}")
+    assert load_pipelines(config).keys() == {"default"}
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ from gateway.cli import main
 from gateway.config import Config, ConfigError, parse
 from gateway.mail.session import ids_from, new_session_id
 from gateway.ops.board import WorkerState
+from gateway.ops.handover_api import HandoverApi
 from gateway.ops.operations import Amended, Drop, Hold, Leave, Release, Retry
 from gateway.ops.queue_api import IMPORT_OCTETS
 from gateway.ops.why import Scene as View
@@ -497,9 +498,14 @@ def test_descriptions_are_bounded_each_and_all_together(tmp_path: Path, monkeypa
             said = await peers.offer(*args, pack.description, pack.content)
             assert said.told is Told.AMISS and "too long" in said.why
             monkeypatch.setattr("gateway.ops.handover_api.DESCRIPTION_OCTETS", size * 3 // 2)
+            held: list[int] = []
+            hold = HandoverApi._hold
+            monkeypatch.setattr(HandoverApi, "_hold", lambda api, count: (held.append(count), hold(api, count)))
             slow = Slow(await a.octets(offer.id))
             first = Tasks().start(peers.offer(*args, pack.description, slow), name="offer")
-            await asyncio.sleep(0.2)
+            # Without the end of its line.
+            while sum(held) < size - 1:
+                await asyncio.sleep(0.005)
             second = await peers.offer(peer, offer.id, new_session_id(), args[3], pack.description, pack.content)
             assert second.told is Told.UNKNOWN and "together" in second.why
             slow.go.set()
@@ -809,10 +815,22 @@ def test_whatever_is_asked_gets_an_answer_and_stores_nothing(tmp_path: Path) -> 
             st.lists(inner) | st.dictionaries(st.sampled_from(["record", "attempts", "redacted", "x"]), inner)
         ),
     )
+    | st.fixed_dictionaries(
+        {
+            "record": st.none() | st.just({"x": 1}) | st.integers(),
+            "attempts": st.lists(st.tuples(st.integers(-1, 3), st.lists(st.just({"x": 1}))).map(list), max_size=3),
+            "redacted": st.booleans() | st.integers(0, 1),
+        }
+    )
 )
 def test_papers_of_any_form_are_read_or_refused(data: Any) -> None:
-    with suppress(ParcelError):
-        read_papers(data)
+    try:
+        papers = read_papers(data)
+    except ParcelError as error:
+        assert str(error).startswith("its record and attempts ")
+        return
+    attempts = [[n, notes] for n, notes in papers.attempts]
+    assert data == {"record": papers.record, "attempts": attempts, "redacted": papers.redacted}
 
 
 @pytest.mark.parametrize(

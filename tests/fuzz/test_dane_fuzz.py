@@ -13,6 +13,7 @@ from tests.support.certificates import make_ca
 
 CA = make_ca()
 LEAF = CA.issue("mx.example.net")
+DOTTED = st.lists(st.sampled_from(["mx", "Mx", "net", "*", ""]), min_size=1, max_size=4).map(".".join)
 NAMES = ("mx.example.net", "", "a" * 300, "*.", ".")
 
 
@@ -49,7 +50,13 @@ def test_records_that_mean_nothing_are_left_out(found: list[Tlsa], junk: bytes):
 
 
 @settings(max_examples=80)
-@given(st.text(max_size=40), st.text(max_size=40))
+@given(DOTTED | st.text(max_size=40), DOTTED | DOTTED.map(".{}".format) | st.text(max_size=40))
 def test_a_name_is_never_matched_by_less_than_itself(pattern: str, wanted: str):
-    if is_for(pattern, wanted) and not pattern.startswith("*") and not wanted.startswith("."):
-        assert pattern.lower().removesuffix(".") == wanted.lower()
+    if is_for(pattern, wanted):
+        first, *rest = pattern.lower().removesuffix(".").split(".")
+        label, *domain = wanted.lower().split(".")
+        if label == "" and domain:
+            assert [first, *rest][-len(domain) :] == domain and len(rest) >= len(domain)
+        else:
+            assert rest == domain
+            assert first == label or (first == "*" and label and len(domain) > 1)

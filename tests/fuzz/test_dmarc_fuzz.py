@@ -139,16 +139,16 @@ SLOW_FROM = [
 
 @pytest.mark.parametrize("value", SLOW_FROM)
 def test_a_from_field_that_is_meant_to_be_slow_is_not(value):
-    started = time.perf_counter()
+    started = time.process_time()
     for _ in range(5):
         author_domains([value])
-    assert time.perf_counter() - started < 2.0, "some milliseconds each are usual"
+    assert time.process_time() - started < 2.0, "some milliseconds each are usual"
 
 
 @pytest.mark.parametrize("filler", [b";", b"=", b"p=reject;", b" ", b"rua=mailto:a@b.c,", b"a=" + b"%" * 50, b","])
 def test_a_record_that_is_meant_to_be_slow_is_not(filler):
     text = (b"v=DMARC1;rua=" + filler * RECORD_OCTETS)[:RECORD_OCTETS]
-    started = time.perf_counter()
+    started = time.process_time()
     for _ in range(20):
         assert parse_record(text) is not None
-    assert time.perf_counter() - started < 2.0
+    assert time.process_time() - started < 2.0

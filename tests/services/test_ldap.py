@@ -282,11 +282,10 @@ def test_who_is_cancelled_leaves_at_once_and_the_connection_is_not_lost():
     async def main() -> None:
         options = LdapOptions((LdapServer("127.0.0.1", babbler.port),), "dc=example", timeout=0.5, connections=1)
         store = LdapStore(options, loopback)
-        begun = time.monotonic()
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.05):
                 await store.ask([ANNA])
-        assert time.monotonic() - begun < 0.4
+        assert len(store._tasks) == 1, "what it had begun still goes on"
         await store.close()
         assert len(store._tasks) == 0
 
