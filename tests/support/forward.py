@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import socket
 import threading
 from types import TracebackType
 
-_hosts = itertools.count(1)
+# Another run of the tests at the same time has addresses of its own.
+_hosts = itertools.count(os.getpid() % 1024 * 64 + 1)
 
 
 def loopback_address() -> str:
     """An address in 127.83.0.0/16 that no other test uses: every one of them has a port 25."""
-    number = next(_hosts)
+    number = next(_hosts) % (1 << 16)
     return f"127.83.{number >> 8}.{number & 255}"
 
 
