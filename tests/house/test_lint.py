@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-FOLDERS = ("gateway", "plugins", "policies", "stubs", "tests", "tools")
+FOLDERS = ("gateway", "plugins", "policies", "tests", "tools")
 IMPORTS = "from importlinter.cli import lint_imports_command as run; run()"
 
 

@@ -1,4 +1,4 @@
-"""`stubs/` gives types to libraries that have none: it may leave out what is there, and make nothing up."""
+"""`tools/stubs` gives types to libraries that have none: it may leave out what is there, and make nothing up."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-STUBS = Path(__file__).parents[2] / "stubs"
+STUBS = Path(__file__).parents[2] / "tools/stubs"
 
 
 def said(module: str) -> Iterator[tuple[str, ast.stmt]]:
