@@ -101,6 +101,7 @@ class Conversation(Connection):
         self._refused = False
         self._health_check = False
         self._introduced = False
+        self._known = False
         self._vantage = hall.vantage(listener.address)
         self._caller: IPAddress | None = None
         self._counted = False
@@ -170,14 +171,14 @@ class Conversation(Connection):
     async def _open(self) -> bool:
         """Everything before the first command. False when the session ends here."""
         peer, port = self._peer()
-        client, known = peer, True
+        client, self._known = peer, True
         if self.listener.proxy_trusted:
             header = await self._proxy_header(peer)
             if header is None:
                 return False
             self._health_check = header.local
-            # A permission to relay that the proxy itself has is none of its clients'.
-            known = header.client is not None
+            # What the proxy itself may do, to relay or to introduce others, its clients may not.
+            self._known = header.client is not None
             if header.client is not None:
                 client, port = header.client, header.port
         self._caller = client
@@ -189,7 +190,7 @@ class Conversation(Connection):
             return False
         self._work()
         tls = await self._tls() if implicit else None
-        trusted = known and client in self.desk.options.relay_from
+        trusted = self._known and client in self.desk.options.relay_from
         self.session = Session(
             new_session_id(), client, port, peer, self.listener.address, self.desk.clock.now(), tls=tls, trusted=trusted
         )

@@ -93,7 +93,7 @@ class Server(Conversation, SMTP):
 
     def _may_introduce(self) -> bool:
         """Whether XCLIENT is for this peer. Behind a proxy that is the proxy's client: anybody can be behind one."""
-        return self._caller is not None and self._caller in self.listener.xclient_trusted
+        return self._known and self._caller is not None and self._caller in self.listener.xclient_trusted
 
     async def smtp_MAIL(self, argument: str) -> Reply:
         if not self._greeted:
