@@ -253,6 +253,8 @@ class Server(Conversation, SMTP):
         if "ADDR" in given:
             self._introduced = bool(given["ADDR"])
         await self.intake.close()
+        # Nor are the errors of one client those of the next.
+        self._errors = self._overshoot = self._idle_talk = 0
         self.session = replace(session, trusted=self._introduced and session.client in self.desk.options.relay_from)
         if not await self._greet():
             raise End
