@@ -161,6 +161,11 @@ def test_a_list_file_without_anybody_is_one_that_is_just_being_written(tmp_path:
     assert "no address in it; to take mail for nobody, write list: []" in problem
 
 
+@pytest.mark.parametrize("first", ["anna", "# staff\nanna"])
+def test_a_byte_order_mark_is_not_of_the_first_name(first: str) -> None:
+    assert parse_list(f"\ufeff{first}\nben\n".encode()) == {"anna", "ben"}
+
+
 @given(st.lists(st.text(st.characters(blacklist_categories=["Cs"]), max_size=80), max_size=5))
 def test_the_quick_way_to_read_a_line_takes_what_the_grammar_takes_and_nothing_else(lines: list[str]) -> None:
     data = "\n".join(["anna", *lines]).encode()

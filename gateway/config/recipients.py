@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import codecs
 import re
 from enum import StrEnum
 from typing import Annotated, Any, Final, Literal, Self
@@ -57,10 +58,12 @@ def local_part(text: str) -> str:
 def parse_list(data: bytes) -> frozenset[str]:
     """Local parts, one a line; a line that begins with ``#`` is a comment. Raises ValueError, saying which line.
 
+    Some editors put a byte order mark in front, which is none of the first one's letters.
+
     A file without any is refused: it is one that somebody is just writing, sooner than a domain without people.
     """
     out = set()
-    for number, line in enumerate(data.splitlines(), 1):
+    for number, line in enumerate(data.removeprefix(codecs.BOM_UTF8).splitlines(), 1):
         octets = line.strip()
         if _PLAIN.match(octets) and len(octets) <= _LOCAL_PART_OCTETS:
             out.add(octets.decode("ascii").lower())

@@ -70,6 +70,12 @@ class Recipient:
     notify: frozenset[Notify] = frozenset()
     orcpt: str = ""
 
+    def repeats(self, other: Recipient) -> bool:
+        """Whether both are the same mailbox for certain, and ask for the same: case makes no difference in a domain."""
+        if self.address.local != other.address.local or self.notify != other.notify:
+            return False
+        return self.address.key == other.address.key and self.orcpt.lower() == other.orcpt.lower()
+
     def to_json(self) -> dict[str, Any]:
         out: dict[str, Any] = {"local": self.address.local, "domain": self.address.domain}
         if self.notify:

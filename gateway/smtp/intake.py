@@ -186,7 +186,7 @@ class Intake:
             return self._no_recipient(recipient, refusal, decision, group)
         # A recipient named twice gets one copy, and both commands count.
         opened.taken += 1
-        if recipient not in group.txn.recipients:
+        if not any(recipient.repeats(other) for other in group.txn.recipients):
             group.txn = replace(group.txn, recipients=(*group.txn.recipients, recipient))
         opened.judged.append((str(recipient.address), replies.RECIPIENT_OK_TEXT))
         return replies.RECIPIENT_OK

@@ -244,15 +244,17 @@ class Server(Conversation, SMTP):
         await self.intake.renew(self.session)
 
     async def smtp_XCLIENT(self, argument: str) -> Reply | None:
-        if not self._may_introduce():
+        if self._caller is None or not self._may_introduce():
             return Reply(550, "7.0", "XCLIENT is not for you")
         if self.intake.in_transaction:
             return Reply(503, "5.1", "not within a transaction")
         given = xclient.parse(argument)
-        session = xclient.apply(self.session, given)
+        session = xclient.apply(self.session, given, self._caller)
         if "ADDR" in given:
             self._introduced = bool(given["ADDR"])
         await self.intake.close()
+        # Nor are the errors of one client those of the next.
+        self._errors = self._overshoot = self._idle_talk = 0
         self.session = replace(session, trusted=self._introduced and session.client in self.desk.options.relay_from)
         if not await self._greet():
             raise End

@@ -111,6 +111,10 @@ def rewrite(section: bytes, authserv_id: str, edits: tuple[Edit, ...]) -> tuple[
 
     Nothing to do gives ``(b"", 0)``. Raises ValueError for an edit that cannot be made.
     """
+    if section.startswith((b" ", b"\t")):
+        # As a fold it would go on with our own field above it, and what no filter took for fields would follow as such.
+        # So it is of the body, as `split_header` has it.
+        return b"".join(f.raw for f in apply_edits((), edits)) + b"\r\n", 0
     suspect = _RESULTS in section.lower()
     if not edits and not suspect:
         return b"", 0

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Final
 
 from gateway.mail.reply import Reply
-from gateway.mail.session import Session, new_session_id
+from gateway.mail.session import IPAddress, Session, new_session_id
 from gateway.smtp.command import CommandError, parse_helo
 
 OFFER: Final = "XCLIENT NAME ADDR PORT PROTO HELO LOGIN REVERSE_NAME DESTADDR DESTPORT"
@@ -44,12 +44,15 @@ def parse(argument: str) -> dict[str, str]:
     return out
 
 
-def apply(session: Session, given: dict[str, str]) -> Session:
-    """A new session for the client that the attributes describe; nothing the peer said before counts in it.
+def apply(session: Session, given: dict[str, str], peer: IPAddress) -> Session:
+    """A new session for the client that the attributes describe; nothing that was said before of another counts in it.
 
-    Raises `CommandError`. `trusted` is False; whoever knows the networks sets it.
+    `peer` says them, and stands for a client whose address it does not know. Raises `CommandError`. `trusted` is False;
+    whoever knows the networks sets it.
     """
     session = replace(session, id=new_session_id(), helo="", esmtp=False, trusted=False)
+    if "ADDR" in given:
+        session = replace(session, client=peer, client_port=0, name="")
     if address := given.get("ADDR", ""):
         text = address[5:] if address[:5].upper() == "IPV6:" else address
         try:
@@ -59,7 +62,7 @@ def apply(session: Session, given: dict[str, str]) -> Session:
         if "%" in text:
             raise CommandError(MALFORMED)
         client = getattr(client, "ipv4_mapped", None) or client
-        session = replace(session, client=client, client_port=0, name="")
+        session = replace(session, client=client)
     if port := given.get("PORT", ""):
         if not _PORT.match(port) or int(port) > 0xFFFF:
             raise CommandError(MALFORMED)

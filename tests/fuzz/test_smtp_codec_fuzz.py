@@ -128,7 +128,7 @@ def test_any_argument_is_understood_or_refused_with_a_5xx(argument: str, esmtp: 
         ("TO:<", lambda a: parse_rcpt(a, esmtp=esmtp, smtputf8=smtputf8).address),
         ("", parse_helo),
         ("", parse_bdat),
-        ("ADDR=", lambda a: xclient.apply(SESSION, xclient.parse(a))),
+        ("ADDR=", lambda a: xclient.apply(SESSION, xclient.parse(a), SESSION.peer)),
     ):
         for text in (argument, prefix + argument):
             try:

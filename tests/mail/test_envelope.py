@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -54,3 +55,12 @@ def test_where_a_message_came_from_survives_json_and_may_be_missing() -> None:
 def test_an_origin_that_is_none_is_refused(origin: object) -> None:
     with pytest.raises((ValueError, KeyError, TypeError, AttributeError)):
         Envelope.from_json({"origin": origin}, ())
+
+
+def test_only_what_is_certainly_the_same_mailbox_repeats_a_recipient():
+    one = Recipient(Address("b", "example.org"), frozenset(), "rfc822;b@example.org")
+    assert one.repeats(Recipient(Address("b", "EXAMPLE.org"), frozenset(), "rfc822;b@EXAMPLE.org"))
+    assert Recipient(Address("b", "bücher.example")).repeats(Recipient(Address("b", "xn--bcher-kva.example")))
+    assert not one.repeats(Recipient(Address("B", "example.org"), frozenset(), "rfc822;b@example.org"))
+    assert not one.repeats(Recipient(Address("b", "example.org")))
+    assert not one.repeats(replace(one, notify=frozenset({Notify.NEVER})))

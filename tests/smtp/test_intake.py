@@ -260,7 +260,9 @@ def test_content_with_odd_or_no_header_keeps_all_its_octets(content, edited):
         async with door(pipelines={"default": judging(Stage.MESSAGE, verdict)}) as opened:
             client = await opened.session()
             assert (await client.message(content)).startswith("250")
-            assert await opened.bodies() == [(b"X: 1\r\n" if edited else b"") + content]
+            # White space at the top would go on with our field.
+            gap = b"\r\n" if content.startswith(b" ") else b""
+            assert await opened.bodies() == [(b"X: 1\r\n" if edited else b"") + gap + content]
 
     run(test)
 

@@ -171,6 +171,13 @@ def test_edits_are_made_to_what_is_left():
     assert head + section[skip:] == b"X: 1\r\nA: 1\r\nno field\r\nB: 2\r\n"
 
 
+@pytest.mark.parametrize("lead", [b" ", b"\t"])
+def test_white_space_at_the_top_cannot_go_on_with_a_field_of_ours(lead):
+    section = lead + b"x\r\nAuthentication-Results: mx.example.org; x\r\n"
+    assert trace.rewrite(section, OURS, ()) == (b"\r\n", 0)
+    assert trace.rewrite(section, OURS, (AddHeader("X", "1"),)) == (b"X: 1\r\n\r\n", 0)
+
+
 def test_other_fields_with_a_similar_name_are_kept():
     field = HeaderField("X-Authentication-Results", b"X-Authentication-Results: mx.example.org; spf=pass\r\n")
     assert not trace.is_own_results(field, OURS)

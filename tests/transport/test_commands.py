@@ -89,3 +89,15 @@ def test_requiretls_is_said_where_it_is_offered():
     parameters = MailParameters(requiretls=True)
     assert mail(parameters=parameters, offered={"REQUIRETLS"}) == b"MAIL FROM:<ben@example.org> REQUIRETLS\r\n"
     assert b"REQUIRETLS" not in mail(parameters=parameters, offered=ALL)
+
+
+@pytest.mark.parametrize(("smtputf8", "offered"), [(True, {"DSN"}), (False, {"DSN", "SMTPUTF8"})])
+def test_an_original_recipient_in_utf_8_is_told_in_7_bits_where_octets_would_be_refused(smtputf8, offered):
+    recipient = Recipient(BEN, orcpt="utf-8;jörg@bücher.example")
+    line = b"RCPT TO:<ben@example.org> ORCPT=utf-8;j\\x{F6}rg@b\\x{FC}cher.example\r\n"
+    assert commands.rcpt(recipient, smtputf8=smtputf8, offered=offered) == line
+    assert commands.rcpt(recipient, smtputf8=True, offered=ALL) == (
+        "RCPT TO:<ben@example.org> ORCPT=utf-8;jörg@bücher.example\r\n".encode()
+    )
+    long = Recipient(BEN, orcpt="utf-8;" + "ö" * 90)
+    assert commands.rcpt(long, smtputf8=smtputf8, offered=offered) == b"RCPT TO:<ben@example.org>\r\n"
