@@ -167,9 +167,11 @@ def _amend(db: Database, row: _Row, amendment: Amendment, by: str, now: float, n
     concerned |= {_address(slot): None for slot in row.undelivered}
     _note(db, row.id, list(concerned), DEEDS[type(amendment)], _said(amendment, was), by, now, notes)
     due = _due(row.slots)
-    # Let go of, too: a claim that counts for nothing any more must not be settled.
+    # Let go of, too: a claim that counts for nothing any more must not be settled. And filed under nothing: it may go
+    # elsewhere now, and where it went before may be closed.
     db.execute(
-        "UPDATE message SET claimed = 0, state = ?, reason = ?, due = ?, slots = ?, envelope = ? WHERE id = ?",
+        "UPDATE message SET claimed = 0, lane = '', state = ?, reason = ?, due = ?, slots = ?, envelope = ?"
+        " WHERE id = ?",
         (row.state.value, row.reason, due, schema.dumps(row.slots), schema.dumps(row.envelope), row.id),
     )
     return Amended.DONE

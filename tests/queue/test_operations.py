@@ -8,12 +8,15 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+import pytest
+
 from gateway.mail.address import NULL_SENDER, Address
 from gateway.mail.envelope import Envelope
 from gateway.mail.session import new_session_id, transaction_id
 from gateway.ops.operations import (
     Amended,
     Drop,
+    EditRecipients,
     Hold,
     Redirect,
     Release,
@@ -144,6 +147,28 @@ def test_nothing_is_tried_at_a_suspended_destination_and_others_go_on(tmp_path):
         await postmaster.amend([id], Retry(), by="the end of a suspension")
         await world.settled()
         assert len(script.deliveries) == 1 and await world.find(id) is None
+
+    in_world(tmp_path, check)
+
+
+@pytest.mark.parametrize(
+    "amendment",
+    [
+        Redirect((recipient("cem@example.com"),)),
+        EditRecipients((recipient("cem@example.com"),), (address("anna@example.org"),)),
+    ],
+)
+def test_what_is_given_other_recipients_does_not_wait_for_the_destination_of_the_first(tmp_path, amendment):
+    async def check(world: World) -> None:
+        postmaster, watch = world.spool.postmaster, watches[world.scheduler]
+        assert await postmaster.suspend(Suspension("smtp:example.org:25", "anna", START))
+        await watch.look()
+        elsewhere = world.on("example.com", DELIVERED)
+        id = await world.send("anna@example.org")
+        await world.settled()
+        assert await postmaster.amend([id], amendment, by="anna") == {id: Amended.DONE}
+        await world.settled()
+        assert len(elsewhere.deliveries) == 1 and await world.find(id) is None
 
     in_world(tmp_path, check)
 

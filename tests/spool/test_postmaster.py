@@ -409,8 +409,9 @@ def test_a_redirected_message_goes_to_others_and_who_has_got_it_stays_done(place
         id = await put(worker, SMALL, message(envelope=Envelope(Address("ann", "sender.test"), to)))
         (claimed,) = (await take(worker)).values()
         done, waits = after(claimed.message, RecipientStatus.DELIVERED)[0], claimed.message.slots[1]
-        await worker.settle(Settlement(id, (done, waits)))
+        await worker.settle(Settlement(id, (done, waits), lane="smtp:closed.test:25"))
         assert await postmaster.amend([id], Redirect((BEN, CEM)), by="anna") == {id: Amended.DONE}
+        assert place.query("SELECT lane FROM message") == [("",)], "its way is another one now"
         slots = (await look(postmaster, id)).slots
         assert [(str(s.recipient.address), s.status.value) for s in slots] == [
             ("a@example.test", "delivered"),
