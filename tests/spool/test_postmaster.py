@@ -730,6 +730,9 @@ NO_PARCELS: list[tuple[dict[str, Any], bytes | None]] = [
     ({}, b"Subject: x\r\n\r\nbody\r\nmore\r\n"),
     ({"content": b"bare\nline\r\n"}, b"bare\nline\r\n"),
     ({"content": b"bare\rline\r\n"}, b"bare\rline\r\n"),
+    # They come in blocks of three octets.
+    ({"content": b"ab\r.\r\n"}, b"ab\r.\r\n"),
+    ({"content": b"ab\r\r\n"}, b"ab\r\r\n"),
     ({"content": b"bare end\r"}, b"bare end\r"),
     ({"gatepost_message": 2}, None),
     ({"id": "../../x"}, None),
