@@ -39,7 +39,7 @@ from gateway.transport.storage import (
     unix_lines,
     write_all,
 )
-from gateway.transport.transport import Delivery, Destination, Fault, Outcome, Result
+from gateway.transport.transport import Delivery, Destination, Fault, Outcome, Result, keeping
 
 _log = log.get()
 _STORED: Final = Outcome(Result.DELIVERED, Reply(250, "0.0", "stored"))
@@ -69,7 +69,11 @@ class MaildirTransport:
         """Attempt it once; see `gateway.transport.transport.Transport`."""
         addresses = [recipient.address for recipient in delivery.recipients]
         if delivery.content.size > SMALL:
-            return [await self._stream(delivery, address) for address in addresses]
+            outcomes: list[Outcome] = []
+            with keeping(outcomes):
+                for address in addresses:
+                    outcomes.append(await self._stream(delivery, address))
+            return outcomes
         body = await unix_lines(delivery.content)
         jobs = [(self._file(address), head(delivery, address)) for address in addresses]
         return await in_thread(self._store_all, jobs, body)
