@@ -34,8 +34,9 @@ from gateway.spool.notes import Notes
 from gateway.spool.spool import RETURNED, AttemptRecord, RecipientStatus, Slot, State
 from gateway.spool.writer import Database
 
-_OPEN: Final = (RecipientStatus.PENDING.value, RecipientStatus.DEFERRED.value)
+_OPEN: Final = tuple(status.value for status in RecipientStatus if status.open)
 _DELIVERED: Final = RecipientStatus.DELIVERED.value
+_OVER: Final = tuple(status.value for status in RecipientStatus if not status.open)
 
 
 class Rows(Protocol):
@@ -269,7 +270,9 @@ def _edit(row: _Row, add: Sequence[Recipient], remove: Sequence[Address]) -> Ame
     added = [recipient for recipient in add if _key_of(recipient.address) not in keys]
     if len(slots) == len(row.slots) and not added:
         return Amended.UNCHANGED
-    if not added and all(slot["status"] == _DELIVERED for slot in slots):
+    # Who was refused gets what is queued no more, and what is set aside when it is released.
+    over = (_DELIVERED,) if row.state is not State.QUEUED else _OVER
+    if not added and all(slot["status"] in over for slot in slots):
         return Amended.NOBODY_LEFT
     row.slots = slots + [_new_slot(recipient) for recipient in added]
     return None

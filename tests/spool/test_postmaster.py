@@ -445,6 +445,22 @@ def test_recipients_are_added_and_removed_and_one_is_always_left(place: Place):
     on_spool(place, check)
 
 
+def test_nobody_is_removed_if_that_leaves_only_who_was_refused_until_it_is_set_aside(place: Place):
+    async def check(worker: OperatedSpool, postmaster: Hands) -> None:
+        id = await deferred(worker, recipients=("ben", "cem"))
+        place.heed(worker)
+        (claimed,) = (await take(worker, 9.9e9)).values()
+        failed = after(claimed.message, RecipientStatus.FAILED)[0]
+        await worker.settle(Settlement(id, (failed, claimed.message.slots[1])))
+        remove = EditRecipients((), (Address("cem", "example.test"),))
+        assert await postmaster.amend([id], remove, by="anna") == {id: Amended.NOBODY_LEFT}
+        assert await postmaster.amend([id], Hold(), by="anna") == {id: Amended.DONE}
+        # Released, it is tried again.
+        assert await postmaster.amend([id], remove, by="anna") == {id: Amended.DONE}
+
+    on_spool(place, check)
+
+
 def test_a_message_is_returned_only_to_a_sender_who_is_owed_a_bounce(place: Place):
     async def check(worker: OperatedSpool, postmaster: Hands) -> None:
         owed, forged = await deferred(worker, owed=True), await deferred(worker)
