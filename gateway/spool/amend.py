@@ -224,10 +224,14 @@ def _apply(row: _Row, amendment: Amendment) -> Amended | None:
         case Return(reason):
             if not row.owed or not row.envelope.get("sender"):
                 return Amended.NOT_OWED
-            if not row.undelivered:
+            # Of who was refused while it was queued the sender has heard.
+            again = row.state is not State.QUEUED
+            if not any(again or slot["status"] in _OPEN for slot in row.undelivered):
                 return Amended.UNCHANGED
             row.state, row.reason = State.QUEUED, f"{RETURNED}: {reason}"
-            _reopen(row)
+            if again:
+                _reopen(row)
+            _hasten(row.slots)
     return None
 
 

@@ -37,6 +37,7 @@ from tests.queue.rig import (
     CONTENT,
     DEFERRED,
     DELIVERED,
+    FAILED,
     HOST,
     START,
     UNREACHED,
@@ -118,6 +119,23 @@ def test_a_returned_message_is_not_tried_and_its_sender_gets_a_bounce_that_says_
         # By two clocks here, so in any order.
         told = Counter(note["outcome"] for note in explained.attempts)
         assert told == {"deferred": 2, "returned": 2, "failed": 2}
+
+    in_world(tmp_path, check)
+
+
+def test_the_sender_of_returned_mail_is_not_told_again_of_who_was_refused_before(tmp_path):
+    async def check(world: World) -> None:
+        world.on("example.org", [FAILED, DEFERRED])
+        world.keeps_contents = True
+        bounced = world.on("example.net", DELIVERED)
+        id = await world.send("anna@example.org", "cem@example.org")
+        await world.settled()
+        assert len(bounced.contents) == 1 and b"Final-Recipient: rfc822; anna@" in bounced.contents[0]
+        assert await world.spool.postmaster.amend([id], Return("moved away"), by="anna") == {id: Amended.DONE}
+        await world.settled()
+        assert await world.find(id) is None
+        assert len(bounced.contents) == 2 and b"Final-Recipient: rfc822; cem@" in bounced.contents[1]
+        assert b"Final-Recipient: rfc822; anna@" not in bounced.contents[1]
 
     in_world(tmp_path, check)
 
