@@ -1,15 +1,19 @@
 """MAIL and RCPT commands: an envelope in the words that the next hop offers.
 
 *RFCs*: 5321 section 4.1.1.2 and 4.1.1.3, 1870 (SIZE), 6152 (BODY), 6531 (SMTPUTF8), 3461 (RET, ENVID, NOTIFY, ORCPT),
-8689 (REQUIRETLS).
+6533 section 3 (UTF-8 in ORCPT), 8689 (REQUIRETLS).
 """
 
 from __future__ import annotations
 
 from collections.abc import Container
+from typing import Final
 
 from gateway.mail.address import Address, AddressError, Sender
 from gateway.mail.envelope import Body, MailParameters, Recipient
+
+_ORCPT: Final = 500
+"""Characters of its value (RFC 3461 section 4.2)."""
 
 
 def mail(
@@ -46,16 +50,26 @@ def rcpt(recipient: Recipient, *, smtputf8: bool, offered: Container[str]) -> by
 
     `smtputf8` says that the message asked for it (it is only used where it is offered).
     """
-    path = _path(recipient.address, utf8=smtputf8 and "SMTPUTF8" in offered)
+    utf8 = smtputf8 and "SMTPUTF8" in offered
+    path = _path(recipient.address, utf8=utf8)
     if path is None:
         return None
     command = f"RCPT TO:<{path}>"
     if (recipient.notify or recipient.orcpt) and "DSN" in offered:
         if recipient.notify:
             command += f" NOTIFY={','.join(sorted(recipient.notify))}"
-        if recipient.orcpt:
-            command += f" ORCPT={recipient.orcpt}"
+        orcpt = recipient.orcpt if utf8 else _seven_bit(recipient.orcpt)
+        if len(orcpt) > _ORCPT:
+            # Who asked is told of the recipient by the address that it has now.
+            orcpt = ""
+        if orcpt:
+            command += f" ORCPT={orcpt}"
     return _line(command)
+
+
+def _seven_bit(orcpt: str) -> str:
+    """The form for a host without SMTPUTF8, which takes other octets for a mistake (RFC 6533 section 3)."""
+    return "".join(c if c.isascii() else f"\\x{{{ord(c):02X}}}" for c in orcpt)
 
 
 def _path(address: Address, *, utf8: bool) -> str | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
+
 import pytest
 
 from gateway.mail.address import NULL_SENDER, Address, parse_mailbox
@@ -75,6 +77,17 @@ def test_a_utf8_local_part_cannot_be_written_without_smtputf8():
     assert (
         mail(address, MailParameters(smtputf8=True), size=0) == "MAIL FROM:<b\u00e9n@example.org> SMTPUTF8\r\n".encode()
     )
+
+
+def test_utf8_in_orcpt_goes_in_seven_bits_where_smtputf8_is_not_spoken():
+    def said(text: str, *, smtputf8: bool = True, offered: Container[str] = ("DSN",)) -> bytes | None:
+        return commands.rcpt(Recipient(BEN, orcpt=f"utf-8;{text}"), smtputf8=smtputf8, offered=offered)
+
+    start = b"RCPT TO:<ben@example.org> ORCPT=utf-8;"
+    assert said("b\u00e9n\\x{2B}\U0001f600@x.test") == start + rb"b\x{E9}n\x{2B}\x{1F600}@x.test" + b"\r\n"
+    assert said("b\u00e9n@x.test", smtputf8=False, offered=ALL) == start + rb"b\x{E9}n@x.test" + b"\r\n"
+    assert said("b\u00e9n@x.test", offered=ALL) == start + "b\u00e9n@x.test\r\n".encode()
+    assert said("\u00e9" * 100) == b"RCPT TO:<ben@example.org>\r\n", "longer than it may be"
 
 
 @pytest.mark.parametrize("evil", ["a\r\nDATA", "a\nQUIT", "a\rQUIT"])
