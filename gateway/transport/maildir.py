@@ -48,6 +48,7 @@ _FULL: Final = {
     OverQuota.FAIL: Outcome(Result.FAILED, Reply(552, "2.2", "mailbox full"), fault=Fault.PEER),
 }
 _WHAT: Final = "Maildir"
+_HOST: Final = 150
 _count = itertools.count()
 
 
@@ -88,7 +89,8 @@ class MaildirTransport:
 
     def _name(self, now: float) -> str:
         """A name that no other delivery on this disk has: time, process, counter and chance."""
-        host = self._hostname.replace("/", "\\057").replace(":", "\\072")
+        # A part of a long name will do: a file's has 255 octets.
+        host = self._hostname.replace("/", "\\057").replace(":", "\\072")[:_HOST]
         return f"{int(now)}.M{int(now % 1 * 1e6)}P{os.getpid()}Q{next(_count)}R{secrets.token_hex(4)}.{host}"
 
     async def _stream(self, delivery: Delivery, address: Address) -> Outcome:
