@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from typing import Final, Protocol
 
-from gateway.mail.reply import clean
+from gateway.mail.reply import Reply, clean
 from gateway.ops import log, metrics
 from gateway.queue.lane import OUR_TROUBLE, UNREADABLE, Job, Lane
 from gateway.queue.lifecycle import Attempted
 from gateway.queue.pace import Change, read
 from gateway.sdk.services import Clock
 from gateway.spool.spool import AttemptRecord, SpoolError
-from gateway.transport.transport import Destination, Fault, Outcome, Result, Transport
+from gateway.transport.transport import BrokenOff, Destination, Fault, Outcome, Result, Transport
 
 _log = log.get()
 _EVENTS: Final = {
@@ -42,17 +42,7 @@ class Attempts:
         """Attempt a job once, and note what came of it."""
         started = self._clock.monotonic()
         ticket = lane.pace.begin(started)
-        try:
-            outcomes = await self._transports.for_destination(lane.destination).deliver(job.delivery)
-        except (SpoolError, OSError) as error:
-            _log.error("delivery.unreadable", id=job.delivery.id, error=str(error), fault="ours")
-            outcomes = [Outcome(Result.DEFERRED, UNREADABLE, fault=Fault.OURS)] * len(job.slots)
-        except Exception:  # noqa: BLE001 - a bug there must not stop the lane
-            _log.exception("delivery.bug", id=job.delivery.id, destination=lane.label, fault="ours")
-            outcomes = [Outcome(Result.DEFERRED, OUR_TROUBLE, fault=Fault.OURS)] * len(job.slots)
-        if len(outcomes) != len(job.slots):
-            _log.error("delivery.bug", id=job.delivery.id, destination=lane.label, outcomes=len(outcomes))
-            outcomes = [Outcome(Result.DEFERRED, OUR_TROUBLE, fault=Fault.OURS)] * len(job.slots)
+        outcomes = await self._deliver(lane, job)
         ended = self._clock.monotonic()
         lane.seconds.observe(ended - started)
         for number, outcome in zip(job.slots, outcomes, strict=True):
@@ -67,6 +57,21 @@ class Attempts:
             _log.info("destination.reachable", destination=lane.label)
             # What waits for it on the disk is due by now.
             lane.more = True
+
+    async def _deliver(self, lane: Lane, job: Job) -> list[Outcome]:
+        """One outcome per recipient, whatever is raised; who had his turn before that keeps his own."""
+        outcomes: list[Outcome] = []
+        try:
+            outcomes = await self._transports.for_destination(lane.destination).deliver(job.delivery)
+            if len(outcomes) == len(job.slots):
+                return outcomes
+            _log.error("delivery.bug", id=job.delivery.id, destination=lane.label, outcomes=len(outcomes))
+            outcomes, trouble = [], OUR_TROUBLE
+        except BrokenOff as broken:
+            outcomes, trouble = broken.outcomes, _trouble(lane, job, broken.__cause__)
+        except Exception as error:  # noqa: BLE001 - a bug there must not stop the lane
+            trouble = _trouble(lane, job, error)
+        return outcomes + [Outcome(Result.DEFERRED, trouble, fault=Fault.OURS)] * (len(job.slots) - len(outcomes))
 
     def put_off(self, lane: Lane | None, job: Job, outcome: Outcome, due: float = 0.0) -> None:
         """Give all recipients of a job the same outcome without an attempt."""
@@ -110,6 +115,15 @@ class Attempts:
         work.attempted.append(Attempted(number, outcome, final, made, due, own))
         tls = (outcome.tls, outcome.tls_policy, outcome.tls_peer)
         work.records.append(AttemptRecord(now, recipient, outcome.result.value, reply, outcome.host, seconds, *tls))
+
+
+def _trouble(lane: Lane, job: Job, error: BaseException | None) -> Reply:
+    """What is said of recipients when this was raised."""
+    if isinstance(error, (SpoolError, OSError)):
+        _log.error("delivery.unreadable", id=job.delivery.id, error=str(error), fault="ours")
+        return UNREADABLE
+    _log.error("delivery.bug", id=job.delivery.id, destination=lane.label, fault="ours", exc_info=error)
+    return OUR_TROUBLE
 
 
 def _tls_fields(outcome: Outcome) -> dict[str, str]:

@@ -54,7 +54,9 @@ def read(outcomes: Sequence[Outcome]) -> Signal:
     if first.fault is Fault.CONNECT:
         return Signal.LOST
     for outcome in outcomes:
-        silent = outcome.fault is Fault.PEER and not outcome.replied and outcome.result is Result.DEFERRED
+        # Mailboxes and commands are no hosts: one that is full, locked or puts off says nothing of the others there.
+        puts_off = outcome.fault is Fault.PEER and outcome.result is Result.DEFERRED
+        silent = puts_off and bool(outcome.host) and not outcome.replied
         if outcome.reply.code == _CLOSING or silent:
             return Signal.BUSY
     return Signal.GOOD

@@ -34,8 +34,9 @@ from gateway.spool.notes import Notes
 from gateway.spool.spool import RETURNED, AttemptRecord, RecipientStatus, Slot, State
 from gateway.spool.writer import Database
 
-_OPEN: Final = (RecipientStatus.PENDING.value, RecipientStatus.DEFERRED.value)
+_OPEN: Final = tuple(status.value for status in RecipientStatus if status.open)
 _DELIVERED: Final = RecipientStatus.DELIVERED.value
+_OVER: Final = tuple(status.value for status in RecipientStatus if not status.open)
 
 
 class Rows(Protocol):
@@ -167,9 +168,11 @@ def _amend(db: Database, row: _Row, amendment: Amendment, by: str, now: float, n
     concerned |= {_address(slot): None for slot in row.undelivered}
     _note(db, row.id, list(concerned), DEEDS[type(amendment)], _said(amendment, was), by, now, notes)
     due = _due(row.slots)
-    # Let go of, too: a claim that counts for nothing any more must not be settled.
+    # Let go of, too: a claim that counts for nothing any more must not be settled. And filed under nothing: it may go
+    # elsewhere now, and where it went before may be closed.
     db.execute(
-        "UPDATE message SET claimed = 0, state = ?, reason = ?, due = ?, slots = ?, envelope = ? WHERE id = ?",
+        "UPDATE message SET claimed = 0, lane = '', state = ?, reason = ?, due = ?, slots = ?, envelope = ?"
+        " WHERE id = ?",
         (row.state.value, row.reason, due, schema.dumps(row.slots), schema.dumps(row.envelope), row.id),
     )
     return Amended.DONE
@@ -221,10 +224,14 @@ def _apply(row: _Row, amendment: Amendment) -> Amended | None:
         case Return(reason):
             if not row.owed or not row.envelope.get("sender"):
                 return Amended.NOT_OWED
-            if not row.undelivered:
+            # Of who was refused while it was queued the sender has heard.
+            again = row.state is not State.QUEUED
+            if not any(again or slot["status"] in _OPEN for slot in row.undelivered):
                 return Amended.UNCHANGED
             row.state, row.reason = State.QUEUED, f"{RETURNED}: {reason}"
-            _reopen(row)
+            if again:
+                _reopen(row)
+            _hasten(row.slots)
     return None
 
 
@@ -267,7 +274,9 @@ def _edit(row: _Row, add: Sequence[Recipient], remove: Sequence[Address]) -> Ame
     added = [recipient for recipient in add if _key_of(recipient.address) not in keys]
     if len(slots) == len(row.slots) and not added:
         return Amended.UNCHANGED
-    if not added and all(slot["status"] == _DELIVERED for slot in slots):
+    # Who was refused gets what is queued no more, and what is set aside when it is released.
+    over = (_DELIVERED,) if row.state is not State.QUEUED else _OVER
+    if not added and all(slot["status"] in over for slot in slots):
         return Amended.NOBODY_LEFT
     row.slots = slots + [_new_slot(recipient) for recipient in added]
     return None

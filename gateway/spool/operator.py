@@ -112,7 +112,7 @@ def release(
     between our look and our change.
     """
     look = f"SELECT slots, envelope, state, reason FROM message WHERE {state_in(states)} AND id = ? {lock}"
-    query = "UPDATE message SET state = 'queued', reason = '', due = 0, slots = ?, envelope = ? WHERE id = ?"
+    query = "UPDATE message SET state = 'queued', reason = '', lane = '', due = 0, slots = ?, envelope = ? WHERE id = ?"
     count = 0
     for id in ids:
         found = db.execute(look, (id,)).fetchone()

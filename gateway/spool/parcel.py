@@ -232,9 +232,9 @@ async def fill(draft: FileDraft, parcel: Parcel, blocks: AsyncIterator[bytes], *
         if draft.size + len(block) > parcel.size:
             raise ParcelError(f"the message is longer than the {parcel.size} octets that its description says")
         digest.update(block)
-        seen = before + block
-        # A CR at the very end may have its LF in the next block.
-        if lines and _BARE.search(seen[:-1] if seen.endswith(b"\r") else seen, len(before)):
+        # A CR at the very end may have its LF in the next block, so it is judged there; an LF was judged in its own.
+        seen, begun = before + block, len(before) if before != b"\r" else 0
+        if lines and _BARE.search(seen[:-1] if seen.endswith(b"\r") else seen, begun):
             raise ParcelError("the message has line ends that are no CRLF")
         before = block[-1:]
         await draft.write(block)

@@ -67,7 +67,7 @@ CREATE TABLE IF NOT EXISTS attempt (id TEXT, n INTEGER, body TEXT NOT NULL, PRIM
 CREATE TABLE IF NOT EXISTS kept (n INTEGER PRIMARY KEY, records INTEGER NOT NULL, octets INTEGER NOT NULL);
 """ + "".join(_counting("record", 1) + _counting("attempt", 0))
 
-_ADDED: Final = {
+ADDED: Final = {
     "lane": "TEXT NOT NULL DEFAULT ''",
     "priority": "INTEGER NOT NULL DEFAULT 1",
     "deadline": "REAL NOT NULL DEFAULT 1e18",
@@ -78,7 +78,7 @@ _ADDED: Final = {
 def additions(known: Collection[str]) -> str:
     """The statements that give a `message` table with these columns the others."""
     return "".join(
-        f"ALTER TABLE message ADD COLUMN {name} {kind};\n" for name, kind in _ADDED.items() if name not in known
+        f"ALTER TABLE message ADD COLUMN {name} {kind};\n" for name, kind in ADDED.items() if name not in known
     )
 
 

@@ -39,7 +39,7 @@ from gateway.transport.storage import (
     unix_lines,
     write_all,
 )
-from gateway.transport.transport import Delivery, Destination, Fault, Outcome, Result
+from gateway.transport.transport import Delivery, Destination, Fault, Outcome, Result, keeping
 
 _log = log.get()
 _STORED: Final = Outcome(Result.DELIVERED, Reply(250, "0.0", "stored"))
@@ -48,6 +48,7 @@ _FULL: Final = {
     OverQuota.FAIL: Outcome(Result.FAILED, Reply(552, "2.2", "mailbox full"), fault=Fault.PEER),
 }
 _WHAT: Final = "Maildir"
+_HOST: Final = 150
 _count = itertools.count()
 
 
@@ -69,7 +70,11 @@ class MaildirTransport:
         """Attempt it once; see `gateway.transport.transport.Transport`."""
         addresses = [recipient.address for recipient in delivery.recipients]
         if delivery.content.size > SMALL:
-            return [await self._stream(delivery, address) for address in addresses]
+            outcomes: list[Outcome] = []
+            with keeping(outcomes):
+                for address in addresses:
+                    outcomes.append(await self._stream(delivery, address))
+            return outcomes
         body = await unix_lines(delivery.content)
         jobs = [(self._file(address), head(delivery, address)) for address in addresses]
         return await in_thread(self._store_all, jobs, body)
@@ -84,7 +89,8 @@ class MaildirTransport:
 
     def _name(self, now: float) -> str:
         """A name that no other delivery on this disk has: time, process, counter and chance."""
-        host = self._hostname.replace("/", "\\057").replace(":", "\\072")
+        # A part of a long name will do: a file's has 255 octets.
+        host = self._hostname.replace("/", "\\057").replace(":", "\\072")[:_HOST]
         return f"{int(now)}.M{int(now % 1 * 1e6)}P{os.getpid()}Q{next(_count)}R{secrets.token_hex(4)}.{host}"
 
     async def _stream(self, delivery: Delivery, address: Address) -> Outcome:

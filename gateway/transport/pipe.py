@@ -40,7 +40,7 @@ from gateway.transport.storage import (
     write_all,
 )
 from gateway.transport.sysexits import Ended, judge
-from gateway.transport.transport import Delivery, Fault, Outcome, Result
+from gateway.transport.transport import Delivery, Fault, Outcome, Result, keeping
 
 _log = log.get()
 _PATH: Final = "/usr/local/bin:/usr/bin:/bin"
@@ -60,9 +60,10 @@ class PipeTransport:
         """Attempt it once, run by run; see `gateway.transport.transport.Transport`."""
         outcomes: list[Outcome] = []
         at_once = self._options.recipients_per_run
-        for start in range(0, len(delivery.recipients), at_once):
-            some = delivery.recipients[start : start + at_once]
-            outcomes += [await self._run(delivery, some)] * len(some)
+        with keeping(outcomes):
+            for start in range(0, len(delivery.recipients), at_once):
+                some = delivery.recipients[start : start + at_once]
+                outcomes += [await self._run(delivery, some)] * len(some)
         return outcomes
 
     async def close(self) -> None:

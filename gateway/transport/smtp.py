@@ -32,7 +32,7 @@ from gateway.transport.protection import Protection
 from gateway.transport.rule import CLEAR, NOT_REQUIRED, STRICT_POLICY, Demand
 from gateway.transport.tls import Contexts
 from gateway.transport.tlsresults import Results
-from gateway.transport.transport import Delivery, Destination, Kind, Outcome, Security, Server
+from gateway.transport.transport import Delivery, Destination, Kind, Outcome, Security, Server, keeping
 
 _T = TypeVar("_T")
 
@@ -73,34 +73,39 @@ class SmtpTransport:
 
     async def deliver(self, delivery: Delivery) -> list[Outcome]:
         """Attempt it once; see `gateway.transport.transport.Transport`."""
-        content = delivery.content
         parcel = Parcel(delivery, self._hop, self._options.hostname)
         await parcel.prepare()
         step = self._options.recipients_per_message
         outcomes: list[Outcome] = []
         demand = Demand.STRICT if delivery.parameters.requiretls else Demand.USUAL
         # Reports on TLS say it, and would otherwise be what the next one reports.
-        quiet = self._results is not None and await says_not_required(content)
-        for start in range(0, len(delivery.recipients), step):
-            group = delivery.recipients[start : start + step]
-
-            async def send(connection: Connection, group: Sequence[Recipient] = group) -> list[Outcome] | None:
-                sent = await parcel.send(connection, group)
-                if not parcel.chunking:
-                    self._hop = replace(self._hop, chunking=False)
-                return sent
-
-            origin = delivery.origin
-            ran = await self._run(send, origin, demand, quiet=quiet)
-            relaxes = isinstance(ran, Unreachable) and demand is Demand.USUAL and self._may_relax(ran)
-            if relaxes and await says_not_required(content):
-                ran = await self._run(send, origin, Demand.RELAXED)
-            if isinstance(ran, Unreachable):
-                outcome = Outcome(ran.result, ran.reply, ran.host, ran.replied, ran.fault, tls_policy=ran.policy)
-                # What holds for the first group would hold for the rest; do not wait for it again.
-                return outcomes + [outcome] * (len(delivery.recipients) - start)
-            outcomes += ran
+        quiet = self._results is not None and await says_not_required(delivery.content)
+        with keeping(outcomes):
+            for start in range(0, len(delivery.recipients), step):
+                ran = await self._attempt(delivery, delivery.recipients[start : start + step], parcel, demand, quiet)
+                if isinstance(ran, Unreachable):
+                    outcome = Outcome(ran.result, ran.reply, ran.host, ran.replied, ran.fault, tls_policy=ran.policy)
+                    # What holds for the first group would hold for the rest; do not wait for it again.
+                    return outcomes + [outcome] * (len(delivery.recipients) - start)
+                outcomes += ran
         return outcomes
+
+    async def _attempt(
+        self, delivery: Delivery, group: Sequence[Recipient], parcel: Parcel, demand: Demand, quiet: bool
+    ) -> list[Outcome] | Unreachable:
+        """One transaction."""
+
+        async def send(connection: Connection) -> list[Outcome] | None:
+            sent = await parcel.send(connection, group)
+            if not parcel.chunking:
+                self._hop = replace(self._hop, chunking=False)
+            return sent
+
+        ran = await self._run(send, delivery.origin, demand, quiet=quiet)
+        relaxes = isinstance(ran, Unreachable) and demand is Demand.USUAL and self._may_relax(ran)
+        if relaxes and await says_not_required(delivery.content):
+            ran = await self._run(send, delivery.origin, Demand.RELAXED)
+        return ran
 
     async def verify(self, address: Address, sender: Sender = NULL_SENDER) -> Callout:
         """Ask whether the next hop would take this recipient: MAIL, RCPT, RSET. Does not raise."""

@@ -1,11 +1,13 @@
 """What every transport is: a delivery goes in, one outcome per recipient comes out.
 
 *Fails by*: nothing. Whatever the network or the next hop does becomes an outcome; an exception out of `deliver` is a
-bug, and the queue treats it as a deferral.
+bug, or content that cannot be read, and the queue treats it as a deferral of all recipients who have no outcome yet.
 """
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
@@ -166,11 +168,33 @@ class Outcome:
     tls_peer: str = ""
 
 
+class BrokenOff(Exception):
+    """A delivery that could not go on, by its cause. `outcomes` are those of the recipients who had their turn."""
+
+    def __init__(self, outcomes: Sequence[Outcome]) -> None:
+        super().__init__(f"after {len(outcomes)} recipients")
+        self.outcomes = list(outcomes)
+
+
+@contextlib.contextmanager
+def keeping(outcomes: Sequence[Outcome]) -> Iterator[None]:
+    """What raises inside takes nothing back: who was delivered by then would get it twice. Raises `BrokenOff`."""
+    try:
+        yield
+    except Exception as error:
+        if outcomes:
+            raise BrokenOff(outcomes) from error
+        raise
+
+
 class Transport(Protocol):
     """Delivers to one `Destination`; reuses connections between calls, and may be called concurrently."""
 
     async def deliver(self, delivery: Delivery) -> list[Outcome]:
-        """Attempt it once. Gives one outcome per recipient, in their order."""
+        """Attempt it once. Gives one outcome per recipient, in their order.
+
+        Raises `BrokenOff` when some have theirs already.
+        """
 
     async def close(self) -> None:
         """Close idle connections (with QUIT)."""

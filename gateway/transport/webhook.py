@@ -29,7 +29,7 @@ from gateway.transport.hosts import Unreachable, addresses
 from gateway.transport.options import SmtpOptions, WebhookOptions
 from gateway.transport.posting import Posting, compose, judge
 from gateway.transport.storage import in_thread
-from gateway.transport.transport import Delivery, Fault, Outcome, Result
+from gateway.transport.transport import Delivery, Fault, Outcome, Result, keeping
 
 KEPT: Final = 4096
 """Octets of a response that are read."""
@@ -58,9 +58,10 @@ class WebhookTransport:
         at_once = self._options.recipients_per_request
         self._users += 1
         try:
-            for start in range(0, len(delivery.recipients), at_once):
-                some = delivery.recipients[start : start + at_once]
-                outcomes += [await self._post(delivery, some)] * len(some)
+            with keeping(outcomes):
+                for start in range(0, len(delivery.recipients), at_once):
+                    some = delivery.recipients[start : start + at_once]
+                    outcomes += [await self._post(delivery, some)] * len(some)
         finally:
             self._users -= 1
             if self._closing and not self._users:

@@ -8,12 +8,15 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+import pytest
+
 from gateway.mail.address import NULL_SENDER, Address
 from gateway.mail.envelope import Envelope
 from gateway.mail.session import new_session_id, transaction_id
 from gateway.ops.operations import (
     Amended,
     Drop,
+    EditRecipients,
     Hold,
     Redirect,
     Release,
@@ -34,6 +37,7 @@ from tests.queue.rig import (
     CONTENT,
     DEFERRED,
     DELIVERED,
+    FAILED,
     HOST,
     START,
     UNREACHED,
@@ -119,6 +123,23 @@ def test_a_returned_message_is_not_tried_and_its_sender_gets_a_bounce_that_says_
     in_world(tmp_path, check)
 
 
+def test_the_sender_of_returned_mail_is_not_told_again_of_who_was_refused_before(tmp_path):
+    async def check(world: World) -> None:
+        world.on("example.org", [FAILED, DEFERRED])
+        world.keeps_contents = True
+        bounced = world.on("example.net", DELIVERED)
+        id = await world.send("anna@example.org", "cem@example.org")
+        await world.settled()
+        assert len(bounced.contents) == 1 and b"Final-Recipient: rfc822; anna@" in bounced.contents[0]
+        assert await world.spool.postmaster.amend([id], Return("moved away"), by="anna") == {id: Amended.DONE}
+        await world.settled()
+        assert await world.find(id) is None
+        assert len(bounced.contents) == 2 and b"Final-Recipient: rfc822; cem@" in bounced.contents[1]
+        assert b"Final-Recipient: rfc822; anna@" not in bounced.contents[1]
+
+    in_world(tmp_path, check)
+
+
 def test_nothing_is_tried_at_a_suspended_destination_and_others_go_on(tmp_path):
     async def check(world: World) -> None:
         postmaster, watch = world.spool.postmaster, watches[world.scheduler]
@@ -144,6 +165,28 @@ def test_nothing_is_tried_at_a_suspended_destination_and_others_go_on(tmp_path):
         await postmaster.amend([id], Retry(), by="the end of a suspension")
         await world.settled()
         assert len(script.deliveries) == 1 and await world.find(id) is None
+
+    in_world(tmp_path, check)
+
+
+@pytest.mark.parametrize(
+    "amendment",
+    [
+        Redirect((recipient("cem@example.com"),)),
+        EditRecipients((recipient("cem@example.com"),), (address("anna@example.org"),)),
+    ],
+)
+def test_what_is_given_other_recipients_does_not_wait_for_the_destination_of_the_first(tmp_path, amendment):
+    async def check(world: World) -> None:
+        postmaster, watch = world.spool.postmaster, watches[world.scheduler]
+        assert await postmaster.suspend(Suspension("smtp:example.org:25", "anna", START))
+        await watch.look()
+        elsewhere = world.on("example.com", DELIVERED)
+        id = await world.send("anna@example.org")
+        await world.settled()
+        assert await postmaster.amend([id], amendment, by="anna") == {id: Amended.DONE}
+        await world.settled()
+        assert len(elsewhere.deliveries) == 1 and await world.find(id) is None
 
     in_world(tmp_path, check)
 

@@ -13,6 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from gateway.mail.reply import Reply
 from gateway.queue.options import PaceOptions
 from gateway.queue.pace import Change, Pace, Signal, read
+from gateway.transport.sysexits import Ended, judge
 from gateway.transport.transport import Fault, Outcome, Result
 from tests.queue.rig import DEFERRED, DELIVERED, FAILED, UNREACHED
 
@@ -30,7 +31,9 @@ def attempt(pace: Pace, signal: Signal, now: float = 0.0) -> Change:
         ([UNREACHED], Signal.LOST),
         ([Outcome(Result.DEFERRED, Reply(421, "3.2", "closing"), replied=True, fault=Fault.PEER)], Signal.BUSY),
         ([DELIVERED, Outcome(Result.DEFERRED, Reply(421, "3.2", "x"), replied=True, fault=Fault.PEER)], Signal.BUSY),
-        ([Outcome(Result.DEFERRED, Reply(451, "4.2", "no answer in time"), fault=Fault.PEER)], Signal.BUSY),
+        ([Outcome(Result.DEFERRED, Reply(451, "4.2", "no answer in time"), "a.test", fault=Fault.PEER)], Signal.BUSY),
+        ([Outcome(Result.DEFERRED, Reply(452, "2.2", "mailbox full"), fault=Fault.PEER)], Signal.GOOD),
+        ([judge(Ended(75, b"4.2.2 mailbox full"), "lda", ())], Signal.GOOD),
         ([Outcome(Result.FAILED, Reply(553, "6.7", "needs SMTPUTF8"), fault=Fault.PEER)], Signal.GOOD),
         ([Outcome(Result.DEFERRED, Reply(421, "3.2", "go away"), replied=True, fault=Fault.CONNECT)], Signal.LOST),
         ([Outcome(Result.DEFERRED, Reply(451, "3.0", "disk"), fault=Fault.OURS)], Signal.NOTHING),

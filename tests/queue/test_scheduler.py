@@ -15,12 +15,14 @@ import structlog
 from gateway.kit.contracts.stock import hasten
 from gateway.mail.address import NULL_SENDER, Address
 from gateway.mail.envelope import Notify, Origin, Priority, Recipient
+from gateway.mail.reply import Reply
+from gateway.queue.lane import OUR_TROUBLE, UNREADABLE
 from gateway.queue.options import OwnOptions, PaceOptions
 from gateway.queue.retry import RetryOptions
 from gateway.queue.scheduler import SchedulerOptions
 from gateway.spool.spool import RecipientStatus, Settlement, SpoolError, SpoolOptions, State
 from gateway.spool.sqlite import SqliteSpool, open_all
-from gateway.transport.transport import Delivery, Outcome
+from gateway.transport.transport import BrokenOff, Delivery, Outcome
 from tests.queue.rig import CONTENT, DEFERRED, DELIVERED, FAILED, UNREACHED, World, address, recipient
 
 DAY = 86400.0
@@ -740,6 +742,28 @@ def test_content_that_cannot_be_read_defers(play: Callable[..., None], problem: 
         await world.settled()
         kept = await world.find(id)
         assert kept is not None and kept.slots[0].last == "451 4.3.0 local error: content cannot be read"
+
+    play(scenario)
+
+
+@pytest.mark.parametrize(("problem", "said"), [(SpoolError("gone"), UNREADABLE), (ValueError("bug"), OUR_TROUBLE)])
+def test_a_delivery_that_breaks_off_is_tried_again_for_those_who_had_no_turn(
+    play: Callable[..., None], problem: Exception, said: Reply
+) -> None:
+    async def scenario(world: World) -> None:
+        broken = BrokenOff([DELIVERED, FAILED])
+        broken.__cause__ = problem
+        script = world.on("example.org", broken, DELIVERED)
+        world.start()
+        id = await world.send("a@example.org", "b@example.org", "c@example.org", "d@example.org")
+        await world.settled()
+        kept = await world.find(id)
+        assert kept is not None
+        assert [s.status.value for s in kept.slots] == ["delivered", "failed", "deferred", "deferred"]
+        assert {s.last for s in kept.slots[2:]} == {str(said)}
+        world.clock.advance(86_000)
+        await world.settled()
+        assert [r.address.local for r in script.deliveries[-1].recipients] == ["c", "d"]
 
     play(scenario)
 

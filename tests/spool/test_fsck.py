@@ -271,6 +271,46 @@ def test_a_database_that_is_none_is_set_aside_with_all_that_it_has(spool, tmp_pa
     assert deliverable(tmp_path) == {}
 
 
+@pytest.mark.parametrize(
+    "words", [b"state TEXT NOT NULL", b"envelope TEXT", b"lane TEXT", b"INDEX message_oldest ON message (received"]
+)
+def test_words_of_the_tables_that_were_hit_cost_no_message(spool, tmp_path, words):
+    checkpoint(tmp_path)
+    path = database(options(tmp_path))
+    path.write_bytes(path.read_bytes().replace(words, b"x" + words[1:], 1))
+    assert kinds(run(tmp_path, repair=True)) == [Kind.DATABASE]
+    assert run(tmp_path).findings == []
+    assert deliverable(tmp_path) == spool
+
+
+def test_messages_between_two_pages_that_were_hit_are_found_by_an_index(tmp_path):
+    there = asyncio.run(fill(tmp_path, small=100, large=0))
+    # Nothing else names them.
+    query(options(tmp_path), "DELETE FROM record")
+    query(options(tmp_path), "DELETE FROM attempt")
+    ((number,),) = query(options(tmp_path), "SELECT rootpage FROM sqlite_master WHERE name = 'message'")
+    ((size,),) = query(options(tmp_path), "PRAGMA page_size")
+    checkpoint(tmp_path)
+    path = database(options(tmp_path))
+    octets = bytearray(path.read_bytes())
+    # Of an interior page: how many cells there are at 3, its last child at 8, where its cells are from 12 on.
+    root = octets[(number - 1) * size : number * size]
+    cells = [int.from_bytes(root[12 + 2 * n : 14 + 2 * n]) for n in range(int.from_bytes(root[3:5]))]
+    leaves = [int.from_bytes(root[at : at + 4]) for at in (*cells, 8)]
+    assert len(leaves) > 4
+    for leaf in (leaves[1], leaves[-2]):
+        octets[(leaf - 1) * size : leaf * size] = b"\xff" * size
+    path.write_bytes(octets)
+    assert kinds(run(tmp_path, repair=True)) == [Kind.DATABASE]
+    # All but those on the two pages.
+    assert len(deliverable(tmp_path)) > len(there) * (len(leaves) - 3) // len(leaves)
+
+
+def checkpoint(directory: Path) -> None:
+    """Have all of it in the database's own file."""
+    query(options(directory), "PRAGMA wal_checkpoint(TRUNCATE)")
+
+
 ALL: dict[str, bytes] = {}
 """What is in the larger spool."""
 

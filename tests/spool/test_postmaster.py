@@ -409,8 +409,9 @@ def test_a_redirected_message_goes_to_others_and_who_has_got_it_stays_done(place
         id = await put(worker, SMALL, message(envelope=Envelope(Address("ann", "sender.test"), to)))
         (claimed,) = (await take(worker)).values()
         done, waits = after(claimed.message, RecipientStatus.DELIVERED)[0], claimed.message.slots[1]
-        await worker.settle(Settlement(id, (done, waits)))
+        await worker.settle(Settlement(id, (done, waits), lane="smtp:closed.test:25"))
         assert await postmaster.amend([id], Redirect((BEN, CEM)), by="anna") == {id: Amended.DONE}
+        assert place.query("SELECT lane FROM message") == [("",)], "its way is another one now"
         slots = (await look(postmaster, id)).slots
         assert [(str(s.recipient.address), s.status.value) for s in slots] == [
             ("a@example.test", "delivered"),
@@ -440,6 +441,22 @@ def test_recipients_are_added_and_removed_and_one_is_always_left(place: Place):
         left = await look(postmaster, id)
         assert [(str(s.recipient.address), s.status.value) for s in left.slots] == [("cem@other.test", "pending")]
         assert await deeds(worker, id) == [("edited", "anna")] * 4
+
+    on_spool(place, check)
+
+
+def test_nobody_is_removed_if_that_leaves_only_who_was_refused_until_it_is_set_aside(place: Place):
+    async def check(worker: OperatedSpool, postmaster: Hands) -> None:
+        id = await deferred(worker, recipients=("ben", "cem"))
+        place.heed(worker)
+        (claimed,) = (await take(worker, 9.9e9)).values()
+        failed = after(claimed.message, RecipientStatus.FAILED)[0]
+        await worker.settle(Settlement(id, (failed, claimed.message.slots[1])))
+        remove = EditRecipients((), (Address("cem", "example.test"),))
+        assert await postmaster.amend([id], remove, by="anna") == {id: Amended.NOBODY_LEFT}
+        assert await postmaster.amend([id], Hold(), by="anna") == {id: Amended.DONE}
+        # Released, it is tried again.
+        assert await postmaster.amend([id], remove, by="anna") == {id: Amended.DONE}
 
     on_spool(place, check)
 
@@ -729,6 +746,9 @@ NO_PARCELS: list[tuple[dict[str, Any], bytes | None]] = [
     ({}, b"Subject: x\r\n\r\nbody\r\nmore\r\n"),
     ({"content": b"bare\nline\r\n"}, b"bare\nline\r\n"),
     ({"content": b"bare\rline\r\n"}, b"bare\rline\r\n"),
+    # They come in blocks of three octets.
+    ({"content": b"ab\r.\r\n"}, b"ab\r.\r\n"),
+    ({"content": b"ab\r\r\n"}, b"ab\r\r\n"),
     ({"content": b"bare end\r"}, b"bare end\r"),
     ({"gatepost_message": 2}, None),
     ({"id": "../../x"}, None),

@@ -51,6 +51,12 @@ def test_the_path_names_domain_and_local_part_in_lower_case(tmp_path: Path):
     assert len(mails(tmp_path / "example.net" / "anna+lists")) == 1
 
 
+def test_a_gateway_with_the_longest_of_names_finds_names_for_its_files(tmp_path: Path):
+    destination = Destination(Kind.MAILDIR, path=str(tmp_path / "box"), options=MaildirOptions(quota_messages=9))
+    it = MaildirTransport(destination, ".".join(["a" * 62] * 4), ManualClock())
+    assert statuses(run(it.deliver(delivery()))) == ["delivered 2.0.0"]
+
+
 def test_only_the_owner_may_read_mail(tmp_path: Path):
     deliver(tmp_path / "a" / "box", delivery())
     (mail,) = (tmp_path / "a" / "box" / "new").iterdir()
