@@ -21,7 +21,7 @@ help:
 	@echo "make test-fast  unit tests only"
 	@echo "make lint       ruff, mypy, import layers"
 	@echo "make chart      the Helm chart: schema, both Helms, Kubernetes' schemas, rules that objects keep, alerts"
-	@echo "make chart-full dead values, custom resources, a release's life, the container image, a version in a registry, and the chart's pod run by podman (needs root)"
+	@echo "make chart-full dead values, custom resources, checkov, a release's life, the container image, a version in a registry, and the chart's pod run by podman (needs root)"
 	@echo "make image      build the container image localhost/gatepost:test (BASE=... for another base)"
 	@echo "make image-test      build it and run it: size, rights, its parts, a message taken, its end (a part of make test)"
 	@echo "make e2e        install, test, change, restart and remove the chart in the cluster that kubectl knows (IMAGE=...)"
@@ -70,7 +70,7 @@ chart: setup-test
 	$(PY) -m pytest -n $(JOBS_CHART) --dist loadfile tests/chart --ignore=$(IMAGE_TEST) $(ARGS)
 
 chart-full: setup-full
-	$(PY) -m pytest $(IMAGE_TEST) $(addprefix tests/chart/full_,values.py custom.py release.py publish.py pod.py stateless.py evacuation.py e2e.py) $(ARGS)
+	$(PY) -m pytest $(IMAGE_TEST) $(addprefix tests/chart/full_,values.py custom.py checkov.py release.py publish.py pod.py stateless.py evacuation.py e2e.py) $(ARGS)
 
 image-test: setup-test
 	$(PY) -m pytest $(IMAGE_TEST) $(ARGS)

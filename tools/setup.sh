@@ -4,7 +4,7 @@
 #   tools/setup.sh run     what Gatepost needs to run
 #   tools/setup.sh test    that, the development tools, the real servers that the tests talk to, and what builds and runs
 #                          the container image
-#   tools/setup.sh full    that, and what else `make chart-full` needs: kubectl and models of custom resources
+#   tools/setup.sh full    that, and what else `make chart-full` needs: kubectl, models of custom resources, checkov
 #
 # A second run finds the stamp and does nothing. System packages are installed with apt-get as root or through
 # `sudo -n`; elsewhere the command to run by hand is printed and the exit status is 1. No service is started.
@@ -173,6 +173,7 @@ if [ "$MODE" = full ]; then
     .venv/bin/python tools/helm.py .venv/tools kubectl3 kubectl4
     beside models "models of custom resources"
     beside contents "what lists the contents of an image"
+    beside checkov "checkov"
     exit 0
 fi
 if done_for test || { [ "$MODE" = run ] && done_for run; }; then exit 0; fi

@@ -45,10 +45,10 @@ def helm(*arguments: str, major: int = 4, values: Mapping[str, Any] | None = Non
 
 
 @cache
-def rendered(*files: str, major: int = 4) -> tuple[Document, ...]:
+def rendered(*files: str, major: int = 4, release: str = RELEASE) -> tuple[Document, ...]:
     """All objects that the chart makes with these value files, by their names within the chart."""
     options = [option for file in files for option in ("--values", str(CHART / file))]
-    return _documents(helm("template", RELEASE, str(CHART), "--namespace", NAMESPACE, *options, major=major))
+    return _documents(helm("template", release, str(CHART), "--namespace", NAMESPACE, *options, major=major))
 
 
 def render(values: Mapping[str, Any], *, major: int = 4, kubernetes: str = "") -> tuple[Document, ...]:

@@ -205,7 +205,7 @@ def test_the_test_pod_asks_every_service_that_it_can_ask() -> None:
         ["selftest", "--smtp", "rel-gate-mx:25", "--starttls", *to],
         ["selftest", "--http", "http://rel-gate-pods:8080"],
     ]
-    allowed = only(rendered("ci/everything-values.yaml"), "NetworkPolicy")["spec"]["ingress"]
+    allowed = only(rendered("ci/everything-values.yaml"), "NetworkPolicy", suffix="-gate")["spec"]["ingress"]
     peer = {"app.kubernetes.io/instance": "rel", "app.kubernetes.io/component": "test"}
     for rule in allowed:
         assert {"podSelector": {"matchLabels": peer}} in rule["from"]
@@ -279,12 +279,52 @@ def test_a_queue_in_postgresql_lets_autoscalers_take_pods_away() -> None:
 
 def test_what_may_go_out_includes_the_stores_that_pods_share() -> None:
     for file, stores in (("examples/postgres.yaml", {5432, 6379}), ("ci/stateless-values.yaml", {5432, 5433})):
-        rules = only(rendered(file), "NetworkPolicy")["spec"]["egress"]
+        rules = only(rendered(file), "NetworkPolicy", suffix="-gatepost")["spec"]["egress"]
         assert stores <= {port["port"] for rule in rules for port in rule["ports"]}, file
     spool, state = {"postgres": {"url": "postgresql://u@db:6000/x"}}, {"redis": {"url": "rediss://[2001:db8::1]/0"}}
     policy = {"egress": {"enabled": True, "ports": []}}
-    rules = only(render({"config": {"spool": spool, "state": state}, "networkPolicy": policy}), "NetworkPolicy")
-    assert [port["port"] for port in rules["spec"]["egress"][1]["ports"]] == [6000, 6379]
+    documents = render({"config": {"spool": spool, "state": state}, "networkPolicy": policy})
+    rules = only(documents, "NetworkPolicy", suffix="-gatepost")["spec"]["egress"]
+    assert [port["port"] for port in rules[1]["ports"]] == [6000, 6379]
+
+
+@pytest.mark.parametrize("file", EXAMPLES)
+def test_every_pod_is_under_one_network_policy_where_there_are_any(file: str) -> None:
+    documents = rendered(file)
+    policies = of_kind(documents, "NetworkPolicy")
+    assert len(policies) == (0 if file == "ci/one-pod-values.yaml" else 2)
+    for whose, _, labels in pods(documents):
+        over = [policy["metadata"]["name"] for policy in policies if selects(policy, labels)]
+        assert len(over) == bool(policies), whose
+        gateway = whose.split()[0] == workload(documents)["kind"]
+        assert not over or over[0].endswith("-jobs") is not gateway, whose
+
+
+def selects(policy: Document, labels: dict[str, str]) -> bool:
+    selector = policy["spec"]["podSelector"]
+    assert selector.keys() <= {"matchLabels", "matchExpressions"}
+    for expression in selector.get("matchExpressions", []):
+        assert expression["operator"] == "In"
+        if labels.get(expression["key"]) not in expression["values"]:
+            return False
+    return selector["matchLabels"].items() <= labels.items()
+
+
+def test_nobody_comes_to_jobs_and_the_test_and_they_go_to_the_gateway_alone() -> None:
+    for file, given in (("ci/evacuate-values.yaml", []), ("ci/everything-values.yaml", [{"cidr": "10.0.0.0/8"}])):
+        documents = rendered(file)
+        policy = only(documents, "NetworkPolicy", suffix="-jobs")["spec"]
+        assert policy["policyTypes"] == ["Ingress", "Egress"] and policy["ingress"] == []
+        names, gateway, *rules = policy["egress"]
+        assert names == {"ports": [{"port": 53, "protocol": "UDP"}, {"port": 53, "protocol": "TCP"}]}
+        template = workload(documents)["spec"]["template"]
+        (peer,) = gateway["to"]
+        assert peer["podSelector"]["matchLabels"].items() <= template["metadata"]["labels"].items()
+        ports = {port["containerPort"] for port in template["spec"]["containers"][0]["ports"]}
+        assert {port["port"] for port in gateway["ports"]} == ports
+        assert [peer["ipBlock"] for rule in rules for peer in rule["to"]] == given
+    closed = only(rendered("examples/minimal.yaml"), "NetworkPolicy", suffix="-jobs")["spec"]
+    assert closed["policyTypes"] == ["Ingress"] and closed["ingress"] == [] and "egress" not in closed
 
 
 def test_hooks_never_touch_what_the_release_keeps() -> None:
@@ -388,7 +428,7 @@ def test_pods_that_hand_over_find_each_other_and_nobody_else_comes_in() -> None:
     host = f"{service['metadata']['name']}.mail.svc.cluster.example"
     assert config["evacuate"] == {"when": "drain", "peers": f"http://{host}:9926", "time": "90s"}
     assert {"name": "handover", "port": 9926, "targetPort": "handover", "protocol": "TCP"} in service["spec"]["ports"]
-    policy = only(documents, "NetworkPolicy")["spec"]
+    policy = only(documents, "NetworkPolicy", suffix="-gatepost")["spec"]
     (rule,) = (rule for rule in policy["ingress"] if rule["ports"] == [{"port": "handover", "protocol": "TCP"}])
     allowed = [peer["podSelector"]["matchLabels"] for peer in rule["from"]]
     for whose, _, labels in pods(documents):

@@ -339,7 +339,7 @@ class Keda(Values):
 
 class Egress(Values):
     enabled: bool
-    """Whether what goes out is limited."""
+    """Whether what goes out is limited. The Jobs and the test get to DNS, to the gateway, and where `rules` say."""
     ports: list[Port]
     """TCP ports of mail stores and foreign mail hosts. Those of PostgreSQL and Redis in `config` are added."""
     rules: Objects
@@ -348,7 +348,7 @@ class Egress(Values):
 
 class NetworkPolicy(Values):
     enabled: bool
-    """Whether there is a NetworkPolicy."""
+    """Whether there are NetworkPolicies: for the gateway, and for its Jobs and its test, to which nobody may come."""
     smtpFrom: list[Cidr]
     """Networks that may come to the SMTP ports; empty for everybody."""
     metricsFrom: Objects
