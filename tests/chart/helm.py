@@ -22,7 +22,17 @@ EXAMPLES: Final = tuple(
 )
 
 Document = dict[str, Any]
-_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_Safe: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+class Loader(_Safe):  # type: ignore[misc]
+    """YAML in which no key stands twice: Helm takes the last one, other tools refuse it."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        assert len(keys) == len(set(keys)), f"a key twice in {sorted(keys)}"
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
+        return mapping
 
 
 def program(major: int) -> Path:
@@ -53,24 +63,27 @@ def rendered(*files: str, major: int = 4, release: str = RELEASE) -> tuple[Docum
 
 def render(values: Mapping[str, Any], *, major: int = 4, kubernetes: str = "") -> tuple[Document, ...]:
     """All objects that the chart makes with these values, for the newest version of Kubernetes unless one is given."""
-    return _documents(_template(values, major, kubernetes))
+    return _documents(template(values, major=major, kubernetes=kubernetes))
 
 
 def refusal(values: Mapping[str, Any], *, major: int = 4, kubernetes: str = "") -> str:
     """What Helm says of values that it must refuse, on one line."""
-    result = _template(values, major, kubernetes)
+    result = template(values, major=major, kubernetes=kubernetes)
     assert result.returncode != 0, f"was rendered: {values}"
     return " ".join(result.stderr.split())
 
 
-def _template(values: Mapping[str, Any], major: int, kubernetes: str) -> subprocess.CompletedProcess[str]:
+def template(
+    values: Mapping[str, Any], *, major: int = 4, kubernetes: str = "", chart: Path = CHART
+) -> subprocess.CompletedProcess[str]:
+    """What Helm says to these values."""
     version = ["--kube-version", kubernetes] if kubernetes else []
-    return helm("template", RELEASE, str(CHART), "--namespace", NAMESPACE, *version, major=major, values=values)
+    return helm("template", RELEASE, str(chart), "--namespace", NAMESPACE, *version, major=major, values=values)
 
 
 def _documents(result: subprocess.CompletedProcess[str]) -> tuple[Document, ...]:
     assert result.returncode == 0, result.stderr
-    return tuple(document for document in yaml.load_all(result.stdout, _Loader) if document)
+    return tuple(document for document in yaml.load_all(result.stdout, Loader) if document)
 
 
 def of_kind(documents: Iterable[Document], kind: str) -> list[Document]:
@@ -110,7 +123,7 @@ def configuration(documents: Iterable[Document]) -> Document:
     """The gateway's configuration file, as the pods get it."""
     maps = [d for d in of_kind(documents, "ConfigMap") if "gatepost.yaml" in d["data"] and not is_hook(d)]
     (found,) = maps
-    configured: Document = yaml.load(found["data"]["gatepost.yaml"], _Loader)
+    configured: Document = yaml.load(found["data"]["gatepost.yaml"], Loader)
     return configured
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.chart.helm import MAJORS, refusal, render
+from tests.chart.helm import CHART, MAJORS, helm, refusal, render
 
 pytestmark = pytest.mark.slow
 
@@ -18,6 +18,22 @@ CASES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "two registries": (
         {"image": {"registry": "registry.example.org", "repository": "mirror.example.net/gatepost"}},
         ("image.registry is registry.example.org", "image.repository is mirror.example.net/gatepost"),
+    ),
+    "a label that pods are found by": (
+        {"podLabels": {"app.kubernetes.io/component": "mail"}},
+        ("podLabels has app.kubernetes.io/component", "sets itself"),
+    ),
+    "a label that every alert has": (
+        {"monitoring": {"rules": {"labels": {"severity": "page"}}}},
+        ("monitoring.rules.labels has severity",),
+    ),
+    "a service of a name that is taken": (
+        {"services": {"health": {"targetPort": 2600}}},
+        ("services.health is no name", "handover and pods"),
+    ),
+    "two images of one name": (
+        {"plugins": {"images": [{"name": "a", "image": "b:1"}, {"name": "a", "image": "b:2"}]}},
+        ("plugins.images has a", "one of its own"),
     ),
     "PROXY without networks": (
         {"services": {"mx": {"proxyProtocol": True}}},
@@ -276,12 +292,10 @@ def test_helm_3_says_the_same() -> None:
 
 
 def test_every_guard_has_a_case() -> None:
-    from tests.chart.helm import CHART
-
     guards = (CHART / "templates/_checks.tpl").read_text().count("fail ")
     # Four guards have more than one case: paths, ports (three), what only load balancers have, claims for several pods.
-    # And one has a test of its own, below.
-    assert guards + 4 == len(CASES), "a guard without a case, or a case without one"
+    # And two have tests of their own, below.
+    assert guards + 3 == len(CASES), "a guard without a case, or a case without one"
 
 
 @pytest.mark.parametrize("major", MAJORS)
@@ -292,6 +306,34 @@ def test_an_image_is_no_volume_where_kubernetes_has_none(major: int) -> None:
         assert part in message
     # Providers add to a version what sorts before it.
     assert render(values, major=major, kubernetes="1.33.0-gke.1")
+
+
+@pytest.mark.parametrize("name", ["9gate", "gate.mail"])
+def test_a_release_whose_name_begins_no_services_name_needs_another_one_for_objects(name: str) -> None:
+    result = helm("template", name, str(CHART))
+    assert f"the names of all objects would begin with {name}-gatepost" in result.stderr
+    assert "set fullnameOverride" in result.stderr
+    assert helm("template", name, str(CHART), "--set", "fullnameOverride=gate").returncode == 0
+
+
+@pytest.mark.parametrize("given", [{"labels": {"helm.sh/chart": "x"}}, {"podAnnotations": {"gatepost/config": "x"}}])
+def test_no_value_takes_the_place_of_a_label_or_annotation_of_the_charts_own(given: dict[str, Any]) -> None:
+    ((at, labels),) = given.items()
+    assert f"{at} has {next(iter(labels))}" in refusal(given)
+    service = {"services": {"more": {"targetPort": 2600, "labels": {"gatepost/traffic": "off"}}}}
+    assert "services.more.labels has gatepost/traffic" in refusal(service)
+
+
+def test_a_plugins_image_cannot_have_the_name_of_the_wheels() -> None:
+    wheels = {"requirements": "a==1", "source": {"emptyDir": {}}}
+    images = [{"name": "wheels", "image": "b:1"}]
+    assert "plugins.images has wheels" in refusal({"plugins": {"images": images, "wheels": wheels}})
+    assert render({"plugins": {"images": images}})
+
+
+def test_a_service_is_a_port_too_and_has_the_name_of_one() -> None:
+    assert "services.a--b is no name" in refusal({"services": {"a--b": {"targetPort": 2600}}})
+    assert "services.pods is no name" in refusal({"services": {"pods": {"targetPort": 2600}}})
 
 
 def test_what_comes_close_is_rendered() -> None:

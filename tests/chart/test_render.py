@@ -30,7 +30,7 @@ from tests.chart.helm import (
     render,
     rendered,
 )
-from tests.chart.kubernetes import VERSIONS, validate
+from tests.chart.kubernetes import VERSIONS, objections, validate
 from tests.support.servers import Certificate as MadeCertificate
 from tests.support.servers import make_certificate
 
@@ -135,7 +135,7 @@ def test_it_can_be_a_part_of_another_chart(major: int, tmp_path: Path) -> None:
     assert built.returncode == 0, built.stderr
     made = helm("template", "rel", str(tmp_path), major=major)
     assert made.returncode == 0, made.stderr
-    assert "image: registry.example.org/gatepost:" in made.stdout
+    assert 'image: "registry.example.org/gatepost:' in made.stdout
     off = helm("template", "rel", str(tmp_path), "--set", "gatepost.enabled=false", major=major)
     assert off.returncode == 0 and "kind: StatefulSet" not in off.stdout
 
@@ -185,7 +185,7 @@ def undefaulted(whole: Document, node: Document, values: Any, path: str = "") ->
         part = whole["$defs"][part["$ref"].rpartition("/")[2]] if "$ref" in part else part
         if key not in values:
             found.add(path + key)
-        elif path + key not in ("config", "resources"):
+        elif path + key not in ("config", "lifecycle", "resources"):
             found |= undefaulted(whole, part, values[key], f"{path}{key}.")
     return found
 
@@ -206,6 +206,125 @@ def test_the_schema_refuses_what_is_misspelt_or_of_another_type(major: int) -> N
     assert result.returncode != 0
     for where in ("replicas", "tsl", "accessModes", "targetPort", "Upper", "session", "next_hops", "../x.py"):
         assert where in result.stderr, where
+
+
+@pytest.mark.parametrize("major", MAJORS)
+def test_the_schema_refuses_what_kubernetes_or_an_operator_would(major: int) -> None:
+    values = {
+        "global": {"imagePullSecrets": "one"},
+        "nameOverride": "a: b",
+        "fullnameOverride": "Mail Gate",
+        "labels": {"a b": "c"},
+        "podLabels": {"tier": "a b"},
+        "podAnnotations": {"c d": "e"},
+        "nodeSelector": {"disk": "x" * 64},
+        "image": {"registry": "a b", "repository": "a b", "tag": "a b"},
+        "ipFamilies": ["IPv4", "IPv4"],
+        "services": {"mx": {"externalIPs": ["mx.example.org"], "loadBalancerClass": "a: b"}},
+        "secrets": {"ldap": "a..b"},
+        "tls": {"clientCA": {"key": ".."}},
+        "persistence": {"size": "much", "accessModes": [], "storageClass": "a: b"},
+        "stateless": {"maxSurge": "00%"},
+        "podDisruptionBudget": {"maxUnavailable": "some"},
+        "minReadySeconds": 2**31,
+        "terminationGracePeriodSeconds": 2**31,
+        "revisionHistoryLimit": 2**31,
+        "autoscaling": {"cpu": 2**31},
+        "priorityClassName": "a: b",
+        "runtimeClassName": "a: b",
+        "resources": {"limits": {"memory": "much"}},
+        "lifecycle": {"preStop": {"sleep": 5}},
+        "monitoring": {"podMonitor": {"interval": "1s1h"}, "rules": {"labels": {"a-b": "c"}}},
+        "plugins": {"images": [{"name": "a", "image": "b c"}]},
+    }
+    result = helm("template", "rel", str(CHART), major=major, values=values)
+    assert result.returncode != 0
+    for where in (
+        "/global/imagePullSecrets", "/nameOverride", "/fullnameOverride", "'a b' not allowed", "/podLabels/tier",
+        "'c d' not allowed", "/nodeSelector/disk", "/image/registry", "/image/repository", "/image/tag", "/ipFamilies",
+        "/externalIPs/0", "/loadBalancerClass", "/secrets/ldap", "/clientCA/key", "/persistence/size", "/accessModes",
+        "/storageClass", "/stateless/maxSurge", "/podDisruptionBudget/maxUnavailable", "/minReadySeconds",
+        "/terminationGracePeriodSeconds", "/revisionHistoryLimit", "/autoscaling/cpu", "/priorityClassName",
+        "/runtimeClassName", "/resources/limits/memory", "/preStop/sleep", "/podMonitor/interval",
+        "'a-b' not allowed", "/plugins/images/0/image",
+    ):  # fmt: skip
+        assert where in result.stderr, where
+
+
+NUMBERS: Document = {
+    "nameOverride": "1",
+    "fullnameOverride": "on",
+    "replicas": 1,
+    "global": {"imagePullSecrets": ["1"]},
+    "image": {"repository": "1", "tag": "20"},
+    "config": {"pipelines": {"1": []}},
+    "services": {"on": {"targetPort": 2600, "pipeline": "1", "loadBalancerClass": "2", "type": "LoadBalancer"}},
+    "tls": {"existingSecret": "2", "clientCA": {"existingConfigMap": "3", "key": "1.0"}},
+    "secrets": {"a": "4"},
+    "evacuate": {"enabled": True, "secret": "5", "key": "6", "claims": ["7"]},
+    "plugins": {"existingClaim": "9"},
+    "serviceAccount": {"name": "0"},
+    "persistence": {"storageClass": "8", "size": 10737418240},
+    "podDisruptionBudget": {"maxUnavailable": 1_000_000},
+    "priorityClassName": "1e3",
+    "runtimeClassName": "0x1f",
+    "terminationGracePeriodSeconds": 10_000_000,
+    "minReadySeconds": 1_000_000,
+    "revisionHistoryLimit": 1_000_000,
+    "autoscaling": {"enabled": True, "minReplicas": 2, "cpu": 1_000_000, "queueMessages": 1_000_000},
+}
+"""Texts that YAML would take for something else, and numbers that Go prints in a way of its own."""
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {"persistence": {"existingClaim": "8"}, "autoscaling": {}},
+        {"tls": {"existingSecret": "2", "clientCA": {"existingSecret": "3", "key": "null"}},
+         "plugins": {"images": [{"name": "a", "image": "1:20"}, {"name": "b", "image": "1:30", "volume": True}]}},
+        {"config": {"pipelines": {"1": []}, "spool": {"postgres": "postgresql://u@db/x"}}, "evacuate": {},
+         "persistence": {}, "stateless": {"sizeLimit": 10737418240, "maxSurge": 1_000_000}},
+    ],
+)  # fmt: skip
+def test_texts_stay_texts_and_numbers_stay_numbers(more: Document) -> None:
+    documents = render({**NUMBERS, **more}, kubernetes="1.37.0")
+    for document in documents:
+        validate(document, "1.37.0")
+        assert objections(document) == []
+    found = {listener["pipeline"] for listener in configuration(documents)["listeners"]}
+    assert found == {"default", "1"}
+
+
+def test_the_most_special_of_two_labels_is_there_and_there_once() -> None:
+    values = {
+        "labels": {"team": "all", "a": "b"},
+        "services": {"mx": {"labels": {"team": "net"}}},
+        "monitoring": {
+            "labels": {"team": "watch"}, "podMonitor": {"enabled": True}, "rules": {"enabled": True},
+            "dashboard": {"enabled": True, "labels": {"team": "look"}},
+        },
+    }  # fmt: skip
+    for document in render(values):
+        name = document["metadata"]["name"]
+        special = {"PodMonitor": "watch", "PrometheusRule": "watch"}.get(document["kind"], "all")
+        special = {"rel-gatepost-mx": "net", "rel-gatepost-dashboard": "look"}.get(name, special)
+        labels = document["metadata"]["labels"]
+        assert (labels["team"], labels["a"]) == (special, "b"), name
+
+
+def test_the_longest_names_are_short_enough() -> None:
+    claims = {"enabled": True, "secret": "peers", "orphans": [999], "claims": ["queue-old-0"]}
+    values = {"fullnameOverride": f"{'a' * 44}--b", "evacuate": claims, "services": {"a" * 15: {"targetPort": 2600}}}
+    for document in render(values):
+        assert objections(document) == []
+
+
+def test_prometheus_address_may_be_any_text() -> None:
+    address = "http://prometheus:9090/a: b #c"
+    documents = render({"keda": {"enabled": True, "prometheus": address}})
+    triggers = only(documents, "ScaledObject")["spec"]["triggers"]
+    assert {trigger["metadata"]["serverAddress"] for trigger in triggers} == {address}
 
 
 def test_the_charts_version_is_the_gateways() -> None:

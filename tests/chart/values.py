@@ -10,23 +10,51 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 Objects = list[dict[str, Any]]
-Labels = dict[str, str]
+_HOST_PART = "[a-z0-9]([-a-z0-9]*[a-z0-9])?"
+_HOST = rf"{_HOST_PART}(\.{_HOST_PART})*"
+_LABEL_PART = "[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
+LabelName = Annotated[str, Field(pattern=rf"^({_HOST}/)?{_LABEL_PART}$")]
+Labels = dict[LabelName, Annotated[str, Field(pattern=rf"^({_LABEL_PART})?$")]]
+Annotations = dict[LabelName, str]
+PrometheusLabels = dict[Annotated[str, Field(pattern="^[A-Za-z_][A-Za-z0-9_]*$")], str]
 Port = Annotated[int, Field(ge=1, le=65535)]
 HighPort = Annotated[int, Field(ge=1024, le=65535)]
 """A port that needs no capability."""
 Seconds = Annotated[int, Field(ge=1, le=86400)]
 Cidr = Annotated[str, Field(pattern=r"^[0-9a-fA-F.:]+/[0-9]{1,3}$")]
-Quantity = Annotated[str | int | float, Field()]
-Name = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$")]
-NameOrNone = Annotated[str, Field(pattern=r"^([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?)?$")]
+Address = Annotated[str, Field(pattern=r"^[0-9a-fA-F.:]+$")]
+Quantity = (
+    Annotated[
+        str, Field(pattern=r"^([0-9]+(\.[0-9]*)?|\.[0-9]+)([KMGTPE]i|[numkMGTPE]|[eE][-+]?[0-9]+)?$", max_length=40)
+    ]
+    | Annotated[int, Field(ge=0)]
+    | Annotated[float, Field(ge=0)]
+)
+Name = Annotated[str, Field(pattern=rf"^{_HOST}$", max_length=253)]
+NameOrNone = Annotated[str, Field(pattern=rf"^({_HOST})?$", max_length=253)]
+Key = Annotated[str, Field(pattern=r"^\.?[-_a-zA-Z0-9][-._a-zA-Z0-9]*$", max_length=253)]
+"""A key of a Secret or ConfigMap."""
+Registry = Annotated[str, Field(pattern=r"^[-A-Za-z0-9._:/\[\]]*$")]
+Reference = Annotated[str, Field(pattern=r"^[A-Za-z0-9\[][-A-Za-z0-9._:/@\[\]]*$")]
+"""An image, or its name."""
+Family = Literal["IPv4", "IPv6"]
+ONE_OF_EACH = {"uniqueItems": True}
 PortName = Annotated[str, Field(pattern=r"^[a-z]([-a-z0-9]{0,13}[a-z0-9])?$")]
 """At most 15 characters: a container's port has this name."""
 VolumeName = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]{0,40}[a-z0-9])?$")]
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][-A-Za-z0-9_.]*\.py$")]
-Time = Annotated[str, Field(pattern=r"^([0-9]+(ms|s|m|h))+$")]
-Whole = Annotated[int, Field(ge=0)]
-Percent = Annotated[str, Field(pattern=r"^[0-9]{1,3}%$")]
+Time = Annotated[str, Field(pattern=r"^([0-9]{1,6}(ms|s|m|h))+$", max_length=40)]
+Interval = Annotated[str, Field(pattern=r"^([0-9]{1,6}h)?([0-9]{1,6}m)?([0-9]{1,6}s)?([0-9]{1,6}ms)?$", min_length=1)]
+"""A time as Prometheus has it: hours before minutes before seconds."""
+Whole = Annotated[int, Field(ge=0, le=2**31 - 1)]
+Positive = Annotated[int, Field(ge=1, le=2**31 - 1)]
+Percent = Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,2})%$")]
 Replicas = Annotated[int, Field(ge=1, le=1000)]
+
+
+_SLEEP = {"type": "object", "properties": {"seconds": {"type": "integer", "minimum": 0, "maximum": 2**31 - 1}}}
+HOOKS: dict[str, Any] = {"properties": {"preStop": {"type": "object", "properties": {"sleep": _SLEEP}}}}
+"""What a guard reads of what is passed on."""
 
 
 class Values(BaseModel):
@@ -35,19 +63,21 @@ class Values(BaseModel):
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
 
-class Global(Values):
-    imageRegistry: str
+class Global(BaseModel):
+    model_config = ConfigDict(extra="allow", use_attribute_docstrings=True)
+
+    imageRegistry: Registry
     """Registry of the gateway's image, before `image.registry`: for a mirror."""
     imagePullSecrets: list[Name]
     """Names of Secrets to pull images with."""
 
 
 class Image(Values):
-    registry: str
+    registry: Registry
     """Its registry; empty when `image.repository` has it, or for what the nodes use."""
-    repository: Annotated[str, Field(min_length=1)]
+    repository: Reference
     """The image's name."""
-    tag: str
+    tag: Annotated[str, Field(pattern=r"^([A-Za-z0-9_][-A-Za-z0-9_.]{0,127})?$")]
     """Its tag; empty for the chart's appVersion. `latest` is refused."""
     digest: Annotated[str, Field(pattern=r"^(sha256:[0-9a-f]{64})?$")]
     """Its digest, `sha256:...`, which goes before the tag."""
@@ -88,17 +118,17 @@ class Service(Values):
     """As Kubernetes has it."""
     nodePort: Annotated[int, Field(ge=0, le=65535)] = 0
     """A port of the nodes; 0 for any."""
-    loadBalancerClass: str = ""
+    loadBalancerClass: Annotated[str, Field(pattern=rf"^(({_HOST}/)?{_LABEL_PART})?$")] = ""
     """Which load balancer makes it."""
     loadBalancerSourceRanges: list[Cidr] = []
     """Who may come to the load balancer."""
-    externalIPs: list[str] = []
+    externalIPs: list[Address] = []
     """As Kubernetes has it."""
     ipFamilyPolicy: Literal["", "SingleStack", "PreferDualStack", "RequireDualStack"] = ""
     """As Kubernetes has it."""
-    ipFamilies: list[Literal["IPv4", "IPv6"]] = []
+    ipFamilies: Annotated[list[Family], Field(max_length=2, json_schema_extra=ONE_OF_EACH)] = []
     """As Kubernetes has it."""
-    annotations: Labels = {}
+    annotations: Annotations = {}
     """Annotations of the Service; what most load balancers are told by."""
     labels: Labels = {}
     """More labels of the Service."""
@@ -142,7 +172,7 @@ class ClientCA(Values):
     """Name of a Secret that holds them."""
     existingConfigMap: NameOrNone
     """Name of a ConfigMap that holds them instead."""
-    key: Annotated[str, Field(pattern=r"^[-._a-zA-Z0-9]+$")]
+    key: Key
     """The key in it: PEM, one CA or more."""
 
 
@@ -167,7 +197,7 @@ class Evacuate(Values):
     """Whether pods take over each other's mail, at a port of their own that answers nothing else."""
     secret: NameOrNone
     """Name of a Secret with the token that pods show each other."""
-    key: Annotated[str, Field(pattern=r"^[-._a-zA-Z0-9]+$")]
+    key: Key
     """Its key in that Secret."""
     when: Literal["never", "drain"]
     """`drain`: a pod that ends hands over what is left in its queue, at every restart, too. `never`: it stays on its
@@ -198,13 +228,13 @@ class Persistence(Values):
     `config.spool.postgres` is given, which has the queue of all."""
     size: Quantity
     """Size of each claim."""
-    storageClass: str
+    storageClass: NameOrNone
     """Its storage class; empty for the cluster's default."""
-    accessModes: list[Literal["ReadWriteOnce", "ReadWriteOncePod"]]
+    accessModes: Annotated[list[Literal["ReadWriteOnce", "ReadWriteOncePod"]], Field(min_length=1, max_length=1)]
     """Never shared: a queue belongs to one pod."""
     existingClaim: NameOrNone
     """A claim that is there already; for one replica only."""
-    annotations: Labels
+    annotations: Annotations
     """Annotations of the claims."""
     retention: Retention
     """Which claims are deleted with what they belong to."""
@@ -227,7 +257,7 @@ class PluginImage(Values):
 
     name: VolumeName
     """A name for the container that copies them, or for the volume."""
-    image: Annotated[str, Field(min_length=1)]
+    image: Reference
     """The image."""
     path: Annotated[str, Field(pattern=r"^[^:]+$")] = "/plugins"
     """Where in it the packages are, as `pip install --target` puts them."""
@@ -288,7 +318,7 @@ class Resources(Values):
 class Disruption(Values):
     enabled: bool
     """Whether there is a PodDisruptionBudget; only with more than one replica."""
-    maxUnavailable: Annotated[int | str, Field()]
+    maxUnavailable: Whole | Percent
     """So many pods may be away at once."""
     unhealthyPodEvictionPolicy: Literal["", "AlwaysAllow", "IfHealthyBudget"]
     """As Kubernetes has it."""
@@ -360,9 +390,9 @@ class NetworkPolicy(Values):
 class Monitor(Values):
     enabled: bool
     """Whether there is one."""
-    interval: Time
+    interval: Interval
     """How often it scrapes."""
-    scrapeTimeout: Time
+    scrapeTimeout: Interval
     """How long that may take."""
     relabelings: Objects
     """As the Prometheus operator has it."""
@@ -375,7 +405,7 @@ class Rules(Values):
     """Whether there is a PrometheusRule."""
     disabled: list[str]
     """Names of alerts to leave out."""
-    labels: Labels
+    labels: PrometheusLabels
     """More labels of all alerts."""
     queueMessages: Annotated[int, Field(ge=1)]
     """GatepostQueueGrows fires beyond so many queued messages in a pod."""
@@ -394,7 +424,7 @@ class Dashboard(Values):
     """Whether there is a ConfigMap with a dashboard for Grafana."""
     labels: Labels
     """Labels by which Grafana's sidecar finds it."""
-    annotations: Labels
+    annotations: Annotations
     """Its annotations, such as the folder."""
 
 
@@ -423,7 +453,7 @@ class ServiceAccount(Values):
     """Whether it is made."""
     name: NameOrNone
     """Its name; empty for the release's, or `default` where it is not made."""
-    annotations: Labels
+    annotations: Annotations
     """Its annotations."""
 
 
@@ -432,13 +462,13 @@ class Chart(Values):
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
-    global_: Annotated[Global | dict[str, Any], Field(alias="global")]
+    global_: Annotated[Global, Field(alias="global")]
     """What this chart shares with others that it is installed with."""
     enabled: bool | None = None
     """For a chart that has this one as a part: its condition. Nothing is made of it here."""
-    nameOverride: str
+    nameOverride: Annotated[str, Field(pattern=rf"^({_HOST_PART})?$")]
     """Instead of the chart's name."""
-    fullnameOverride: str
+    fullnameOverride: Annotated[str, Field(pattern=r"^([a-z]([-a-z0-9]*[a-z0-9])?)?$")]
     """Instead of the release's and the chart's name."""
     labels: Labels
     """More labels of everything but pods and claims."""
@@ -449,7 +479,7 @@ class Chart(Values):
     """The gateway's image."""
     config: dict[str, Any]
     """The gateway's configuration file, as docs/configuration.md has it, but for what is made from other values."""
-    ipFamilies: Annotated[list[Literal["IPv4", "IPv6"]], Field(min_length=1, max_length=2)]
+    ipFamilies: Annotated[list[Family], Field(min_length=1, max_length=2, json_schema_extra=ONE_OF_EACH)]
     """What pods listen on: `[IPv4]`, `[IPv6]` or both, their primary family first. Both need nodes that have both."""
     services: dict[PortName, Service | None]
     """Listeners and Services, by name."""
@@ -469,7 +499,7 @@ class Chart(Values):
     must be there; it runs as `serviceAccount.name` where that is not made here, else as `default`."""
     drain: Drain
     """How a pod ends."""
-    terminationGracePeriodSeconds: Annotated[int, Field(ge=1)]
+    terminationGracePeriodSeconds: Positive
     """How long it may take to; at least both of `drain` and 35 s."""
     evacuate: Evacuate
     """What becomes of the queue of a pod that ends, or has ended for good."""
@@ -513,7 +543,7 @@ class Chart(Values):
     """The restricted profile, of each container."""
     podLabels: Labels
     """More labels of pods."""
-    podAnnotations: Labels
+    podAnnotations: Annotations
     """More annotations of pods."""
     nodeSelector: Labels
     """As Kubernetes has it."""
@@ -521,16 +551,16 @@ class Chart(Values):
     """As Kubernetes has it."""
     affinity: dict[str, Any]
     """As Kubernetes has it."""
-    priorityClassName: str
+    priorityClassName: NameOrNone
     """As Kubernetes has it."""
-    runtimeClassName: str
+    runtimeClassName: NameOrNone
     """As Kubernetes has it."""
-    minReadySeconds: Annotated[int, Field(ge=0)]
+    minReadySeconds: Whole
     """As Kubernetes has it."""
-    lifecycle: dict[str, Any]
+    lifecycle: Annotated[dict[str, Any], Field(json_schema_extra=HOOKS)]
     """Hooks of the gateway's container, as Kubernetes has them. Draining needs none, and the image has no shell; what
     `preStop` takes is taken from `terminationGracePeriodSeconds`."""
-    revisionHistoryLimit: Annotated[int, Field(ge=0)]
+    revisionHistoryLimit: Whole
     """As Kubernetes has it."""
     extraEnv: Objects
     """More environment variables of the gateway."""

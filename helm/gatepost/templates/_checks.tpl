@@ -2,6 +2,7 @@
 
 {{- define "gatepost.checks" -}}
 {{- $v := .Values -}}
+{{- include "gatepost.checkNames" . -}}
 {{- include "gatepost.checkServices" . -}}
 {{- include "gatepost.checkConfig" . -}}
 {{- include "gatepost.checkStores" . -}}
@@ -25,10 +26,39 @@
 {{- end }}
 {{- end }}
 
+{{- define "gatepost.checkNames" -}}
+{{- $name := include "gatepost.fullname" . -}}
+{{- if not (regexMatch "^[a-z]([-a-z0-9]*[a-z0-9])?$" $name) }}
+{{- fail (printf "the names of all objects would begin with %s, and a Service's name begins with a letter and has no dots; set fullnameOverride, or name the release otherwise" $name) }}
+{{- end }}
+{{- $v := .Values -}}
+{{- $own := list "helm.sh/chart" "app.kubernetes.io/name" "app.kubernetes.io/instance" "app.kubernetes.io/component" "app.kubernetes.io/version" "app.kubernetes.io/managed-by" "gatepost/traffic" "gatepost/config" "kubectl.kubernetes.io/default-container" -}}
+{{- $given := dict "labels" $v.labels "podLabels" $v.podLabels "podAnnotations" $v.podAnnotations "monitoring.labels" $v.monitoring.labels "monitoring.dashboard.labels" $v.monitoring.dashboard.labels -}}
+{{- range $name, $service := include "gatepost.services" . | fromYaml }}
+{{- $_ := set $given (printf "services.%s.labels" $name) (default dict $service.labels) -}}
+{{- end }}
+{{- range $at, $labels := $given }}
+{{- range $key := keys $labels | sortAlpha }}
+{{- if has $key $own }}
+{{- fail (printf "%s has %s, which the chart sets itself; leave it out" $at $key) }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- if hasKey $v.monitoring.rules.labels "severity" }}
+{{- fail "monitoring.rules.labels has severity, which every alert has; leave it out" }}
+{{- end }}
+{{- end }}
+
 {{- define "gatepost.checkPlugins" -}}
 {{- $p := .Values.plugins -}}
 {{- $version := .Capabilities.KubeVersion.Version -}}
+{{- $names := list -}}
+{{- if $p.wheels.requirements }}{{ $names = list "wheels" }}{{ end -}}
 {{- range $p.images }}
+{{- if has .name $names }}
+{{- fail (printf "plugins.images has %s, and another image, or plugins.wheels, has that name; each needs one of its own" .name) }}
+{{- end }}
+{{- $names = append $names .name -}}
 {{- if and .volume .command }}
 {{- fail (printf "plugins.images has %s with volume and with command; an image that is mounted itself has nothing copied from it: leave one of them out" .name) }}
 {{- end }}
@@ -66,6 +96,9 @@
 {{- range $name, $service := include "gatepost.services" . | fromYaml }}
 {{- $any = true -}}
 {{- $at := printf "services.%s" $name -}}
+{{- if or (has $name (list "health" "handover" "pods")) (contains "--" $name) }}
+{{- fail (printf "%s is no name for a service: health, handover and pods are others, and Kubernetes has no ports with -- in their names" $at) }}
+{{- end }}
 {{- $port := printf "%v" $service.targetPort -}}
 {{- with get $ports $port }}
 {{- fail (printf "%s.targetPort is %s, and so is the port of %s; every listener needs one of its own" $at $port .) }}

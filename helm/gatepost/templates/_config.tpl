@@ -15,7 +15,7 @@
 {{- $tls := include "gatepost.tlsOf" (list $root $service) }}
 {{- range $family := $root.Values.ipFamilies }}
 - address: {{ printf "%s:%v" (include "gatepost.anyAddress" $family) $service.targetPort | quote }}
-  pipeline: {{ default "default" $service.pipeline }}
+  pipeline: {{ default "default" $service.pipeline | quote }}
   {{- if ne $tls "none" }}
   tls:
     certificate: /etc/gatepost/tls/tls.crt

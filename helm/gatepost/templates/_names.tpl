@@ -1,36 +1,41 @@
 {{/* Names, labels and the image. */}}
 
 {{- define "gatepost.name" -}}
-{{- default .Chart.Name .Values.nameOverride | trunc 46 | trimSuffix "-" }}
+{{- default .Chart.Name .Values.nameOverride | trunc 46 | trimAll "-" }}
 {{- end }}
 
 {{/* 46 characters at most: pods, their revision label and other objects add to it. */}}
 {{- define "gatepost.fullname" -}}
 {{- if .Values.fullnameOverride }}
-{{- .Values.fullnameOverride | trunc 46 | trimSuffix "-" }}
+{{- .Values.fullnameOverride | trunc 46 | trimAll "-" }}
 {{- else if contains (include "gatepost.name" .) .Release.Name }}
-{{- .Release.Name | trunc 46 | trimSuffix "-" }}
+{{- .Release.Name | trunc 46 | trimAll "-" }}
 {{- else }}
-{{- printf "%s-%s" .Release.Name (include "gatepost.name" .) | trunc 46 | trimSuffix "-" }}
+{{- printf "%s-%s" .Release.Name (include "gatepost.name" .) | trunc 46 | trimAll "-" }}
 {{- end }}
 {{- end }}
 
 {{- define "gatepost.selector" -}}
-app.kubernetes.io/name: {{ include "gatepost.name" . }}
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/name: {{ include "gatepost.name" . | quote }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 app.kubernetes.io/component: gateway
 {{- end }}
 
-{{/* Labels of everything but the pods of the gateway; argument: a list of root and component. */}}
+{{/*
+Labels of everything but the pods of the gateway; argument: a list of root and component, and of more labels, which go before
+those of all.
+*/}}
 {{- define "gatepost.labels" -}}
 {{- $root := index . 0 -}}
+{{- $more := dict -}}
+{{- range slice . 2 }}{{ $more = merge $more (default dict .) }}{{ end -}}
 helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" }}
-app.kubernetes.io/name: {{ include "gatepost.name" $root }}
-app.kubernetes.io/instance: {{ $root.Release.Name }}
+app.kubernetes.io/name: {{ include "gatepost.name" $root | quote }}
+app.kubernetes.io/instance: {{ $root.Release.Name | quote }}
 app.kubernetes.io/component: {{ index . 1 }}
 app.kubernetes.io/version: {{ $root.Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ $root.Release.Service }}
-{{- with $root.Values.labels }}
+{{- with merge $more $root.Values.labels }}
 {{ toYaml . }}
 {{- end }}
 {{- end }}

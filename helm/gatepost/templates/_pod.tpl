@@ -4,7 +4,7 @@
 {{- with uniq (concat .Values.global.imagePullSecrets .Values.image.pullSecrets) }}
 imagePullSecrets:
 {{- range . }}
-  - name: {{ . }}
+  - name: {{ . | quote }}
 {{- end }}
 {{- end }}
 {{- end }}
@@ -20,10 +20,10 @@ tolerations:
   {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- with .Values.priorityClassName }}
-priorityClassName: {{ . }}
+priorityClassName: {{ . | quote }}
 {{- end }}
 {{- with .Values.runtimeClassName }}
-runtimeClassName: {{ . }}
+runtimeClassName: {{ . | quote }}
 {{- end }}
 {{- with .Values.dnsPolicy }}
 dnsPolicy: {{ . }}
@@ -75,7 +75,7 @@ hostAliases:
 {{- range .Values.plugins.images }}
 {{- if not .volume }}
 - name: {{ printf "plugin-%s" .name | trunc 63 | trimSuffix "-" }}
-  image: {{ .image }}
+  image: {{ .image | quote }}
   {{- with .pullPolicy }}
   imagePullPolicy: {{ . }}
   {{- end }}
@@ -96,7 +96,7 @@ hostAliases:
 {{- end }}
 {{- if .Values.plugins.wheels.requirements }}
 - name: plugin-wheels
-  image: {{ include "gatepost.image" . }}
+  image: {{ include "gatepost.image" . | quote }}
   imagePullPolicy: {{ .Values.image.pullPolicy }}
   command:
     - /opt/gatepost/bin/python
@@ -189,40 +189,40 @@ hostAliases:
 {{- $fullname := printf "%s%s" (include "gatepost.fullname" $root) (index . 1) -}}
 - name: config
   configMap:
-    name: {{ $fullname }}
+    name: {{ $fullname | quote }}
 - name: tmp
   emptyDir:
     sizeLimit: 512Mi
 {{- with include "gatepost.tlsSecret" $root }}
 - name: tls
   secret:
-    secretName: {{ . }}
+    secretName: {{ . | quote }}
     defaultMode: 0440
 {{- end }}
 {{- with $root.Values.tls.clientCA }}
 {{- if .existingSecret }}
 - name: client-ca
   secret:
-    secretName: {{ .existingSecret }}
-    items: [{key: {{ .key }}, path: ca.crt}]
+    secretName: {{ .existingSecret | quote }}
+    items: [{key: {{ .key | quote }}, path: ca.crt}]
     defaultMode: 0440
 {{- else if .existingConfigMap }}
 - name: client-ca
   configMap:
-    name: {{ .existingConfigMap }}
-    items: [{key: {{ .key }}, path: ca.crt}]
+    name: {{ .existingConfigMap | quote }}
+    items: [{key: {{ .key | quote }}, path: ca.crt}]
 {{- end }}
 {{- end }}
 {{- range $name, $secret := $root.Values.secrets }}
 - name: secret-{{ $name }}
   secret:
-    secretName: {{ $secret }}
+    secretName: {{ $secret | quote }}
     defaultMode: 0440
 {{- end }}
 {{- if $root.Values.evacuate.enabled }}
 - name: handover
   secret:
-    secretName: {{ $root.Values.evacuate.secret }}
+    secretName: {{ $root.Values.evacuate.secret | quote }}
     defaultMode: 0440
 {{- end }}
 {{- if $root.Values.plugins.inline }}
@@ -234,7 +234,7 @@ hostAliases:
 - name: plugins
   {{- if $root.Values.plugins.existingClaim }}
   persistentVolumeClaim:
-    claimName: {{ $root.Values.plugins.existingClaim }}
+    claimName: {{ $root.Values.plugins.existingClaim | quote }}
     readOnly: true
   {{- else }}
   emptyDir: {}
@@ -244,7 +244,7 @@ hostAliases:
 {{- if .volume }}
 - name: plugin-{{ .name }}
   image:
-    reference: {{ .image }}
+    reference: {{ .image | quote }}
     {{- with .pullPolicy }}
     pullPolicy: {{ . }}
     {{- end }}
@@ -280,7 +280,7 @@ hostAliases:
 apiVersion: v1
 kind: ConfigMap
 metadata:
-  name: {{ $name }}
+  name: {{ $name | quote }}
   labels:
     {{- include "gatepost.labels" (list $root $component) | nindent 4 }}
   {{- with $annotations }}
@@ -298,14 +298,14 @@ data:
 {{- if include "gatepost.postgres" . }}
 - name: queue
   emptyDir:
-    sizeLimit: {{ .Values.stateless.sizeLimit }}
+    sizeLimit: {{ toYaml .Values.stateless.sizeLimit }}
 {{- else if not $p.enabled }}
 - name: queue
   emptyDir: {}
 {{- else if $p.existingClaim }}
 - name: queue
   persistentVolumeClaim:
-    claimName: {{ $p.existingClaim }}
+    claimName: {{ $p.existingClaim | quote }}
 {{- end }}
 {{- end }}
 
@@ -326,10 +326,10 @@ metadata:
     {{- toYaml . | nindent 4 }}
     {{- end }}
 spec:
-  serviceAccountName: {{ include "gatepost.serviceAccount" . }}
+  serviceAccountName: {{ include "gatepost.serviceAccount" . | quote }}
   automountServiceAccountToken: false
   enableServiceLinks: false
-  terminationGracePeriodSeconds: {{ .Values.terminationGracePeriodSeconds }}
+  terminationGracePeriodSeconds: {{ int .Values.terminationGracePeriodSeconds }}
   {{- include "gatepost.pullSecrets" . | nindent 2 }}
   {{- include "gatepost.placement" . | nindent 2 }}
   {{- with .Values.affinity }}
@@ -353,7 +353,7 @@ spec:
   {{- end }}
   containers:
     - name: gatepost
-      image: {{ include "gatepost.image" . }}
+      image: {{ include "gatepost.image" . | quote }}
       imagePullPolicy: {{ .Values.image.pullPolicy }}
       args: [run, --config, /etc/gatepost/config/gatepost.yaml]
       {{- with include "gatepost.env" . | trim }}
@@ -366,7 +366,7 @@ spec:
       {{- end }}
       ports:
         {{- range $name, $service := include "gatepost.services" . | fromYaml }}
-        - name: {{ $name }}
+        - name: {{ $name | quote }}
           containerPort: {{ $service.targetPort }}
           protocol: TCP
         {{- end }}

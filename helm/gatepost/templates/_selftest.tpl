@@ -26,7 +26,7 @@ certificate of clients are asked without TLS.
 {{- end }}
 {{- if $args }}
 - name: {{ $kind }}
-  image: {{ include "gatepost.image" $root }}
+  image: {{ include "gatepost.image" $root | quote }}
   imagePullPolicy: {{ $root.Values.image.pullPolicy }}
   args:
     {{- toYaml (prepend $args "selftest") | nindent 4 }}
