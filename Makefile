@@ -70,7 +70,7 @@ chart: setup-test
 	$(PY) -m pytest -n $(JOBS_CHART) --dist loadfile tests/chart --ignore=$(IMAGE_TEST) $(ARGS)
 
 chart-full: setup-full
-	$(PY) -m pytest $(IMAGE_TEST) $(addprefix tests/chart/full_,values.py custom.py checkov.py release.py publish.py pod.py stateless.py evacuation.py e2e.py) $(ARGS)
+	$(PY) -m pytest $(IMAGE_TEST) $(addprefix tests/chart/full_,values.py fuzz.py custom.py checkov.py release.py publish.py pod.py stateless.py evacuation.py e2e.py) $(ARGS)
 
 image-test: setup-test
 	$(PY) -m pytest $(IMAGE_TEST) $(ARGS)
