@@ -14,6 +14,7 @@ import shutil
 import subprocess
 from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
@@ -32,7 +33,9 @@ from tests.chart.generated import Broken, Values, broken
 from tests.chart.helm import CHART, MAJORS, Document, Loader, is_hook, of_kind, pods, template
 from tests.chart.kubernetes import VERSIONS, objections, validate
 from tests.chart.rules import check_files, check_mounts, check_references, containers
-from tests.chart.test_render import FOREIGN
+from tests.chart.test_render import FOREIGN, with_files
+from tests.chart.test_render import certificate as certificate
+from tests.support.servers import Certificate
 
 pytestmark = pytest.mark.slow
 
@@ -44,7 +47,21 @@ KUBERNETES: Final = st.sampled_from((VERSIONS[0], VERSIONS[-1]))
 LEAST: Final = 0.3
 """So many of the trees must be rendered at least, since guards that refuse everything would prove nothing."""
 
-Models = Mapping[str, Any]
+
+@dataclass(frozen=True, slots=True)
+class Judges:
+    """What objects and configurations are judged by, beside Kubernetes' schemas."""
+
+    models: Mapping[str, Any]
+    certificate: Certificate
+    """Files for configurations that name some."""
+
+
+@pytest.fixture(scope="module")
+def judges(models: Mapping[str, Any], certificate: Certificate) -> Judges:
+    return Judges(models, certificate)
+
+
 _both: Final = ThreadPoolExecutor(len(MAJORS))
 
 
@@ -79,12 +96,12 @@ def _read(result: subprocess.CompletedProcess[str]) -> tuple[Document, ...] | st
     return told[1]
 
 
-def check(documents: Collection[Document], tree: Document, kubernetes: str, models: Models) -> str:
+def check(documents: Collection[Document], tree: Document, kubernetes: str, judges: Judges) -> str:
     """Fails for what is wrong in objects; says what the gateway thinks of its configuration."""
     for document in documents:
         if document["kind"] in FOREIGN:
             continue
-        if (model := models.get(document["kind"])) is None:
+        if (model := judges.models.get(document["kind"])) is None:
             validate(document, kubernetes)
         else:
             kept = model.model_validate(document).model_dump(mode="json", by_alias=True, exclude_unset=True)
@@ -97,14 +114,14 @@ def check(documents: Collection[Document], tree: Document, kubernetes: str, mode
         assert spec["automountServiceAccountToken"] is False
         for container in containers(spec):
             assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
-    return _configured(documents, tree)
+    return _configured(documents, tree, judges.certificate)
 
 
-def judge(values: Values, kubernetes: str, models: Models, chart: Path = CHART) -> str:
+def judge(values: Values, kubernetes: str, judges: Judges, chart: Path = CHART) -> str:
     """Fails unless these values are rendered well, and then says what the gateway thinks; or what the guard says."""
     assert generated.accepted(values.tree), "the schema does not take what was made from it"
     made = outcome(values, kubernetes, chart)
-    return made if isinstance(made, str) else check(made, values.tree, kubernetes, models)
+    return made if isinstance(made, str) else check(made, values.tree, kubernetes, judges)
 
 
 def judge_refusal(case: Broken, chart: Path = CHART) -> None:
@@ -125,7 +142,7 @@ def _foreign(tree: Document) -> set[str]:
     }
 
 
-def _configured(documents: Collection[Document], tree: Document) -> str:
+def _configured(documents: Collection[Document], tree: Document, certificate: Certificate) -> str:
     """The configuration is what was given and what the chart adds; the gateway takes it or says why not."""
     texts = {d["data"]["gatepost.yaml"] for d in of_kind(documents, "ConfigMap") if "gatepost.yaml" in d["data"]}
     (text,) = texts
@@ -147,7 +164,7 @@ def _configured(documents: Collection[Document], tree: Document) -> str:
     if inline := tree["plugins"]["inline"]:
         assert any(d["data"] == inline for d in of_kind(documents, "ConfigMap") if not is_hook(d))
     try:
-        parse(text.encode(), "/etc/gatepost/config/gatepost.yaml")
+        parse(with_files(text, certificate).encode(), "/etc/gatepost/config/gatepost.yaml")
     except ConfigError as error:
         assert error.problems and all(str(problem) for problem in error.problems)
         return REFUSED
@@ -158,14 +175,14 @@ def _hosts(tree: Document) -> list[str]:
     return ["[::]" if family == "IPv6" else "0.0.0.0" for family in tree["ipFamilies"]]
 
 
-def test_what_the_schema_takes_is_rendered_well_or_refused_by_a_guard(models: Models) -> None:
+def test_what_the_schema_takes_is_rendered_well_or_refused_by_a_guard(judges: Judges) -> None:
     seen: collections.Counter[str] = collections.Counter()
     said = set()
 
     @settings(max_examples=TREES, derandomize=False)
     @given(generated.values(), KUBERNETES)
     def run(values: Values, kubernetes: str) -> None:
-        made = judge(values, kubernetes, models)
+        made = judge(values, kubernetes, judges)
         if made in (TAKEN, REFUSED):
             seen[made] += 1
         else:
@@ -214,14 +231,14 @@ FAULTS: Final = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_planted_fault_is_found(fault: str, models: Models, tmp_path: Path) -> None:
+def test_a_planted_fault_is_found(fault: str, judges: Judges, tmp_path: Path) -> None:
     key, change = FAULTS[fault]
     chart = planted(tmp_path, *change)
 
     @settings(max_examples=TREES, phases=[Phase.generate], report_multiple_bugs=False)
     @given(generated.values([key]))
     def run(values: Values) -> None:
-        judge(values, VERSIONS[-1], models, chart)
+        judge(values, VERSIONS[-1], judges, chart)
 
     with pytest.raises((AssertionError, ValidationError)):
         run()

@@ -322,13 +322,13 @@ BASES: Final = (DEFAULTS, *(merged(yaml.safe_load((CHART / file).read_text()), D
 """Good values."""
 
 
-KEYS: Final = tuple(SCHEMA["properties"])
-"""Values of the first level."""
+KEYS: Final = (*SCHEMA["properties"], *["config"] * 9, *["services"] * 4)
+"""Values of the first level; those with much below are chosen more often."""
 
 
 @st.composite
 def _site(draw: DrawFn, tree: Node, keys: Collection[str], *, there: bool = False) -> Site:
-    """A place in values; each value of the first level is as likely as the others."""
+    """A place in values, below one of these keys."""
     key = draw(st.sampled_from([key for key in keys if key in tree or not there]))
     part = SCHEMA["properties"][key]
     first = Site((key,), (key,), part, key in tree, key in SCHEMA["required"])
@@ -392,6 +392,7 @@ def _faults(tree: Node, site: Site) -> list[tuple[str, Any]]:
     """What a place must not have, by the name that is to be in the message."""
     node = resolved(site.node)
     name = next(step for step in reversed(site.path) if isinstance(step, str))
+    name = name.replace("~", "~0").replace("/", "~1")
     found = [(name, wrong) for wrong in _WRONG if not accepted(wrong, node)]
     here = holder(tree, site.path)[site.path[-1]]
     if isinstance(here, dict) and not accepted(unknown := {**here, "Unknown!": 1}, node):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any, Final
 
@@ -24,11 +24,8 @@ _NAME: Final = {
     "StatefulSet": rf"(?=.{{1,52}}\Z){_DNS_LABEL}",
 }
 _PART: Final = r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
-_LABELS: Final = frozenset({"labels", "matchLabels", "nodeSelector"})
 _QUANTITY: Final = r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([KMGTPE]i|[numkMGTPE]|[eE][+-]?[0-9]+)?"
-_PORT: Final = r"(?=.{1,15}\Z)[a-z]([-a-z0-9]*[a-z0-9])?"
-_COUNT: Final = r"[0-9]+%"
-_NAMED: Final = ("containers", "initContainers", "volumes", "ports")
+_PORT: Final = r"(?=.{1,15}\Z)(?!.*--)[a-z]([-a-z0-9]*[a-z0-9])?"
 
 
 @_FORMATS.checks("int32")
@@ -62,7 +59,9 @@ def _contents(name: str, version: str) -> Any:
 def objections(document: dict[str, Any]) -> list[str]:
     """What a server says beyond the schemas: of forms of names, labels, quantities and ports, and of names twice."""
     kind, metadata = document["kind"], document["metadata"]
-    found = list(_objections(document, f"{kind} {metadata['name']}", "monitoring.coreos.com" in document["apiVersion"]))
+    # Labels in rules are those of Prometheus.
+    seen = {**document, "spec": {}} if kind == "PrometheusRule" else document
+    found = list(_objections(seen, f"{kind} {metadata['name']}"))
     if not re.fullmatch(_NAME.get(kind, _SUBDOMAIN), metadata["name"]):
         found.append(f"{kind} {metadata['name']!r} has no such name")
     if kind == "ConfigMap":
@@ -70,33 +69,15 @@ def objections(document: dict[str, Any]) -> list[str]:
     return found
 
 
-def _objections(node: Any, where: str, foreign: bool) -> Iterator[str]:
-    for key, value in node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ():
-        at = f"{where}/{key}"
-        if key == "rules" and foreign:
-            continue  # Labels there are those of Prometheus.
-        if key in _LABELS and isinstance(value, dict):
-            yield from (f"{at}: {k!r}: {v!r}" for k, v in value.items() if not (_is_label(k) and _is_value(v)))
-        elif key == "annotations":
-            yield from (f"{at}: {k!r}" for k, v in value.items() if not (_is_label(k.lower()) and isinstance(v, str)))
-        elif key in ("requests", "limits") or (key in ("sizeLimit", "averageValue") and (value := {"": value})):
-            yield from (f"{at}: {v!r}" for v in value.values() if not re.fullmatch(_QUANTITY, str(v)))
-        elif key in ("maxUnavailable", "maxSurge"):
-            if not (isinstance(value, int) and value >= 0) and not re.fullmatch(_COUNT, str(value)):
-                yield f"{at}: {value!r}"
-        elif key in ("port", "containerPort", "nodePort") and isinstance(value, int) and not 0 < value < 65536:
-            yield f"{at}: {value}"
-        elif key == "accessModes" and len(value) != 1:
-            yield f"{at}: {value!r}"
-        elif key == "ipFamilies" and len(set(value)) != len(value):
-            yield f"{at}: {value!r}"
-        if key == "ports" and isinstance(value, list):
-            ports = [item.get("name", "p") for item in value if isinstance(item, dict)]
-            yield from (f"{at}: {name!r}" for name in ports if not re.fullmatch(_PORT, name) or "--" in name)
-        if key in _NAMED and isinstance(value, list):
-            names = [item["name"] for item in value if "name" in item]
-            yield from (f"{at}: {name} twice" for name in {name for name in names if names.count(name) > 1})
-        yield from _objections(value, at, foreign)
+def _objections(node: Any, where: str) -> Iterator[str]:
+    if isinstance(node, list):
+        for number, item in enumerate(node):
+            yield from _objections(item, f"{where}/{number}")
+    elif isinstance(node, dict):
+        for key, value in node.items():
+            if key in _GOOD and not _GOOD[key](value, node):
+                yield f"{where}/{key}: {value!r}"
+            yield from _objections(value, f"{where}/{key}")
 
 
 def _is_label(key: str) -> bool:
@@ -104,9 +85,64 @@ def _is_label(key: str) -> bool:
     return bool(re.fullmatch(_PART, name) and (not slash or re.fullmatch(_SUBDOMAIN, prefix)))
 
 
-def _is_value(value: object) -> bool:
-    return isinstance(value, str) and bool(re.fullmatch(rf"({_PART})?", value))
-
-
 def _is_key(key: str) -> bool:
     return bool(re.fullmatch(r"[-._a-zA-Z0-9]{1,253}", key)) and not key.startswith("..") and key != "."
+
+
+def _are_labels(value: Any, _: Any) -> bool:
+    return all(_is_label(k) and isinstance(v, str) and re.fullmatch(f"({_PART})?", v) for k, v in value.items())
+
+
+def _are_annotations(value: Any, _: Any) -> bool:
+    return all(_is_label(key.lower()) and isinstance(text, str) for key, text in value.items())
+
+
+def _is_quantity(value: Any, _: Any) -> bool:
+    return bool(re.fullmatch(_QUANTITY, str(value)))
+
+
+def _are_quantities(value: Any, _: Any) -> bool:
+    return all(_is_quantity(one, _) for one in value.values())
+
+
+def _is_count(value: Any, _: Any) -> bool:
+    return value >= 0 if isinstance(value, int) else bool(re.fullmatch(r"[0-9]+%", value))
+
+
+def _is_port(value: Any, _: Any) -> bool:
+    return 0 < value < 65536 if isinstance(value, int) else bool(re.fullmatch(_PORT, value))
+
+
+def _are_named(value: Any, _: Any) -> bool:
+    names = [item["name"] for item in value if "name" in item]
+    return len(names) == len(set(names))
+
+
+def _are_ports(value: Any, _: Any) -> bool:
+    return _are_named(value, _) and all(re.fullmatch(_PORT, item.get("name", "p")) for item in value)
+
+
+_GOOD: Final[dict[str, Callable[[Any, dict[str, Any]], bool]]] = {
+    "labels": _are_labels,
+    "matchLabels": _are_labels,
+    "nodeSelector": _are_labels,
+    "annotations": _are_annotations,
+    "requests": _are_quantities,
+    "limits": _are_quantities,
+    "sizeLimit": _is_quantity,
+    "averageValue": _is_quantity,
+    "maxUnavailable": _is_count,
+    "maxSurge": _is_count,
+    "port": _is_port,
+    "containerPort": _is_port,
+    "nodePort": _is_port,
+    "ports": _are_ports,
+    "containers": _are_named,
+    "initContainers": _are_named,
+    "volumes": _are_named,
+    "accessModes": lambda value, _: len(value) == 1,
+    "ipFamilies": lambda value, _: len(value) == len(set(value)),
+    "ipFamilyPolicy": lambda value, node: value != "SingleStack" or len(node.get("ipFamilies", ())) < 2,
+    "dnsPolicy": lambda value, node: value != "None" or bool(node.get("dnsConfig", {}).get("nameservers")),
+}
+"""What a key's value must be; it gets what holds the key, too."""

@@ -32,6 +32,10 @@ def check_references(documents: Collection[Document], foreign: Collection[str]) 
         wanted = document["spec"]["selector"]["matchLabels"].items()
         matching = [s for s in of_kind(documents, "Service") if wanted <= s["metadata"]["labels"].items()]
         assert [s["metadata"]["name"] for s in matching] == [f"{runs['metadata']['name']}-pods"]
+    nodes = [
+        port["nodePort"] for s in of_kind(documents, "Service") for port in s["spec"]["ports"] if "nodePort" in port
+    ]
+    assert len(nodes) == len(set(nodes)), "two Services at one port of the nodes"
     there = names(documents)
     for kind in ("HorizontalPodAutoscaler", "ScaledObject"):
         for document in of_kind(documents, kind):

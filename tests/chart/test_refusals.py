@@ -35,6 +35,22 @@ CASES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
         {"plugins": {"images": [{"name": "a", "image": "b:1"}, {"name": "a", "image": "b:2"}]}},
         ("plugins.images has a", "one of its own"),
     ),
+    "a port of the nodes twice": (
+        {"services": {"mx": {"nodePort": 30025}, "in": {"targetPort": 2600, "type": "NodePort", "nodePort": 30025}}},
+        ("services.in and services.mx both have nodePort 30025",),
+    ),
+    "one family of two": (
+        {
+            "ipFamilies": ["IPv4", "IPv6"],
+            "services": {"mx": {"ipFamilyPolicy": "SingleStack", "ipFamilies": ["IPv4", "IPv6"]}},
+        },
+        ("services.mx.ipFamilyPolicy is SingleStack", "services.mx.ipFamilies"),
+    ),
+    "a key of no size": (
+        {"tls": {"certificate": {**CERTIFICATE, "privateKey": {"algorithm": "RSA"}}}},
+        ("tls.certificate.privateKey.algorithm is RSA", "tls.certificate.privateKey.size is 256"),
+    ),
+    "pods that find no name": ({"dnsPolicy": "None"}, ("dnsPolicy is None", "dnsConfig has no nameservers")),
     "PROXY without networks": (
         {"services": {"mx": {"proxyProtocol": True}}},
         ("services.mx.proxyProtocol is true", "services.mx.trustedNetworks is empty"),

@@ -68,11 +68,35 @@ def test_what_kubernetes_would_not_take_is_seen() -> None:
     document["spec"]["template"]["spec"]["terminationGracePeriodSecond"] = 1
     with pytest.raises(jsonschema.ValidationError, match="terminationGracePeriodSecond"):
         validate(document, VERSIONS[0])
+    del document["spec"]["template"]["spec"]["terminationGracePeriodSecond"]
+    validate(document, VERSIONS[0])
+    document["spec"]["minReadySeconds"] = 2**31
+    with pytest.raises(jsonschema.ValidationError, match="int32"):
+        validate(document, VERSIONS[0])
+    assert objections(document) == []
+    document["metadata"]["labels"]["a b"] = ""
+    spec = document["spec"]["template"]["spec"]
+    spec["containers"][0]["ports"].append({"name": "mx", "containerPort": 0})
+    spec["containers"].append({"name": "gatepost", "resources": {"limits": {"cpu": "many"}}})
+    said = objections(document)
+    for where in ("metadata/labels", "/ports:", "/containerPort: 0", "/containers:", "/limits:"):
+        assert any(where in one for one in said), where
 
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> MadeCertificate:
     return make_certificate(tmp_path_factory.mktemp("certificate"))
+
+
+def with_files(text: str, certificate: MadeCertificate) -> str:
+    """A configuration that names files that are there, in place of those that pods have mounted."""
+    text = text.replace("/etc/gatepost/tls/tls.crt", str(certificate.certificate))
+    text = text.replace("/etc/gatepost/tls/tls.key", str(certificate.key))
+    text = text.replace("/etc/gatepost/client-ca/ca.crt", str(certificate.certificate))
+    text = re.sub(r"/etc/gatepost/secrets/\S+/password", str(certificate.key), text)
+    token = certificate.key.with_name("peers.token")
+    token.write_text("a-token-of-sixteen-or-more\n")
+    return re.sub(r"/etc/gatepost/handover/\S+", str(token), text)
 
 
 @pytest.mark.parametrize("file", EXAMPLES)
@@ -82,14 +106,7 @@ def test_the_gateway_takes_the_configuration_of_every_example(file: str, certifi
         for d in of_kind(rendered(file), "ConfigMap")
         if "gatepost.yaml" in d["data"] and not is_hook(d)
     )
-    text = text.replace("/etc/gatepost/tls/tls.crt", str(certificate.certificate))
-    text = text.replace("/etc/gatepost/tls/tls.key", str(certificate.key))
-    text = text.replace("/etc/gatepost/client-ca/ca.crt", str(certificate.certificate))
-    text = re.sub(r"/etc/gatepost/secrets/\S+/password", str(certificate.key), text)
-    token = certificate.key.with_name("peers.token")
-    token.write_text("a-token-of-sixteen-or-more\n")
-    text = text.replace("/etc/gatepost/handover/peers.token", str(token))
-    config = parse(text.encode(), "/etc/gatepost/config/gatepost.yaml")
+    config = parse(with_files(text, certificate).encode(), "/etc/gatepost/config/gatepost.yaml")
     assert config.admin.health is not None and config.admin.address.ip.is_loopback
     assert config.spool.path.startswith("/var/lib/gatepost/") and config.state.path.startswith("/var/lib/gatepost/")
 

@@ -21,6 +21,9 @@
 {{- if and $v.monitoring.podMonitor.enabled $v.monitoring.serviceMonitor.enabled }}
 {{- fail "monitoring.podMonitor.enabled and monitoring.serviceMonitor.enabled are both true, and every pod would be counted twice; choose one" }}
 {{- end }}
+{{- if and (eq $v.dnsPolicy "None") (not $v.dnsConfig.nameservers) }}
+{{- fail "dnsPolicy is None and dnsConfig has no nameservers; pods would find no name" }}
+{{- end }}
 {{- if and $v.test.send (not $v.test.recipient) }}
 {{- fail "test.send is true and test.recipient is empty; say who gets the message of helm test" }}
 {{- end }}
@@ -92,6 +95,7 @@
 {{- define "gatepost.checkServices" -}}
 {{- $root := . -}}
 {{- $ports := dict (include "gatepost.healthPort" .) "probes and metrics" (include "gatepost.adminPort" .) "the admin API" (include "gatepost.handoverPort" .) "mail of other pods" -}}
+{{- $nodes := dict -}}
 {{- $any := false -}}
 {{- range $name, $service := include "gatepost.services" . | fromYaml }}
 {{- $any = true -}}
@@ -106,6 +110,13 @@
 {{- $_ := set $ports $port $at -}}
 {{- if and $service.proxyProtocol (not $service.trustedNetworks) }}
 {{- fail (printf "%s.proxyProtocol is true and %s.trustedNetworks is empty; say which networks the proxies have, since anybody else could claim to be anybody" $at $at) }}
+{{- end }}
+{{- with $service.nodePort }}
+{{- $node := printf "nodePort %v" . -}}
+{{- with get $nodes $node }}
+{{- fail (printf "%s and %s both have %s; a node has it once" . $at $node) }}
+{{- end }}
+{{- $_ := set $nodes $node $at -}}
 {{- end }}
 {{- if and $service.trustedNetworks (not $service.proxyProtocol) }}
 {{- fail (printf "%s.trustedNetworks is given and %s.proxyProtocol is false; no header would be read from them" $at $at) }}
@@ -133,6 +144,9 @@
 {{- end }}
 {{- if and (has $service.ipFamilyPolicy (list "PreferDualStack" "RequireDualStack")) (lt (len $families) 2) }}
 {{- fail (printf "%s.ipFamilyPolicy is %s, and ipFamilies, what pods listen on, is %s alone" $at $service.ipFamilyPolicy (first $families)) }}
+{{- end }}
+{{- if and (eq (default "" $service.ipFamilyPolicy) "SingleStack") (gt (len (default list $service.ipFamilies)) 1) }}
+{{- fail (printf "%s.ipFamilyPolicy is SingleStack, and %s.ipFamilies has two" $at $at) }}
 {{- end }}
 {{- if ne (include "gatepost.tlsOf" (list $root $service)) "none" }}
 {{- if not (include "gatepost.tlsSecret" $root) }}
@@ -229,6 +243,12 @@
 {{- end }}
 {{- if and $tls.certificate.enabled (not $tls.certificate.dnsNames) }}
 {{- fail "tls.certificate.enabled is true and tls.certificate.dnsNames is empty; name the hosts that MX records lead to" }}
+{{- end }}
+{{- with $tls.certificate.privateKey }}
+{{- $sizes := list 256 384 521 -}}
+{{- if and $tls.certificate.enabled (eq .algorithm "ECDSA" | ternary (not (has (int .size) $sizes)) (lt (int .size) 2048)) }}
+{{- fail (printf "tls.certificate.privateKey.algorithm is %s and tls.certificate.privateKey.size is %v; ECDSA keys have 256, 384 or 521 bits, and RSA keys 2048 at least" .algorithm .size) }}
+{{- end }}
 {{- end }}
 {{- if and .Values.checkBeforeInstall .Values.tls.certificate.enabled }}
 {{- fail "checkBeforeInstall is true and tls.certificate.enabled is true; the certificate comes with the installation, and a check before it would wait for its Secret: use tls.existingSecret, or leave checkBeforeInstall off" }}
