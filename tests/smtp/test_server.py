@@ -357,6 +357,16 @@ def test_content_that_drips_has_to_come_to_an_end(how):
     run(test)
 
 
+def test_chunks_have_the_time_of_one_message_all_together():
+    async def test() -> None:
+        async with door(timeouts=Timeouts(command=60, session=5, data_total=0.3)) as opened:
+            client = await opened.session()
+            await client.envelope()
+            await cut_off(client, b"BDAT 1\r\nx", 0.29, 4.0)
+
+    run(test)
+
+
 def test_a_session_has_to_come_to_an_end():
     async def test() -> None:
         async with door(timeouts=Timeouts(session=0.3)) as opened:
