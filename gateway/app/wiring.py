@@ -45,7 +45,7 @@ from gateway.transport.factory import Transports
 from gateway.transport.hosts import Unreachable, addresses
 from gateway.transport.routing import Router
 from gateway.transport.tlsresults import Results
-from gateway.transport.transport import Destination, Transport
+from gateway.transport.transport import Destination, Kind, Transport
 
 if TYPE_CHECKING:
     from gateway.app.tlsreports import TlsReports
@@ -229,7 +229,10 @@ def _domain(name: str, domain: Any, clock: Clock) -> Domain:
         listed = domain.listed
         if read := domain.list_read:
             file = WatchedFile(recipients.list_file or "", parse_list, clock, limit=LIST_OCTETS, read=read)
-    return Domain(name, domain.pipeline or "", _RULES[domain.check], listed, file, recipients.subaddress or "")
+    by_name = domain.check in (RecipientCheck.LIST, RecipientCheck.LDAP) and not recipients.subaddress
+    forwards = domain.destination.kind is Kind.SMTP and not by_name
+    rule, subaddress = _RULES[domain.check], recipients.subaddress or ""
+    return Domain(name, domain.pipeline or "", rule, listed, file, subaddress, forwards)
 
 
 def _store(domain: Any) -> Store:
