@@ -164,11 +164,14 @@ def test_a_domain_forwards_whose_server_may_know_recipients_that_we_do_not_know_
         "d.example": "next_hop: 'smtp:store.example', recipients: {list: [anna]}",
         "e.example": "next_hop: 'lmtp:store.example'",
         "f.example": "next_hop: 'maildir:./mail'",
+        "g.example": "next_hop: 'transport:mail'",
+        "h.example": "next_hop: 'transport:sendmail'",
     }
     path = tmp_path / "gatepost.yaml"
     path.write_text(
-        "listeners: [{address: '127.0.0.1:0'}]\ndomains:\n"
-        + "".join(f"  {name}: {{{hop}}}\n" for name, hop in hops.items())
+        "listeners: [{address: '127.0.0.1:0'}]\n"
+        "transports: {mail: {maildir: {path: ./mail}}, sendmail: {pipe: {command: [/bin/true]}}}\n"
+        "domains:\n" + "".join(f"  {name}: {{{hop}}}\n" for name, hop in hops.items())
     )
     clock = SystemClock()
     domains = make_parts(load(str(path)), SqliteState(tmp_path / "state", clock), clock).domains
@@ -177,4 +180,5 @@ def test_a_domain_forwards_whose_server_may_know_recipients_that_we_do_not_know_
         "a.example",
         "b.example",
         "c.example",
+        "h.example",
     }

@@ -24,8 +24,8 @@ class Domain:
     `listed` holds local parts in lower case, `file` a list of them that may change; both are None when recipients are
     not checked by list. `subaddress` holds the characters that separate a subaddress (RFC 5233).
 
-    `forwards` says that its mail goes on to a server that may read a route in a local part, and that we do not know its
-    recipients by name.
+    `forwards` says that its mail goes on to a server or command that may read a route in a local part, and that we do
+    not know its recipients by name.
     """
 
     name: str
