@@ -16,6 +16,7 @@ import pytest
 from gateway.mail.address import NULL_SENDER
 from gateway.mail.envelope import Notify, Ret
 from gateway.sdk import PROCEED, Stage
+from gateway.smtp import connection
 from gateway.smtp.data import Newlines
 from gateway.smtp.listener import tls_context
 from gateway.smtp.options import Limits, Timeouts
@@ -520,6 +521,31 @@ def test_a_proxy_header_and_the_handshake_may_come_in_one_packet(context):
             tls.write(b"NOOP\r\n")
             client.send(outgoing.read())
             assert await read() == b"250 2.0.0 ok\r\n"
+
+    run(test)
+
+
+def test_a_client_that_does_not_say_goodbye_in_tls_is_let_go_as_soon_as_others(context, monkeypatch):
+    monkeypatch.setattr(connection, "_LINGER", 0.1)
+
+    async def test() -> None:
+        async with door(tls=context, implicit=True) as opened:
+            incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+            tls = trusting_context().wrap_bio(incoming, outgoing)
+            client = await opened.connect()
+
+            async def read() -> bytes:
+                while True:
+                    try:
+                        return tls.read(1000)
+                    except ssl.SSLWantReadError:
+                        client.send(outgoing.read())
+                        incoming.write(await asyncio.wait_for(client.reader.read(65536), PATIENCE))
+
+            assert (await read()).startswith(b"220 ")
+            tls.write(b"QUIT\r\n")
+            assert (await read()).startswith(b"221 ")
+            await client.last_words()
 
     run(test)
 
