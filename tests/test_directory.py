@@ -154,3 +154,31 @@ def test_a_subaddress_is_looked_up_without_its_tag_too(parts):
         "Anna+x+y@list.example",
         "Anna@list.example",
     ]
+
+
+def test_a_domain_forwards_whose_server_may_know_recipients_that_we_do_not_know_by_name(tmp_path: Path):
+    hops = {
+        "a.example": "next_hop: 'smtp:store.example'",
+        "b.example": "next_hop: mx, recipients: any",
+        "c.example": "next_hop: 'smtp:store.example', recipients: {list: [anna], subaddress: '+'}",
+        "d.example": "next_hop: 'smtp:store.example', recipients: {list: [anna]}",
+        "e.example": "next_hop: 'lmtp:store.example'",
+        "f.example": "next_hop: 'maildir:./mail'",
+        "g.example": "next_hop: 'transport:mail'",
+        "h.example": "next_hop: 'transport:sendmail'",
+    }
+    path = tmp_path / "gatepost.yaml"
+    path.write_text(
+        "listeners: [{address: '127.0.0.1:0'}]\n"
+        "transports: {mail: {maildir: {path: ./mail}}, sendmail: {pipe: {command: [/bin/true]}}}\n"
+        "domains:\n" + "".join(f"  {name}: {{{hop}}}\n" for name, hop in hops.items())
+    )
+    clock = SystemClock()
+    domains = make_parts(load(str(path)), SqliteState(tmp_path / "state", clock), clock).domains
+    found = {name: domains.find(Address("x", name)) for name in hops}
+    assert {name for name, domain in found.items() if domain and domain.forwards} == {
+        "a.example",
+        "b.example",
+        "c.example",
+        "h.example",
+    }

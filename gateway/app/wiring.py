@@ -45,7 +45,7 @@ from gateway.transport.factory import Transports
 from gateway.transport.hosts import Unreachable, addresses
 from gateway.transport.routing import Router
 from gateway.transport.tlsresults import Results
-from gateway.transport.transport import Destination, Transport
+from gateway.transport.transport import Destination, Kind, Transport
 
 if TYPE_CHECKING:
     from gateway.app.tlsreports import TlsReports
@@ -176,7 +176,7 @@ def make_parts(
     policies = make_policies(config, resolver, state, clock)
     transports = Transports(delivery, resolver, clock, policies=policies, results=results)
     reports = make_reports(config, resolver, state, clock, outbox or NoOutbox()) if wanted else None
-    domains = Domains({name: _domain(name, domain, clock) for name, domain in config.domains.items()})
+    domains = Domains({name: _domain(config, name, domain, clock) for name, domain in config.domains.items()})
     ldap = _ldap(config, resolver)
     hosts = MailHosts(config.hostname, resolver, clock)
     router = make_router(config)
@@ -221,7 +221,7 @@ _RULES: Final = {
 }
 
 
-def _domain(name: str, domain: Any, clock: Clock) -> Domain:
+def _domain(config: Config, name: str, domain: Any, clock: Clock) -> Domain:
     recipients = domain.recipients if isinstance(domain.recipients, Recipients) else Recipients.model_construct()
     listed: frozenset[str] | None = None
     file: WatchedFile[frozenset[str]] | None = None
@@ -229,7 +229,17 @@ def _domain(name: str, domain: Any, clock: Clock) -> Domain:
         listed = domain.listed
         if read := domain.list_read:
             file = WatchedFile(recipients.list_file or "", parse_list, clock, limit=LIST_OCTETS, read=read)
-    return Domain(name, domain.pipeline or "", _RULES[domain.check], listed, file, recipients.subaddress or "")
+    rule, subaddress = _RULES[domain.check], recipients.subaddress or ""
+    by_name = rule in (RecipientRule.LISTED, RecipientRule.LDAP) and not subaddress
+    forwards = not by_name and _forwards(config, domain.destination)
+    return Domain(name, domain.pipeline or "", rule, listed, file, subaddress, forwards)
+
+
+def _forwards(config: Config, destination: Destination) -> bool:
+    """Whether mail goes to a server, or to a command such as sendmail, which may send it on."""
+    if destination.kind is Kind.NAMED:
+        destination = config.transports[destination.name].destination(destination.name)
+    return destination.kind in (Kind.SMTP, Kind.PIPE)
 
 
 def _store(domain: Any) -> Store:

@@ -366,9 +366,10 @@ def _client(address: object) -> IPAddress:
     if not isinstance(address, str):
         return UNKNOWN_CLIENT
     try:
-        return ipaddress.ip_address(address.removeprefix("IPv6:").partition("%")[0])
+        client = ipaddress.ip_address(address.removeprefix("IPv6:").partition("%")[0])
     except ValueError:
         return ipaddress.IPv4Address("127.0.0.1") if address.startswith("/") else UNKNOWN_CLIENT
+    return getattr(client, "ipv4_mapped", None) or client
 
 
 def _tls(macros: Mapping[str, str]) -> Tls | None:

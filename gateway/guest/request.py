@@ -136,9 +136,10 @@ def _client(text: str) -> IPAddress:
     if text in ("", "unknown"):
         return UNKNOWN_CLIENT
     try:
-        return ipaddress.ip_address(text)
+        client = ipaddress.ip_address(text)
     except ValueError as error:
         raise RequestError("client_address is no address") from error
+    return getattr(client, "ipv4_mapped", None) or client
 
 
 def _port(text: str) -> int:

@@ -175,7 +175,13 @@ class Connection(asyncio.Protocol):
             # By the time this runs, start_tls has put TLS in our place and not yet begun the handshake.
             self.loop.call_soon(_pass_on, self.transport, early)
         transport = await self.loop.start_tls(
-            self.transport, self, context, server_side=True, ssl_handshake_timeout=seconds
+            self.transport,
+            self,
+            context,
+            server_side=True,
+            ssl_handshake_timeout=seconds,
+            # What is not said goodbye to in TLS lingers, and no limit on sessions counts it any more.
+            ssl_shutdown_timeout=_LINGER,
         )
         if transport is None:
             raise ConnectionResetError

@@ -23,6 +23,9 @@ class Domain:
 
     `listed` holds local parts in lower case, `file` a list of them that may change; both are None when recipients are
     not checked by list. `subaddress` holds the characters that separate a subaddress (RFC 5233).
+
+    `forwards` says that its mail goes on to a server or command that may read a route in a local part, and that we do
+    not know its recipients by name.
     """
 
     name: str
@@ -31,6 +34,7 @@ class Domain:
     listed: frozenset[str] | None = None
     file: Names | None = None
     subaddress: str = ""
+    forwards: bool = False
 
     def spellings(self, address: Address) -> tuple[Address, ...]:
         """The forms in which the address is looked up: as it is, then without its subaddress."""

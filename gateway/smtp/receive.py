@@ -53,10 +53,11 @@ class Sink:
 
 
 class Chunks:
-    """A message that arrives by BDAT."""
+    """A message that arrives by BDAT. All of it has to be there at `last`, by the event loop's clock."""
 
-    __slots__ = ("decoder", "sink")
+    __slots__ = ("decoder", "last", "sink")
 
-    def __init__(self, sink: Sink) -> None:
+    def __init__(self, sink: Sink, last: float) -> None:
         self.sink = sink
+        self.last = last
         self.decoder = ChunkDecoder()

@@ -4,12 +4,17 @@ That is our own domains, for everybody; everything, for clients in `relay_from`;
 we sent somebody's message on, for bounces. The last need no other right: where the way back leads stands in the
 address, and only who knows our secret can have written it.
 
+A route may also hide in a local part: to many a mail server ``ben%example.net@example.org``, ``example.net!ben`` and
+``"ben@example.net"`` are ben@example.net, once the mail is at example.org. Such a server trusts us and would relay. So
+strangers may say such things only of recipients that are known here by name.
+
 *RFCs*: 5321 section 4.5.1 (postmaster without a domain) and 4.1.3 (address literals).
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Final
 
 from gateway.mail.address import NULL_SENDER
 from gateway.mail.envelope import Recipient
@@ -20,6 +25,8 @@ from gateway.sdk.stage import Transaction
 from gateway.smtp import replies
 from gateway.smtp.domains import Domains
 from gateway.smtp.options import SmtpOptions
+
+_ROUTING: Final = frozenset("@%!")
 
 _log = log.get()
 
@@ -35,9 +42,11 @@ def admit(
         recipient = replace(recipient, address=postmaster)
     if (restored := _restore(options.srs, txn, recipient, now)) is not None:
         return restored
-    if domains.find(recipient.address) is None:
-        if not txn.session.trusted:
+    domain = domains.find(recipient.address)
+    if not txn.session.trusted:
+        if domain is None or (domain.forwards and not _ROUTING.isdisjoint(recipient.address.local)):
             return replies.NO_RELAY
+    elif domain is None:
         if recipient.address.domain.startswith("[") and not options.address_literals:
             return replies.NO_LITERALS
     return recipient

@@ -22,6 +22,7 @@ from gateway.mail.reply import Reply
 from gateway.smtp import command as grammar
 from gateway.smtp import xclient
 from gateway.smtp.command import Bdat, CommandError
+from gateway.smtp.connection import TIMED_OUT
 from gateway.smtp.conversation import DRAINING, EARLY, Conversation, End, Hall, count
 from gateway.smtp.data import DataDecoder, Newlines
 from gateway.smtp.options import ListenerOptions, TlsMode
@@ -129,13 +130,13 @@ class Server(Conversation, SMTP):
         return await self._read_data()
 
     async def _read_data(self) -> Reply:
-        timeouts = self.desk.options.timeouts
+        block = self.desk.options.timeouts.data_block
         decoder = DataDecoder()
         sink = Sink(self.intake, self.desk.options.limits.message_size)
-        last = self.loop.time() + timeouts.data_total
+        last = self._last()
         rest: bytes | None = None
         while rest is None:
-            self._wait_for_content(timeouts.data_block, last)
+            self._wait_for_content(block, last)
             piece, rest = decoder.feed(await self._inbox.some())
             await sink.write(piece)
             if sink.fed_up:
@@ -161,12 +162,14 @@ class Server(Conversation, SMTP):
             raise self._hang_up("bad-chunk", error.reply) from error
         if bdat.octets > limit + WASTE:
             raise self._hang_up("bad-chunk", TOO_BIG)
+        if self._chunks is not None and self.loop.time() > self._chunks.last:
+            raise self._hang_up("timeout", TIMED_OUT)
         self._in_content = True
         refusal: Reply | None = None
         if self._chunks is None and self.intake.in_transaction:
             refusal = await self.intake.data()
             if refusal is None:
-                self._chunks = Chunks(Sink(self.intake, limit))
+                self._chunks = Chunks(Sink(self.intake, limit), self._last())
         chunks = self._chunks
         await self._read_chunk(bdat, chunks)
         self._in_content = False
@@ -179,15 +182,19 @@ class Server(Conversation, SMTP):
         self._chunks = None
         return await self._finish(chunks.sink, chunks.decoder.stray)
 
+    def _last(self) -> float:
+        """When all of a message has to be there whose content begins now."""
+        return self.loop.time() + self.desk.options.timeouts.data_total
+
     async def _read_chunk(self, bdat: Bdat, chunks: Chunks | None) -> None:
         """Read exactly the chunk's octets, wanted or not (RFC 3030 section 2)."""
         left = bdat.octets
-        timeouts = self.desk.options.timeouts
-        last = self.loop.time() + timeouts.data_total
+        block = self.desk.options.timeouts.data_block
+        last = chunks.last if chunks else self._last()
         while left:
             if not self._inbox.buffer:
                 await self._flush()
-            self._wait_for_content(timeouts.data_block, last)
+            self._wait_for_content(block, last)
             data = await self._inbox.some(left)
             left -= len(data)
             if chunks is not None:

@@ -126,14 +126,17 @@ def test_who_logged_in_or_may_relay_is_trusted_and_a_forged_name_is_none() -> No
         d.envfrom("<>", (), {})
         d.connect("unknown", "inet6:unknown", 0, {})
         d.envfrom("<>", (), {})
+        d.connect("a.test", "IPv6:::ffff:192.0.2.1", 1, {})
+        d.envfrom("<>", (), {})
 
     converse(setting, talk)
-    assert seen == [(True, ""), (True, ""), (False, "localhost"), (False, "")]
+    assert seen == [(True, ""), (True, ""), (False, "localhost"), (False, ""), (True, "a.test")]
     assert [r["client"]["ip"] for r in setting.records.by_id.values()] == [
         "192.0.2.9",
         "192.0.2.1",
         "127.0.0.1",
         "0.0.0.0",
+        "192.0.2.1",
     ]
 
 

@@ -84,6 +84,7 @@ def test_unknown_clients_and_odd_numbers_are_survived() -> None:
     assert request(client_address="unknown", client_port="", size="x").client == UNKNOWN_CLIENT
     assert request(client_port="99999").port == 0
     assert request(client_address="2001:db8::1").client == ipaddress.ip_address("2001:db8::1")
+    assert request(client_address="::ffff:192.0.2.1").client == ipaddress.ip_address("192.0.2.1")
 
 
 @pytest.mark.parametrize(

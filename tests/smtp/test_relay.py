@@ -1,4 +1,4 @@
-"""Rewritten addresses (SRS) at the front door: the way back for bounces, and for nothing else."""
+"""Relay control: rewritten addresses (SRS), the way back for bounces and for nothing else; routes in local parts."""
 
 from __future__ import annotations
 
@@ -126,5 +126,31 @@ def test_an_address_over_64_octets_of_another_forwarder_is_taken_as_a_sender():
             await client.envelope(sender="SRS0=abcd=JP=example.net=" + "b" * 60 + "@forwarder.test")
             await client.expect("RSET", "250")
             await client.expect("MAIL FROM:<" + "b" * 65 + "@forwarder.test>", "501")
+
+    run(test)
+
+
+ROUTES = ["ben%example.net@example.org", '"ben@example.net"@example.org', "example.net!ben@example.org"]
+
+
+@pytest.mark.parametrize("recipient", ROUTES)
+def test_strangers_do_not_relay_by_a_server_behind_us_that_reads_a_route_in_a_local_part(recipient):
+    async def test() -> None:
+        async with door(domains={"example.org": Domain("example.org", forwards=True)}) as opened:
+            client = await opened.session()
+            await client.envelope("ben@example.org")
+            await client.expect(f"RCPT TO:<{recipient}>", "550 5.7.1 relaying denied")
+
+    run(test)
+
+
+@pytest.mark.parametrize(("forwards", "trusted"), [(True, True), (False, False)])
+def test_such_a_local_part_is_taken_of_clients_of_ours_and_where_nobody_forwards(forwards, trusted):
+    async def test() -> None:
+        relay = networks("127.0.0.0/8") if trusted else networks()
+        domains = {"example.org": Domain("example.org", forwards=forwards)}
+        async with door(domains=domains, relay_from=relay) as opened:
+            client = await opened.session()
+            await client.envelope(*ROUTES)
 
     run(test)

@@ -16,6 +16,7 @@ import pytest
 from gateway.mail.address import NULL_SENDER
 from gateway.mail.envelope import Notify, Ret
 from gateway.sdk import PROCEED, Stage
+from gateway.smtp import connection
 from gateway.smtp.data import Newlines
 from gateway.smtp.listener import tls_context
 from gateway.smtp.options import Limits, Timeouts
@@ -357,6 +358,16 @@ def test_content_that_drips_has_to_come_to_an_end(how):
     run(test)
 
 
+def test_chunks_have_the_time_of_one_message_all_together():
+    async def test() -> None:
+        async with door(timeouts=Timeouts(command=60, session=5, data_total=0.3)) as opened:
+            client = await opened.session()
+            await client.envelope()
+            await cut_off(client, b"BDAT 1\r\nx", 0.29, 4.0)
+
+    run(test)
+
+
 def test_a_session_has_to_come_to_an_end():
     async def test() -> None:
         async with door(timeouts=Timeouts(session=0.3)) as opened:
@@ -510,6 +521,31 @@ def test_a_proxy_header_and_the_handshake_may_come_in_one_packet(context):
             tls.write(b"NOOP\r\n")
             client.send(outgoing.read())
             assert await read() == b"250 2.0.0 ok\r\n"
+
+    run(test)
+
+
+def test_a_client_that_does_not_say_goodbye_in_tls_is_let_go_as_soon_as_others(context, monkeypatch):
+    monkeypatch.setattr(connection, "_LINGER", 0.1)
+
+    async def test() -> None:
+        async with door(tls=context, implicit=True) as opened:
+            incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+            tls = trusting_context().wrap_bio(incoming, outgoing)
+            client = await opened.connect()
+
+            async def read() -> bytes:
+                while True:
+                    try:
+                        return tls.read(1000)
+                    except ssl.SSLWantReadError:
+                        client.send(outgoing.read())
+                        incoming.write(await asyncio.wait_for(client.reader.read(65536), PATIENCE))
+
+            assert (await read()).startswith(b"220 ")
+            tls.write(b"QUIT\r\n")
+            assert (await read()).startswith(b"221 ")
+            await client.last_words()
 
     run(test)
 
