@@ -150,7 +150,8 @@ class Scheduler:
         if room.filed > 0:
             self._hungry.clear()
         try:
-            claimed = await self._spool.claim(self._clock.now(), room.total + _BATCH, room)
+            # What comes in now takes no place: it goes on, though a reload may allow less than there is in hand.
+            claimed = await self._spool.claim(self._clock.now(), max(room.total, 0) + _BATCH, room)
         except SpoolError as error:
             _log.error("queue.claim_failed", error=str(error))
             self._again = True

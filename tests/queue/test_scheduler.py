@@ -23,7 +23,7 @@ from gateway.queue.scheduler import SchedulerOptions
 from gateway.spool.spool import RecipientStatus, Settlement, SpoolError, SpoolOptions, State
 from gateway.spool.sqlite import SqliteSpool, open_all
 from gateway.transport.transport import BrokenOff, Delivery, Outcome
-from tests.queue.rig import CONTENT, DEFERRED, DELIVERED, FAILED, UNREACHED, World, address, recipient
+from tests.queue.rig import CONTENT, DEFERRED, DELIVERED, FAILED, HOST, UNREACHED, World, address, recipient
 
 DAY = 86400.0
 PACE = {field.name for field in fields(PaceOptions)}
@@ -348,6 +348,26 @@ def test_other_options_hold_from_then_on_for_what_is_waiting_too(play: Callable[
         await world.settled()
 
     play(scenario, start=4, most=4)
+
+
+def test_new_mail_goes_on_when_a_reload_allows_less_than_there_is_in_hand(play: Callable[..., None]) -> None:
+    async def scenario(world: World) -> None:
+        gate = asyncio.Event()
+        for name in ("a", "b", "c"):
+            world.on(f"{name}.slow.example", DELIVERED).gate = gate
+        for n in range(360):
+            await world.send(f"anna@{'abc'[n % 3]}.slow.example")
+        world.to_disk()
+        world.start()
+        await world.until(lambda: world.scheduler.active > 300)
+        await world.until(lambda: all(world.script(f"{name}.slow.example").now == 5 for name in "abc"))
+        world.scheduler.renew(RetryOptions(), HOST, SchedulerOptions(active=10))
+        script = world.on("example.org", DELIVERED)
+        await world.send("ben@example.org")
+        await world.until(lambda: len(script.deliveries) == 1)
+        gate.set()
+
+    play(scenario)
 
 
 def test_a_slow_destination_does_not_hold_up_another(play: Callable[..., None]) -> None:
