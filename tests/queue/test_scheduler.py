@@ -13,7 +13,7 @@ import pytest
 import structlog
 
 from gateway.kit.contracts.stock import hasten
-from gateway.mail.address import NULL_SENDER, Address
+from gateway.mail.address import NULL_SENDER, Address, Sender
 from gateway.mail.envelope import Notify, Origin, Priority, Recipient
 from gateway.mail.reply import Reply
 from gateway.queue.lane import OUR_TROUBLE, UNREADABLE
@@ -22,7 +22,7 @@ from gateway.queue.retry import RetryOptions
 from gateway.queue.scheduler import SchedulerOptions
 from gateway.spool.spool import RecipientStatus, Settlement, SpoolError, SpoolOptions, State
 from gateway.spool.sqlite import SqliteSpool, open_all
-from gateway.transport.transport import BrokenOff, Delivery, Outcome
+from gateway.transport.transport import BrokenOff, Delivery, Destination, Kind, Outcome
 from tests.queue.rig import CONTENT, DEFERRED, DELIVERED, FAILED, HOST, UNREACHED, World, address, recipient
 
 DAY = 86400.0
@@ -644,6 +644,34 @@ def test_what_lies_on_the_disk_for_one_destination_goes_where_the_routes_lead_no
         assert len(world.script("new.example").deliveries) == 8
 
     play(scenario)
+
+
+def test_what_waits_in_memory_for_one_destination_goes_where_the_routes_lead_after_a_reload(
+    play: Callable[..., None],
+) -> None:
+    async def scenario(world: World) -> None:
+        old, other = world.on("old.example", DELIVERED), world.on("other.example", DELIVERED)
+        old.gate = other.gate = asyncio.Event()
+        left, right = world.on("left.example", DELIVERED), world.on("right.example", DELIVERED)
+        world.start()
+        ids = [await world.send(f"a{n}@old.example", f"b{n}@old.example", f"c{n}@other.example") for n in range(3)]
+        await world.until(lambda: old.now == other.now == 1 and world.scheduler.active == 3)
+
+        def moved(address: Address, next_hop: str = "", sender: Sender | None = None) -> Destination:
+            domain = {"a": "left.example", "b": "right.example"}.get(address.local[0], address.domain)
+            return Destination(Kind.SMTP, host=domain, port=25)
+
+        world.resolve = moved  # type: ignore[method-assign]
+        world.scheduler.renew(RetryOptions(), HOST, SchedulerOptions(pace=PaceOptions(start=1, most=1)))
+        await world.until(lambda: len(left.deliveries) == len(right.deliveries) == 2)
+        old.gate.set()
+        await world.settled()
+        # The one that had begun ended where it was.
+        assert len(old.deliveries) == 1 and len(other.deliveries) == 3
+        assert {delivery.recipients[0].address.local for delivery in left.deliveries} == {"a1", "a2"}
+        assert [await world.find(id) for id in ids] == [None] * 3
+
+    play(scenario, start=1, most=1)
 
 
 def test_a_message_with_one_dead_destination_reaches_the_other_and_is_not_tried_again_and_again(
