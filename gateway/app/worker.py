@@ -208,8 +208,8 @@ class Worker:
         """Make due what was put off because they were suspended."""
         try:
             await hasten(self._spool.postmaster, hop_of(self._roads.parts.router), destinations)
-        except SpoolError as error:
-            # It is due by itself before long.
+        except (SpoolError, ValueError) as error:
+            # It is due by itself before long, and whoever watches goes on.
             _log.error("queue.not_hastened", error=str(error))
         self._scheduler.ring()
 

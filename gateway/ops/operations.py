@@ -14,6 +14,8 @@ from gateway.mail.envelope import Recipient
 
 TEXT_MAX: Final = 320
 """Characters of a text that somebody looks for, or gives as a reason."""
+LABEL_MAX: Final = 8192
+"""Characters of a destination as lists show it: one may have twenty servers, or be a long path."""
 
 
 class SelectionError(ValueError):
@@ -44,9 +46,9 @@ class Selection:
 
     def __post_init__(self) -> None:
         for name in ("sender", "recipient", "domain", "next_hop", "reason"):
-            text = getattr(self, name)
-            if len(text) > TEXT_MAX or not text.isprintable():
-                raise SelectionError(f"{name.replace('_', '-')} has at most {TEXT_MAX} printable characters")
+            text, most = getattr(self, name), LABEL_MAX if name == "next_hop" else TEXT_MAX
+            if len(text) > most or not text.isprintable():
+                raise SelectionError(f"{name.replace('_', '-')} has at most {most} printable characters")
         for name, null in (("sender", True), ("recipient", False)):
             if text := getattr(self, name):
                 _check(name, text, null=null)

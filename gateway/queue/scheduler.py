@@ -110,8 +110,10 @@ class Scheduler:
         self._wake()
 
     def renew(self, retry: RetryOptions, hostname: str, options: SchedulerOptions) -> None:
-        """Go on with other options; for attempts under way too, when they are settled."""
+        """Go on with other options; for attempts under way too, when they are settled. Routes may be others now."""
         self._options = self._places.options = options
+        for lane in list(self._lanes.values()):
+            self._sort_again(lane)
         for destination, lane in list(self._lanes.items()):
             if lane.waiting or lane.workers or lane.settling:
                 lane.renew(options.own(destination))
@@ -150,7 +152,8 @@ class Scheduler:
         if room.filed > 0:
             self._hungry.clear()
         try:
-            claimed = await self._spool.claim(self._clock.now(), room.total + _BATCH, room)
+            # What comes in now takes no place: it goes on, though a reload may allow less than there is in hand.
+            claimed = await self._spool.claim(self._clock.now(), max(room.total, 0) + _BATCH, room)
         except SpoolError as error:
             _log.error("queue.claim_failed", error=str(error))
             self._again = True
@@ -220,14 +223,34 @@ class Scheduler:
         if len(message.slots) == 1 and message.slots[0].status.open:
             self._enqueue(work, self._route(message, 0), self._sender(message, 0), _ONLY)
             return
-        groups: dict[tuple[Destination | Outcome, Sender], list[int]] = {}
-        for number in _due(message, self._clock.now()):
-            groups.setdefault((self._route(message, number), self._sender(message, number)), []).append(number)
+        groups = self._sort(message, _due(message, self._clock.now()))
         work.pending = len(groups)
         for (destination, sender), slots in groups.items():
             self._enqueue(work, destination, sender, slots)
         if not groups:
             self._tasks.start(self._settle(work), name=message.id)
+
+    def _sort(self, message: Stored, slots: Sequence[int]) -> dict[tuple[Destination | Outcome, Sender], list[int]]:
+        """These recipients by where their mail goes, and with which sender."""
+        groups: dict[tuple[Destination | Outcome, Sender], list[int]] = {}
+        for number in slots:
+            groups.setdefault((self._route(message, number), self._sender(message, number)), []).append(number)
+        return groups
+
+    def _sort_again(self, lane: Lane) -> None:
+        """What waits here and was not begun goes where the routes lead now, as they say."""
+        waiting = [lane.waiting.take() for _ in range(len(lane.waiting))]
+        for job in waiting:
+            work, message = job.work, job.work.claimed.message
+            groups = self._sort(message, job.slots)
+            if list(groups) == [(lane.destination, job.delivery.sender)]:
+                lane.waiting.put(job, message.envelope.priority, old=not work.fresh)
+                continue
+            work.pending += len(groups) - 1
+            for (destination, sender), slots in groups.items():
+                for slot in slots:
+                    del work.lanes[slot]
+                self._enqueue(work, destination, sender, slots)
 
     def _route(self, message: Stored, number: int) -> Destination | Outcome:
         if message.returned:

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 VERSION: Final = 1
 RECIPIENTS_MAX: Final = 100_000
+_TEXT_MAX: Final = 64 << 10
+"""Characters of a reason: a filter may have much to say of why it set a message aside."""
 _ID: Final = re.compile(r"[0-9A-Z]{14,20}\Z")
 _SHA256: Final = re.compile(r"[0-9a-f]{64}\Z")
 _BARE: Final = re.compile(rb"\r(?!\n)|(?<!\r)\n")
@@ -141,7 +143,7 @@ def _check(address: Address) -> None:
 
 def _text(data: dict[str, Any], key: str, pattern: re.Pattern[str] | None = None) -> str:
     text = data[key]
-    if not isinstance(text, str) or len(text) > 1000 or (pattern and not pattern.match(text)):
+    if not isinstance(text, str) or len(text) > _TEXT_MAX or (pattern and not pattern.match(text)):
         raise ValueError(f"{key} is none")
     return text
 

@@ -6,17 +6,20 @@ where the last one stopped: while a lane has due mail and room, everybody else g
 its own. Mail that is in no lane yet has a share of its own, and so has mail whose time is over.
 
 Runs in the thread of the shard's writer. Pure but for the database that is handed in.
+
+*Fails by*: `Misfit`, which `mend` puts right.
 """
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 from gateway.mail.envelope import TURNS, Priority
 from gateway.spool import schema
-from gateway.spool.spool import Room
+from gateway.spool.spool import Room, SpoolError, State
 from gateway.spool.writer import Database
 
 LOOKS: Final = 500
@@ -24,6 +27,7 @@ LOOKS: Final = 500
 _WAITS: Final = "state = 'queued' AND claimed = 0"
 _UNFILED: Final = ""
 _BEYOND: Final = len(Priority)
+_RANKS: Final = range(_BEYOND)
 
 PREFETCH_OCTETS: Final = 16 << 10
 """Content up to this size comes with the claim; more is read when it is needed."""
@@ -85,6 +89,42 @@ class Taken:
     """What lanes that are not proven have of theirs."""
 
 
+class Misfit(SpoolError):
+    """A row is found by a value that is none, and would keep all others from being claimed."""
+
+
+def mend(db: sqlite3.Connection) -> list[str]:
+    """Have rows of a shard found that are so by values that are none; gives their ids.
+
+    A row whose id is none is set aside. Reads all that waits: for when a claim has failed.
+    """
+    found = db.execute(
+        "SELECT CAST(id AS BLOB), typeof(id), CAST(lane AS BLOB), typeof(lane), priority, due, deadline"
+        f" FROM message WHERE {_WAITS}"
+    ).fetchall()
+    mended = []
+    for id, id_type, lane, lane_type, *numbers in found:
+        if not _is_text(id, id_type):
+            query = "UPDATE message SET state = ?, reason = 'its id is none' WHERE CAST(id AS BLOB) = ?"
+            db.execute(query, (State.CORRUPT.value, id))
+        elif not (_is_text(lane, lane_type) and numbers[0] in _RANKS and all(map(_is_number, numbers))):
+            # Due now, by no lane: what is attempted is what its recipients say, and that is stored anew.
+            again = "UPDATE message SET lane = '', priority = ?, due = 0, deadline = ? WHERE CAST(id AS BLOB) = ?"
+            db.execute(again, (schema.RANKS[Priority.NORMAL], schema.NEVER, id))
+        else:
+            continue
+        mended.append(id.decode("utf-8", "replace"))
+    return mended
+
+
+def _is_text(octets: bytes, kind: str) -> bool:
+    return kind == "text" and octets.decode("utf-8", "replace").encode() == octets
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float)
+
+
 class Rounds:
     """Goes round the lanes of one shard; remembers where it was."""
 
@@ -94,7 +134,15 @@ class Rounds:
         self._turn = 0
 
     def take(self, db: Database, now: float, room: Room) -> Taken:
-        """Claim due rows, as far as there is room."""
+        """Claim due rows, as far as there is room. Raises `Misfit`, with which nothing must be kept of it."""
+        try:
+            return self._take(db, now, room)
+        except (ValueError, TypeError, IndexError) as error:
+            # Where it stopped may be what cannot be asked for.
+            self._at = (_UNFILED, _BEYOND)
+            raise Misfit(f"what says where and when mail is due is damaged: {error!r}") from error
+
+    def _take(self, db: Database, now: float, room: Room) -> Taken:
         taken = Taken()
         filed = min(room.filed, room.total)
         if filed:

@@ -24,12 +24,13 @@ from gateway.spool.draft import MemoryContent, StoredContent
 from gateway.spool.notes import RECORD, Notes
 from gateway.spool.recovery import Damaged, lock_shard, open_database, set_aside
 from gateway.spool.retention import Retention
-from gateway.spool.rounds import Rounds, Taken
+from gateway.spool.rounds import Misfit, Rounds, Taken, mend
 from gateway.spool.spool import Claimed, NewDsn, Room, Settlement, SpoolError, SpoolOptions, State, Step
 from gateway.spool.writer import Writer, connect
 
 _log = log.get()
 _FAILED_PAUSE: Final = 1.0
+_SAID: Final = 20
 _SLACK_OCTETS: Final = 64 << 20
 _SHRINK_OCTETS: Final = 16 << 20
 _NEVER: Final = float("inf")
@@ -150,13 +151,10 @@ class Shard:
     async def claim(self, now: float, room: Room) -> list[Claimed]:
         """Take due messages from the database. Rows that cannot be read are set aside as corrupt."""
 
-        def step(db: sqlite3.Connection) -> Taken:
-            return self._rounds.take(db, now, room)
-
         # Lowered by whoever defers a message meanwhile, so it is set before the look and only lowered after it.
         self.next_due = _NEVER
         try:
-            taken = await self.writer.submit(step, after=partial(self.on_step, Step.CLAIM_DONE))
+            taken = await self._take(now, room)
         except SpoolError:
             self.next_due = now + _FAILED_PAUSE
             raise
@@ -169,6 +167,19 @@ class Shard:
             except schema.Unreadable as error:
                 await self.set_aside(row[0], f"row cannot be read: {error}")
         return out
+
+    async def _take(self, now: float, room: Room) -> Taken:
+        """One step of the rounds; where a damaged row is in the way, another one after that was mended."""
+
+        def step(db: sqlite3.Connection) -> Taken:
+            return self._rounds.take(db, now, room)
+
+        try:
+            return await self.writer.submit(step, after=partial(self.on_step, Step.CLAIM_DONE))
+        except Misfit as error:
+            mended = await self.writer.submit(mend)
+            _log.error("message.mended", shard=self.directory.name, ids=mended[:_SAID], reason=str(error))
+        return await self.writer.submit(step, after=partial(self.on_step, Step.CLAIM_DONE))
 
     async def let_go(self, ids: Sequence[str]) -> None:
         """Give claimed messages back, for the next claim to find what has become of them."""

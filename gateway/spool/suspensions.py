@@ -23,14 +23,13 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from gateway.ops import log
-from gateway.ops.operations import Suspension
+from gateway.ops.operations import LABEL_MAX, Suspension
 from gateway.spool.draft import sync_directory
 from gateway.spool.spool import SpoolError
 
 NAME: Final = "suspended.json"
 COUNT_MAX: Final = 10_000
 _OCTETS_MAX: Final = 8 << 20
-_TEXT_MAX: Final = 2100
 ENDED_MAX: Final = 100
 _LOOK_SECONDS: Final = 1.0
 _LATE_SECONDS: Final = 2.0
@@ -83,7 +82,7 @@ def _read(root: Path) -> Listed:
 def _suspension(entry: dict[str, Any]) -> Suspension:
     texts = [entry["destination"], entry["by"], entry.get("reason", "")]
     since = entry["since"]
-    if not all(isinstance(text, str) and len(text) <= _TEXT_MAX for text in texts) or not texts[0]:
+    if not all(isinstance(text, str) and len(text) <= LABEL_MAX for text in texts) or not texts[0]:
         raise ValueError("a text that is none")
     if not isinstance(since, int | float) or not math.isfinite(since):
         raise ValueError("a time that is none")

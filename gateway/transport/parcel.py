@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Container, Mapping, Sequence
+from dataclasses import replace
 from typing import Final
 
+from gateway.mail.address import Address, Sender
 from gateway.mail.edit import BodyContent
 from gateway.mail.envelope import Recipient
 from gateway.mail.message import Content
@@ -66,6 +68,9 @@ class Parcel:
             return [_not_introduced(connection, unheard)] * len(recipients)
         offered, delivery = connection.offered, self.delivery
         parameters = delivery.parameters
+        if not parameters.smtputf8 and _needs_smtputf8(delivery.sender, recipients):
+            # It came without, and was given such an address since: by a postmaster, a filter, or VERP.
+            parameters = replace(parameters, smtputf8=True)
         cannot = Outcome(Result.FAILED, _NEEDS_UTF8, connection.host, fault=Fault.PEER)
         rcpts = [commands.rcpt(r, smtputf8=parameters.smtputf8, offered=offered) for r in recipients]
         lines = [line for line in rcpts if line is not None]
@@ -170,6 +175,12 @@ class _Form:
         if self._stuffed is None and octets is not None:
             self._stuffed = stuff(octets)
         return self._stuffed
+
+
+def _needs_smtputf8(sender: Sender, recipients: Sequence[Recipient]) -> bool:
+    """Whether one of the addresses cannot be written without."""
+    addresses = [sender, *(recipient.address for recipient in recipients)]
+    return any(isinstance(address, Address) and address.needs_smtputf8 for address in addresses)
 
 
 def _not_introduced(connection: Connection, event: Refused | Unauthenticated | Broken) -> Outcome:

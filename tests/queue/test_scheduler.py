@@ -13,7 +13,7 @@ import pytest
 import structlog
 
 from gateway.kit.contracts.stock import hasten
-from gateway.mail.address import NULL_SENDER, Address
+from gateway.mail.address import NULL_SENDER, Address, Sender
 from gateway.mail.envelope import Notify, Origin, Priority, Recipient
 from gateway.mail.reply import Reply
 from gateway.queue.lane import OUR_TROUBLE, UNREADABLE
@@ -22,8 +22,8 @@ from gateway.queue.retry import RetryOptions
 from gateway.queue.scheduler import SchedulerOptions
 from gateway.spool.spool import RecipientStatus, Settlement, SpoolError, SpoolOptions, State
 from gateway.spool.sqlite import SqliteSpool, open_all
-from gateway.transport.transport import BrokenOff, Delivery, Outcome
-from tests.queue.rig import CONTENT, DEFERRED, DELIVERED, FAILED, UNREACHED, World, address, recipient
+from gateway.transport.transport import BrokenOff, Delivery, Destination, Kind, Outcome
+from tests.queue.rig import CONTENT, DEFERRED, DELIVERED, FAILED, HOST, UNREACHED, World, address, recipient
 
 DAY = 86400.0
 PACE = {field.name for field in fields(PaceOptions)}
@@ -350,6 +350,26 @@ def test_other_options_hold_from_then_on_for_what_is_waiting_too(play: Callable[
     play(scenario, start=4, most=4)
 
 
+def test_new_mail_goes_on_when_a_reload_allows_less_than_there_is_in_hand(play: Callable[..., None]) -> None:
+    async def scenario(world: World) -> None:
+        gate = asyncio.Event()
+        for name in ("a", "b", "c"):
+            world.on(f"{name}.slow.example", DELIVERED).gate = gate
+        for n in range(360):
+            await world.send(f"anna@{'abc'[n % 3]}.slow.example")
+        world.to_disk()
+        world.start()
+        await world.until(lambda: world.scheduler.active > 300)
+        await world.until(lambda: all(world.script(f"{name}.slow.example").now == 5 for name in "abc"))
+        world.scheduler.renew(RetryOptions(), HOST, SchedulerOptions(active=10))
+        script = world.on("example.org", DELIVERED)
+        await world.send("ben@example.org")
+        await world.until(lambda: len(script.deliveries) == 1)
+        gate.set()
+
+    play(scenario)
+
+
 def test_a_slow_destination_does_not_hold_up_another(play: Callable[..., None]) -> None:
     async def scenario(world: World) -> None:
         slow = world.on("slow.example", DELIVERED)
@@ -624,6 +644,34 @@ def test_what_lies_on_the_disk_for_one_destination_goes_where_the_routes_lead_no
         assert len(world.script("new.example").deliveries) == 8
 
     play(scenario)
+
+
+def test_what_waits_in_memory_for_one_destination_goes_where_the_routes_lead_after_a_reload(
+    play: Callable[..., None],
+) -> None:
+    async def scenario(world: World) -> None:
+        old, other = world.on("old.example", DELIVERED), world.on("other.example", DELIVERED)
+        old.gate = other.gate = asyncio.Event()
+        left, right = world.on("left.example", DELIVERED), world.on("right.example", DELIVERED)
+        world.start()
+        ids = [await world.send(f"a{n}@old.example", f"b{n}@old.example", f"c{n}@other.example") for n in range(3)]
+        await world.until(lambda: old.now == other.now == 1 and world.scheduler.active == 3)
+
+        def moved(address: Address, next_hop: str = "", sender: Sender | None = None) -> Destination:
+            domain = {"a": "left.example", "b": "right.example"}.get(address.local[0], address.domain)
+            return Destination(Kind.SMTP, host=domain, port=25)
+
+        world.resolve = moved  # type: ignore[method-assign]
+        world.scheduler.renew(RetryOptions(), HOST, SchedulerOptions(pace=PaceOptions(start=1, most=1)))
+        await world.until(lambda: len(left.deliveries) == len(right.deliveries) == 2)
+        old.gate.set()
+        await world.settled()
+        # The one that had begun ended where it was.
+        assert len(old.deliveries) == 1 and len(other.deliveries) == 3
+        assert {delivery.recipients[0].address.local for delivery in left.deliveries} == {"a1", "a2"}
+        assert [await world.find(id) for id in ids] == [None] * 3
+
+    play(scenario, start=1, most=1)
 
 
 def test_a_message_with_one_dead_destination_reaches_the_other_and_is_not_tried_again_and_again(

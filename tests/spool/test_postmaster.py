@@ -715,7 +715,7 @@ async def blocks(content: bytes, size: int = 1000) -> AsyncIterator[bytes]:
 def test_a_message_leaves_one_spool_and_enters_another_as_it_was(place: Place, content):
     async def check(worker: OperatedSpool, postmaster: Hands) -> None:
         id = await deferred(worker, recipients=("ben", "cem"), owed=True)
-        await put(worker, content, one := message(owed=True, state=State.HOLD, reason="why"))
+        await put(worker, content, one := message(owed=True, state=State.HOLD, reason="why" * 1000))
         elsewhere = place.other()
         other = await open_worker(elsewhere.options)
         desk = await open_all(elsewhere.options)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from gateway.spool.recovery import make_root
-from gateway.spool.spool import SpoolError, State, Step
+from gateway.spool.spool import Room, SpoolError, State, Step
 from gateway.spool.sqlite import SqliteSpool, open_all
 from tests.spool.rig import (
     HEAD,
@@ -152,6 +152,41 @@ def test_a_row_that_cannot_be_read_is_corrupt_and_does_not_hold_up_the_others(tm
             assert explained.stored is not None and explained.stored.state is State.CORRUPT
             await spool.close()
         assert query(options(tmp_path), "SELECT count(*) FROM message WHERE id = ?", bad) == [(1,)]
+
+    asyncio.run(check())
+
+
+@pytest.mark.parametrize("lane", ["", "smtp:a.test:25"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "lane = CAST(x'fe' AS TEXT)",
+        "priority = 7",
+        "priority = 'x'",
+        "due = 'soon'",
+        "due = x'ff'",
+        "deadline = 'late'",
+        "id = CAST(x'fe' AS TEXT)",
+    ],
+)
+def test_a_row_that_cannot_be_found_does_not_hold_up_the_others_and_is_due_where_it_can_be(tmp_path, damage, lane):
+    async def check() -> None:
+        first, bad, last = await filled(tmp_path, SMALL, SMALL, SMALL)
+        query(options(tmp_path), "UPDATE message SET lane = ?", lane)
+        query(options(tmp_path), f"UPDATE message SET {damage} WHERE id = ?", bad)
+        spool = await SqliteSpool.open(options(tmp_path))
+        room = Room(9, 9, 9, 9, lanes={"smtp:a.test:25": (9, 9, 9)})
+        taken: set[str] = set()
+        for _ in range(3):
+            taken |= {one.message.id for one in await spool.claim(NOW, 9, room)}
+        if damage.startswith("id"):
+            assert taken == {first, last}
+            assert [m.state for m in await spool.list()].count(State.CORRUPT) == 1
+        else:
+            # A time that is none sorts behind all others, and is seen when there is none.
+            assert taken >= {first, last}
+            assert taken == {first, bad, last} or damage.startswith("deadline")
+        await spool.close()
 
     asyncio.run(check())
 

@@ -8,14 +8,17 @@ import json
 import os
 import threading
 from pathlib import Path
+from typing import cast
 
 import pytest
 import structlog.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.ops.operations import Suspension
+from gateway.app.destinations import hasten
+from gateway.ops.operations import Selection, Suspension
 from gateway.spool import suspensions
+from gateway.spool.hands import Hands
 from gateway.spool.spool import SpoolError
 from gateway.spool.suspensions import NAME, ListFile, Watch, read, resume, suspend
 
@@ -37,6 +40,22 @@ def test_what_is_suspended_is_so_until_it_is_resumed(tmp_path):
     assert (tmp_path / NAME).stat().st_mode & 0o777 == 0o600
     (ended,) = json.loads((tmp_path / NAME).read_text())["ended"]
     assert (ended["destination"], ended["by"]) == (ONE.destination, "bob")
+
+
+def test_a_destination_of_as_many_servers_as_there_may_be_is_suspended_and_what_was_put_off_is_found(tmp_path):
+    name = ".".join(["a" * 62] * 4)
+    label = ",".join(f"smtp:{number:02}{name[2:]}:65535" for number in range(20))
+    long = Suspension(label, "anna", 1.7e9)
+    assert suspend(tmp_path, long) and read(tmp_path) == {label: long}
+    assert resume(tmp_path, label, "anna") == long
+    found: list[Selection] = []
+
+    class Postmaster:
+        async def hasten(self, wanted: Selection, *_: object, **__: object) -> None:
+            found.append(wanted)
+
+    asyncio.run(hasten(cast(Hands, Postmaster()), lambda *_: label, [label]))
+    assert [wanted.next_hop for wanted in found] == [label]
 
 
 def test_the_list_is_synced_before_it_takes_its_place(tmp_path, monkeypatch):

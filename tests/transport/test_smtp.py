@@ -609,6 +609,28 @@ def test_only_recipients_that_need_smtputf8_fail_where_it_is_not_offered():
     run(main())
 
 
+def test_an_address_that_came_by_later_asks_for_smtputf8_by_itself_and_no_other_does():
+    async def script(link: Link) -> None:
+        await link.greet("PIPELINING", "SMTPUTF8")
+        while True:
+            await link.take()
+
+    async def main() -> None:
+        async with peer(script) as it:
+            t = transport(it.port)
+            for who in ("ann\u00e9@x.test", "ben@b\u00fccher.example"):
+                assert statuses(await t.deliver(delivery(who))) == ["delivered 2.0.0"]
+            await t.close()
+        assert [line for line in it.heard if line[:4] in ("MAIL", "RCPT")] == [
+            "MAIL FROM:<ben@example.org> SMTPUTF8",
+            "RCPT TO:<ann\u00e9@x.test>",
+            "MAIL FROM:<ben@example.org>",
+            "RCPT TO:<ben@xn--bcher-kva.example>",
+        ]
+
+    run(main())
+
+
 def test_a_sender_that_needs_smtputf8_fails_where_it_is_not_offered():
     async def main() -> None:
         async with peer(takes_one) as it:
