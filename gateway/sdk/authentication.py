@@ -3,7 +3,8 @@
 A finding that has something to say there gives it as `MethodResult` values; whoever lists a plugin of their own gets
 their results into the field in the same way.
 
-*RFCs*: 8601 (Authentication-Results), 7208 section 2.6 and 6376 section 3.9 (results), 9989 (DMARC), 8617 (ARC).
+*RFCs*: 8601 (Authentication-Results), 2045 section 5.1 (token), 7208 section 2.6 and 6376 section 3.9 (results), 9989
+(DMARC), 8617 (ARC).
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from typing import Final
 
 from gateway.sdk.findings import Finding
 
-_TOKEN: Final = re.compile(r"[A-Za-z0-9.\-_+@:/=]+\Z")
+_TOKEN: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`{|}~-]+\Z")
+# What may stand unquoted although it has an @: header.i and the like.
+_MAILBOX: Final = re.compile(r"(?:[A-Za-z0-9!#$%&'*+/=?^_`{|}~.-]+)?@[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*\Z")
 _VALUE_LENGTH: Final = 255
 
 
@@ -38,7 +41,7 @@ class MethodResult:
         out = f"{self.method}={self.result}"
         if self.reason:
             out += f" reason={quote(self.reason)}"
-        return out + "".join(f" {name}={quote(value)}" for name, value in self.properties if value)
+        return out + "".join(f" {name}={_property(value)}" for name, value in self.properties if value)
 
 
 def authentication_results(authserv_id: str, findings: Iterable[Finding]) -> str:
@@ -48,11 +51,16 @@ def authentication_results(authserv_id: str, findings: Iterable[Finding]) -> str
 
 
 def quote(text: str) -> str:
-    """`text` as an RFC 8601 value: a token, or a quoted string with nothing in it that ends it."""
+    """`text` as an RFC 8601 value: a token of RFC 2045, or a quoted string with nothing in it that ends it."""
     if _TOKEN.match(text):
         return text
     safe = "".join(c if c.isprintable() else "?" for c in text[:_VALUE_LENGTH])
     return '"' + safe.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def _property(text: str) -> str:
+    """The value of a property: as `quote` has it, or an address or domain behind an @ (RFC 8601 section 2.2)."""
+    return text if _MAILBOX.match(text) else quote(text)
 
 
 class SpfResult(StrEnum):

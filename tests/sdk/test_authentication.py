@@ -26,10 +26,21 @@ from gateway.sdk.authentication import quote
         ('a"b\\c', '"a\\"b\\\\c"'),
         ("a; dkim=pass", '"a; dkim=pass"'),
         ("a\r\nb", '"a??b"'),
+        ("2001:db8::1", '"2001:db8::1"'),
+        ("ab/cd==", '"ab/cd=="'),
     ],
 )
 def test_values_of_results_cannot_break_out(text, quoted):
     assert quote(text) == quoted
+
+
+def test_what_is_no_token_is_quoted_for_strict_readers_drop_a_whole_field_otherwise():
+    dkim = Dkim((DkimSignature(AuthResult.PASS, "a.test", identity="x/y@a.test", short="ab/c+d=="),))
+    value = authentication_results("mx.test", [ReverseName(AuthResult.PASS, "2001:db8::1", "mail.a.test"), dkim])
+    assert value == (
+        'mx.test;\n\tiprev=pass policy.iprev="2001:db8::1";'
+        '\n\tdkim=pass header.d=a.test header.i=x/y@a.test header.b="ab/c+d=="'
+    )
 
 
 def test_our_results_name_what_was_checked():
