@@ -184,7 +184,8 @@ class Dmarc(Finding):
     """DMARC for the author's domain (RFC 9989, or RFC 7489 where so configured).
 
     `domain` is the author domain (RFC5322.From) in A-labels, empty when there is none that can be judged (of several,
-    it is the one with the worst result); `organizational`
+    it is the one with the worst result, and `others` are those whose policy is not met
+    either); `organizational`
     its organisational domain; `record_domain` where the record was found; `policy` what applies, None without a
     record; `published` the record's text. `spf` and `dkim` say whether an aligned identifier passed, `aligned` names
     them. `testing` is t=y (or, by RFC 7489, that pct sampling spared the message): the policy is one step milder
@@ -203,6 +204,7 @@ class Dmarc(Finding):
     published: str = ""
     problem: str = ""
     list_id: str = ""
+    others: tuple[str, ...] = ()
 
     def authentication(self) -> tuple[MethodResult, ...]:
         properties = (("header.from", self.domain), ("policy.dmarc", self.policy or ""))
