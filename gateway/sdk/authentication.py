@@ -184,9 +184,8 @@ class Dmarc(Finding):
     """DMARC for the author's domain (RFC 9989, or RFC 7489 where so configured).
 
     `domain` is the author domain (RFC5322.From) in A-labels, empty when there is none that can be judged (of several,
-    it is the one with the worst result, and `others` are those whose policy is not met
-    either); `organizational`
-    its organisational domain; `record_domain` where the record was found; `policy` what applies, None without a
+    it is the one with the worst result, and `others` are those whose policy is not met either); `organizational` its
+    organisational domain; `record_domain` where the record was found; `policy` what applies, None without a
     record; `published` the record's text. `spf` and `dkim` say whether an aligned identifier passed, `aligned` names
     them. `testing` is t=y (or, by RFC 7489, that pct sampling spared the message): the policy is one step milder
     already. `list_id` is the message's List-Id, empty when it has none: evidence of a mailing list, and no proof.
