@@ -21,6 +21,10 @@ _TOKEN: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`{|}~-]+\Z")
 # What may stand unquoted although it has an @: header.i and the like.
 _MAILBOX: Final = re.compile(r"(?:[A-Za-z0-9!#$%&'*+/=?^_`{|}~.-]+)?@[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*\Z")
 _VALUE_LENGTH: Final = 255
+_VALUE_OCTETS: Final = 480
+_LINE_OCTETS: Final = 480
+"""No property is added to a line that would be longer with it; the longest one alone stays below the 998 octets that a
+line may have (RFC 5322 section 2.1.1)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +41,15 @@ class MethodResult:
     reason: str = ""
 
     def render(self) -> str:
-        """The result as it stands in the field."""
-        out = f"{self.method}={self.result}"
-        if self.reason:
-            out += f" reason={quote(self.reason)}"
-        return out + "".join(f" {name}={_property(value)}" for name, value in self.properties if value)
+        """The result as it stands in the field, folded where its values are long."""
+        lines = [f"{self.method}={self.result}"]
+        said = (f"reason={quote(self.reason)}",) if self.reason else ()
+        for text in (*said, *(f"{name}={_property(value)}" for name, value in self.properties if value)):
+            if len(lines[-1].encode()) + len(text.encode()) > _LINE_OCTETS:
+                lines.append(text)
+            else:
+                lines[-1] += f" {text}"
+        return "\n\t\t".join(lines)
 
 
 def authentication_results(authserv_id: str, findings: Iterable[Finding]) -> str:
@@ -55,6 +63,7 @@ def quote(text: str) -> str:
     if _TOKEN.match(text):
         return text
     safe = "".join(c if c.isprintable() else "?" for c in text[:_VALUE_LENGTH])
+    safe = safe.encode()[:_VALUE_OCTETS].decode("utf-8", "ignore")
     return '"' + safe.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 

@@ -56,6 +56,19 @@ def test_our_results_name_what_was_checked():
     )
 
 
+@pytest.mark.parametrize("letter", ["l", '"', "\U0001f600", "\\"])
+def test_no_line_is_longer_than_a_line_may_be_whatever_a_signature_says(letter):
+    domain = ".".join(["d" * 60] * 4)
+    dkim = DkimSignature(
+        AuthResult.FAIL, domain, letter * 255, f"{letter * 255}@{domain}", short="x", problem="p" * 300
+    )
+    value = authentication_results(
+        "mx.test", [Dkim((dkim,)), Spf(SpfResult.NONE, domain, SpfResult.NONE, letter * 255)]
+    )
+    assert max(len(line.encode()) for line in value.split("\n")) < 998
+    assert all(line[0] == "\t" for line in value.split("\n")[1:])
+
+
 def test_findings_that_authenticate_nothing_make_no_field():
     assert authentication_results("mx.example.org", [Dnsbl(0.0)]) == ""
 
