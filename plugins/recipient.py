@@ -149,13 +149,18 @@ class _Health:
         self._probing = False
         if self._faults >= _FAULTS:
             self._until = self._clock.monotonic() + self._pause
-        if self._faults == _FAULTS:
             STORE_DOWN.labels(self._name).set(1)
+        if self._faults == _FAULTS:
             _log.warning("store.lost", store=self._name, reason=reason, seconds=self._pause)
 
     def withdrawn(self) -> None:
         """It was called off before anybody could know."""
         self._probing = False
+
+    def close(self) -> None:
+        """Nobody is going to ask any more, and so to find it back."""
+        if self._faults >= _FAULTS:
+            STORE_DOWN.labels(self._name).set(0)
 
 
 class RecipientPlugin(Plugin):
@@ -171,6 +176,10 @@ class RecipientPlugin(Plugin):
         self._turns = Turns()
         # As many as the configuration has domains, at most.
         self._health: dict[str, _Health] = {}
+
+    async def close(self) -> None:
+        for health in self._health.values():
+            health.close()
 
     def patience(self) -> float:
         return self.options.wait

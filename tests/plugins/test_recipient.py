@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from prometheus_client import REGISTRY
 
 from gateway.sdk import (
     PROCEED,
@@ -240,6 +241,27 @@ def test_a_store_that_is_down_is_left_alone_whoever_the_recipients_are():
         directory.callouts["example.org"] = EXISTS
         assert await asked(plugin, *names[6:9]) == ["callout"] * 3
         assert await asked(plugin, "r0@example.org") == ["callout"]
+
+    asyncio.run(check())
+
+
+def test_a_store_that_was_down_when_a_reload_took_the_plugin_away_does_not_stay_down_in_the_metric():
+    def down() -> float | None:
+        return REGISTRY.get_sample_value("gatepost_recipient_store_down", {"store": "reloaded"})
+
+    async def check() -> None:
+        old, directory = await gated()
+        directory.stores["example.org"] = Store("reloaded")
+        directory.gate.set()
+        directory.callouts["example.org"] = DOWN
+        await asked(old, *(f"r{i}@example.org" for i in range(3)))
+        assert down() == 1
+        new = RecipientPlugin(RecipientOptions(), old.services)
+        await new.start()
+        await old.close()
+        directory.callouts["example.org"] = EXISTS
+        await asked(new, "r9@example.org")
+        assert down() == 0
 
     asyncio.run(check())
 
