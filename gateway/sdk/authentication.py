@@ -19,7 +19,8 @@ from gateway.sdk.findings import Finding
 
 _TOKEN: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`{|}~-]+\Z")
 # What may stand unquoted although it has an @: header.i and the like.
-_MAILBOX: Final = re.compile(r"(?:[A-Za-z0-9!#$%&'*+/=?^_`{|}~.-]+)?@[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*\Z")
+_ATOM: Final = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+"
+_MAILBOX: Final = re.compile(rf"(?:{_ATOM}(?:\.{_ATOM})*)?@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)+\Z")
 _VALUE_LENGTH: Final = 255
 _VALUE_OCTETS: Final = 480
 _LINE_OCTETS: Final = 480

@@ -56,6 +56,20 @@ def test_our_results_name_what_was_checked():
     )
 
 
+@pytest.mark.parametrize(
+    ("identity", "written"),
+    [
+        ("@a.test", "@a.test"),
+        ("x/y.z@a.test", "x/y.z@a.test"),
+        ("x..y@a.test", '"x..y@a.test"'),
+        ("@a_b.test", '"@a_b.test"'),
+    ],
+)
+def test_an_identity_stands_there_as_it_is_where_it_is_an_address(identity, written):
+    dkim = Dkim((DkimSignature(AuthResult.PASS, "a.test", identity=identity),))
+    assert authentication_results("mx", [dkim]) == f"mx;\n\tdkim=pass header.d=a.test header.i={written}"
+
+
 @pytest.mark.parametrize("letter", ["l", '"', "\U0001f600", "\\"])
 def test_no_line_is_longer_than_a_line_may_be_whatever_a_signature_says(letter):
     domain = ".".join(["d" * 60] * 4)
