@@ -209,6 +209,28 @@ def test_no_more_callouts_at_once_than_allowed():
     asyncio.run(check())
 
 
+def test_while_one_store_hangs_recipients_of_another_do_not_wait_for_it():
+    class OneHangs(Gated):
+        async def callout(self, address: Address) -> Callout:
+            return await super().callout(address) if address.domain == "example.org" else EXISTS
+
+    async def check() -> None:
+        clock, directory = ManualClock(), OneHangs()
+        directory.rules["other.test"] = RecipientRule.CALLOUT
+        directory.stores["other.test"] = Store("other")
+        services = Services(FakeDns(), FakeState(clock), clock, directory, "mx.test", "mx.test")
+        plugin = RecipientPlugin(RecipientOptions.model_validate({"callouts": 2}), services)
+        await plugin.start()
+        hanging = asyncio.gather(*(plugin.status(make_recipient(f"r{i}@example.org")) for i in range(5)))
+        await turns()
+        async with asyncio.timeout(5):
+            assert (await plugin.status(make_recipient("ben@other.test"))).state is RecipientState.EXISTS
+        directory.gate.set()
+        await hanging
+
+    asyncio.run(check())
+
+
 def test_a_directory_is_asked_as_a_next_hop_is_and_its_answers_are_remembered():
     house = House(RecipientRule.LDAP)
     assert [house.status().source for _ in range(2)] == ["ldap", "cache"]
