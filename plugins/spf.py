@@ -273,7 +273,7 @@ def _evaluate(query: _Query) -> _Outcome:
         word, _, text = query.check()
     except Exception as error:  # noqa: BLE001 - a record of the sender's that trips pyspf must not count as our failure
         return _Outcome(SpfResult.PERMERROR, problem=f"record cannot be evaluated ({type(error).__name__})")
-    result, used = SpfResult(word), (query.lookups, query.void_lookups)
+    result, used = SpfResult(word), (max(0, query.lookups), query.void_lookups)
     if result in (SpfResult.TEMPERROR, SpfResult.PERMERROR):
         return _Outcome(result, "", _clean(text), *used)
     problem = _clean(query.trouble)

@@ -131,6 +131,8 @@ def test_a_redirect_counts_when_it_is_followed_and_not_when_it_is_only_there():
         assert (found(fake).result, found(fake).lookups) == (SpfResult.PASS, 10)
         stranger = found(fake, client="203.0.113.1")
         assert stranger.result is (SpfResult.FAIL if "-all" in rest else SpfResult.PERMERROR)
+    broken = found(records(sender_test="v=spf1 nonsense redirect=more.test"))
+    assert (broken.result, broken.lookups) == (SpfResult.PERMERROR, 0)
     nine = ten.removesuffix(" a:h9.test")
     fake = FakeDns(txt={"sender.test": [f"{nine} redirect=more.test"], "more.test": ["v=spf1 mx -all"]}, a=hosts)
     assert found(fake).result is SpfResult.PERMERROR
