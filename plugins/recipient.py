@@ -76,7 +76,7 @@ class RecipientOptions(PluginOptions):
     wait: Duration = Field(
         8.0, gt=0, description="Time for one question; keep it below the entry's timeout, or `on_error` decides."
     )
-    callouts: int = Field(20, gt=0, le=1000, description="Questions at once, per worker; the others wait.")
+    callouts: int = Field(20, gt=0, le=1000, description="Questions at once to one store, per worker; the others wait.")
 
 
 class RecipientPolicy(Policy):
@@ -119,9 +119,13 @@ class _Known:
 
 
 class _Health:
-    """Whether a store is worth asking. A question that may be asked ends in `answered`, `failed` or `withdrawn`."""
+    """Whether a store is worth asking. A question that may be asked ends in `answered`, `failed` or `withdrawn`.
 
-    def __init__(self, name: str, clock: Clock, pause: float) -> None:
+    `slots` are its own: while one store hangs, questions to others need not wait for that.
+    """
+
+    def __init__(self, name: str, clock: Clock, pause: float, callouts: int) -> None:
+        self.slots = asyncio.Semaphore(callouts)
         self._name = name
         self._clock = clock
         self._pause = pause
@@ -149,13 +153,18 @@ class _Health:
         self._probing = False
         if self._faults >= _FAULTS:
             self._until = self._clock.monotonic() + self._pause
-        if self._faults == _FAULTS:
             STORE_DOWN.labels(self._name).set(1)
+        if self._faults == _FAULTS:
             _log.warning("store.lost", store=self._name, reason=reason, seconds=self._pause)
 
     def withdrawn(self) -> None:
         """It was called off before anybody could know."""
         self._probing = False
+
+    def close(self) -> None:
+        """Nobody is going to ask any more, and so to find it back."""
+        if self._faults >= _FAULTS:
+            STORE_DOWN.labels(self._name).set(0)
 
 
 class RecipientPlugin(Plugin):
@@ -167,10 +176,13 @@ class RecipientPlugin(Plugin):
     options: RecipientOptions
 
     async def start(self) -> None:
-        self._slots = asyncio.Semaphore(self.options.callouts)
         self._turns = Turns()
         # As many as the configuration has domains, at most.
         self._health: dict[str, _Health] = {}
+
+    async def close(self) -> None:
+        for health in self._health.values():
+            health.close()
 
     def patience(self) -> float:
         return self.options.wait
@@ -207,8 +219,9 @@ class RecipientPlugin(Plugin):
                 # Whoever had the turn before us may have asked meanwhile.
                 if known := await self._remembered(key):
                     return _status(known.callout, "cache", store)
-                async with self._slots:
-                    callout = await self._callout(address, rule, store, limit)
+                health = self._health_of(store)
+                async with health.slots:
+                    callout = await self._callout(address, rule, health, limit)
                 limit.reschedule(None)
                 return await self._settle(key, callout, rule, store)
         except TimeoutError:
@@ -216,14 +229,18 @@ class RecipientPlugin(Plugin):
                 raise
         return await self._settle(key, self._no_answer(), rule, store)
 
-    async def _callout(
-        self, address: Address, rule: RecipientRule, store: Store, limit: asyncio.Timeout
-    ) -> Callout | None:
-        """Ask; None when the store is left alone just now."""
+    def _health_of(self, store: Store) -> _Health:
         health = self._health.get(store.name)
         if health is None:
-            health = _Health(store.name, self.services.clock, self.options.unavailable_ttl)
+            options = self.options
+            health = _Health(store.name, self.services.clock, options.unavailable_ttl, options.callouts)
             self._health[store.name] = health
+        return health
+
+    async def _callout(
+        self, address: Address, rule: RecipientRule, health: _Health, limit: asyncio.Timeout
+    ) -> Callout | None:
+        """Ask; None when the store is left alone just now."""
         if not health.may_ask():
             return None
         begun = self.services.clock.monotonic()

@@ -52,6 +52,8 @@ RECORD_OCTETS: Final = 16_384
 _TEXT: Final = 400
 _SHOWN: Final = 80
 _SHORT: Final = 1_000
+_NAME_CHARACTERS: Final = 253
+_REDIRECT: Final = re.compile(r" redirect=", re.IGNORECASE)
 _SELF_CONTAINED: Final = re.compile(rb"v=spf1(?: +[-+?~]?(?:ip4:[0-9./]+|ip6:[0-9a-f:./]+|all))* *", re.IGNORECASE)
 """A record whose terms look nothing up."""
 
@@ -182,6 +184,7 @@ class _Query(spf.query):  # type: ignore[misc] # pyspf has no types
         self._void: list[str] = []
         self._explained_at: tuple[str, str] | None = None
         self._level = 0
+        self._open: set[int] = set()
         self.trouble = ""
 
     def check1(self, record: str, domain: str, recursion: int) -> Any:
@@ -190,7 +193,25 @@ class _Query(spf.query):  # type: ignore[misc] # pyspf has no types
         if not recursion:
             # A redirect leaves its record's exp= behind (section 6.2).
             self._explained_at = None
-        return super().check1(record, domain, recursion)
+        if recursion in self._open:
+            self.check_lookups()
+        if record and _REDIRECT.search(record):
+            # pyspf counts every redirect=, also one that is not followed since something matches, or is all (6.1).
+            self.lookups -= 1
+        redirected = recursion in self._open
+        self._open.add(recursion)
+        try:
+            return super().check1(record, domain, recursion)
+        finally:
+            if not redirected:
+                self._open.discard(recursion)
+
+    def expand(self, text: str, stripdot: bool = True) -> str:
+        """A name that is too long loses as many labels as it takes (section 7.3); with pyspf it loses one."""
+        name = str(super().expand(text, stripdot))
+        while stripdot and len(name) > _NAME_CHARACTERS and "." in name:
+            name = name.partition(".")[2]
+        return name
 
     def get_explanation(self, spec: str) -> None:
         """Not looked up yet: most mail passes, and pyspf would ask for it every time and for included records too."""
@@ -231,7 +252,8 @@ class _Query(spf.query):  # type: ignore[misc] # pyspf has no types
 
     def _leads_back(self, name: str) -> bool:
         try:
-            return bool(self.cidrmatch(self.dns_a(name, self.A), self.cidrmax))
+            # What the client wrote into its own reverse zone is not to spend what the sender's record may cost.
+            return bool(self.cidrmatch(self.dns(name, self.A, ignore_void=True), self.cidrmax))
         except spf.TempError as error:
             self.trouble = f"reverse name {name[:_SHOWN]} not verified: {error}"
             return False
@@ -251,7 +273,7 @@ def _evaluate(query: _Query) -> _Outcome:
         word, _, text = query.check()
     except Exception as error:  # noqa: BLE001 - a record of the sender's that trips pyspf must not count as our failure
         return _Outcome(SpfResult.PERMERROR, problem=f"record cannot be evaluated ({type(error).__name__})")
-    result, used = SpfResult(word), (query.lookups, query.void_lookups)
+    result, used = SpfResult(word), (max(0, query.lookups), query.void_lookups)
     if result in (SpfResult.TEMPERROR, SpfResult.PERMERROR):
         return _Outcome(result, "", _clean(text), *used)
     problem = _clean(query.trouble)

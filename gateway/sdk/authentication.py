@@ -3,7 +3,8 @@
 A finding that has something to say there gives it as `MethodResult` values; whoever lists a plugin of their own gets
 their results into the field in the same way.
 
-*RFCs*: 8601 (Authentication-Results), 7208 section 2.6 and 6376 section 3.9 (results), 9989 (DMARC), 8617 (ARC).
+*RFCs*: 8601 (Authentication-Results), 2045 section 5.1 (token), 7208 section 2.6 and 6376 section 3.9 (results), 9989
+(DMARC), 8617 (ARC).
 """
 
 from __future__ import annotations
@@ -16,8 +17,15 @@ from typing import Final
 
 from gateway.sdk.findings import Finding
 
-_TOKEN: Final = re.compile(r"[A-Za-z0-9.\-_+@:/=]+\Z")
+_TOKEN: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`{|}~-]+\Z")
+# What may stand unquoted although it has an @: header.i and the like.
+_ATOM: Final = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+"
+_MAILBOX: Final = re.compile(rf"(?:{_ATOM}(?:\.{_ATOM})*)?@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)+\Z")
 _VALUE_LENGTH: Final = 255
+_VALUE_OCTETS: Final = 480
+_LINE_OCTETS: Final = 480
+"""No property is added to a line that would be longer with it; the longest one alone stays below the 998 octets that a
+line may have (RFC 5322 section 2.1.1)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +42,15 @@ class MethodResult:
     reason: str = ""
 
     def render(self) -> str:
-        """The result as it stands in the field."""
-        out = f"{self.method}={self.result}"
-        if self.reason:
-            out += f" reason={quote(self.reason)}"
-        return out + "".join(f" {name}={quote(value)}" for name, value in self.properties if value)
+        """The result as it stands in the field, folded where its values are long."""
+        lines = [f"{self.method}={self.result}"]
+        said = (f"reason={quote(self.reason)}",) if self.reason else ()
+        for text in (*said, *(f"{name}={_property(value)}" for name, value in self.properties if value)):
+            if len(lines[-1].encode()) + len(text.encode()) > _LINE_OCTETS:
+                lines.append(text)
+            else:
+                lines[-1] += f" {text}"
+        return "\n\t\t".join(lines)
 
 
 def authentication_results(authserv_id: str, findings: Iterable[Finding]) -> str:
@@ -48,11 +60,17 @@ def authentication_results(authserv_id: str, findings: Iterable[Finding]) -> str
 
 
 def quote(text: str) -> str:
-    """`text` as an RFC 8601 value: a token, or a quoted string with nothing in it that ends it."""
+    """`text` as an RFC 8601 value: a token of RFC 2045, or a quoted string with nothing in it that ends it."""
     if _TOKEN.match(text):
         return text
     safe = "".join(c if c.isprintable() else "?" for c in text[:_VALUE_LENGTH])
+    safe = safe.encode()[:_VALUE_OCTETS].decode("utf-8", "ignore")
     return '"' + safe.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def _property(text: str) -> str:
+    """The value of a property: as `quote` has it, or an address or domain behind an @ (RFC 8601 section 2.2)."""
+    return text if _MAILBOX.match(text) else quote(text)
 
 
 class SpfResult(StrEnum):
@@ -176,8 +194,8 @@ class Dmarc(Finding):
     """DMARC for the author's domain (RFC 9989, or RFC 7489 where so configured).
 
     `domain` is the author domain (RFC5322.From) in A-labels, empty when there is none that can be judged (of several,
-    it is the one with the worst result); `organizational`
-    its organisational domain; `record_domain` where the record was found; `policy` what applies, None without a
+    it is the one with the worst result, and `others` are those whose policy is not met either); `organizational` its
+    organisational domain; `record_domain` where the record was found; `policy` what applies, None without a
     record; `published` the record's text. `spf` and `dkim` say whether an aligned identifier passed, `aligned` names
     them. `testing` is t=y (or, by RFC 7489, that pct sampling spared the message): the policy is one step milder
     already. `list_id` is the message's List-Id, empty when it has none: evidence of a mailing list, and no proof.
@@ -195,6 +213,7 @@ class Dmarc(Finding):
     published: str = ""
     problem: str = ""
     list_id: str = ""
+    others: tuple[str, ...] = ()
 
     def authentication(self) -> tuple[MethodResult, ...]:
         properties = (("header.from", self.domain), ("policy.dmarc", self.policy or ""))

@@ -48,6 +48,8 @@ def prove_author(
         return Proof.PROVED
     if dmarc is not None and dmarc.result is AuthResult.PASS and dmarc.domain == domain:
         return Proof.PROVED
+    if dmarc is not None and domain in dmarc.others:
+        return Proof.UNPROVED
     if dmarc is not None and dmarc.domain == domain:
         if dmarc.result is AuthResult.FAIL:
             return Proof.UNPROVED

@@ -14,6 +14,8 @@ import base64
 import binascii
 import codecs
 import re
+from encodings import normalize_encoding
+from encodings.aliases import aliases
 from typing import TYPE_CHECKING, Final
 
 from gateway.sdk.deprecation import old_names
@@ -40,8 +42,8 @@ _ENCODED_GAP: Final = re.compile(r"(\?=)[ \t\r\n]{1,1000}(=\?[^?\s]{1,80}\?[BbQq
 _LONE: Final = re.compile("[\ud800-\udfff]")
 _NOT_BASE64: Final = re.compile(r"[^A-Za-z0-9+/]")
 
-CHARSETS: Final = frozenset(
-    codecs.lookup(name).name
+_CODECS: Final = {
+    aliases.get(normalize_encoding(name), normalize_encoding(name)): codecs.lookup(name).name
     for name in (
         "ascii utf-8 utf-7 utf-16 utf-16-le utf-16-be utf-32 utf-32-le utf-32-be "
         "iso8859-1 iso8859-2 iso8859-3 iso8859-4 iso8859-5 iso8859-6 iso8859-7 iso8859-8 iso8859-9 iso8859-10 "
@@ -52,7 +54,11 @@ CHARSETS: Final = frozenset(
         "gb2312 gbk gb18030 hz big5 big5hkscs euc-jp euc-kr euc-jis-2004 shift_jis shift_jis_2004 johab ptcp154 "
         "iso2022-jp iso2022-jp-1 iso2022-jp-2 iso2022-jp-2004 iso2022-jp-3 iso2022-jp-ext iso2022-kr"
     ).split()
-)
+}
+"""The modules of Python's codecs for charsets, and the codecs' names."""
+CHARSETS: Final = frozenset(_CODECS.values())
+# Python is not asked for a name that a stranger made up: it looks for a module, and never forgets that there is none.
+_KNOWN: Final = _CODECS | {name: _CODECS[module] for name, module in aliases.items() if module in _CODECS}
 _MARKED: Final = {
     "utf-16": (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE),
     "utf-32": (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE),
@@ -79,13 +85,10 @@ def find_charset(name: str) -> str:
     charset that is not known."""
     name = name.strip().lower().partition("*")[0]
     name = _ALIASES.get(name, name)
-    if not name or len(name) > 40 or not name.isascii():
+    if not name or len(name) > 40 or not name.isascii() or "\0" in name:
         return ""
-    try:
-        found = codecs.lookup(name).name
-    except (LookupError, ValueError):
-        return ""
-    return found if found in CHARSETS else ""
+    name = normalize_encoding(name)
+    return _KNOWN.get(name) or _KNOWN.get(name.replace(".", "_"), "")
 
 
 def decode(octets: bytes, charset: str, *, final: bool = True) -> tuple[str, bool]:

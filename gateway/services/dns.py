@@ -1,9 +1,9 @@
 """DNS through the configured nameservers: a stub resolver on asyncio, with dnspython for the wire format.
 
 *Promises*: every question goes to the configured nameservers and nowhere else. An answer counts only when it comes
-from the server that was asked, with our id and our question. TTLs are honoured, 0 included. Cache, questions in
-flight, time per question and length of a CNAME chain are bounded. The same question asked twice at once goes out
-once.
+from the server that was asked, with our id and our question. TTLs are honoured, 0 included. The cache (its entries and
+octets), questions in flight, time per question and length of a CNAME chain are bounded. The same question asked twice
+at once goes out once.
 
 *Fails by*: an `Answer` with status FAILED, never by an exception, whatever the network does.
 
@@ -38,6 +38,8 @@ from gateway.services.tasks import Tasks
 __all__ = ["DnsOptions", "Resolver", "Server", "parse_name", "read_answer", "system_servers"]
 
 CACHE_ENTRIES: Final = 10_000
+CACHE_OCTETS: Final = 32 << 20
+"""Whoever owns a domain makes answers as large as TCP lets him, and as many as he has names for."""
 IN_FLIGHT: Final = 1_000
 CHAIN: Final = 16
 EDNS_PAYLOAD: Final = 1232
@@ -121,6 +123,11 @@ def _records(rrset: dns.rrset.RRset) -> tuple[Record, ...]:
             return tuple(_text(r.target) for r in rdatas)
 
 
+def _size(answer: Answer) -> int:
+    """Octets that an answer costs in the cache, or so."""
+    return 500 + sum(100 + (len(r) if isinstance(r, str | bytes) else 200) for r in answer.records)
+
+
 class _Datagrams(asyncio.DatagramProtocol):
     """One question on one connected socket: takes the first datagram that is an answer to it."""
 
@@ -167,6 +174,7 @@ class Resolver:
         self._believed = options.believes(self._servers)
         self._clock = clock
         self._cache: dict[tuple[str, str], tuple[float, Answer]] = {}
+        self._octets = 0
         self._flying: dict[tuple[str, str], asyncio.Task[Answer]] = {}
         self._tasks = Tasks()
 
@@ -215,7 +223,7 @@ class Resolver:
             return None
         left = entry[0] - self._clock.monotonic()
         if left <= 0:
-            del self._cache[key]
+            self._drop(key)
             return None
         answer = entry[1]
         return Answer(answer.status, answer.records, left, answer.problem, answer.authentic, answer.alias)
@@ -224,10 +232,16 @@ class Resolver:
         ttl = FAILURE_TTL if answer.status is DnsStatus.FAILED else answer.ttl
         if ttl <= 0:
             return
-        self._cache.pop(key, None)
-        while len(self._cache) >= CACHE_ENTRIES:
-            del self._cache[next(iter(self._cache))]
+        if key in self._cache:
+            self._drop(key)
+        size = _size(answer)
+        while self._cache and (len(self._cache) >= CACHE_ENTRIES or self._octets + size > CACHE_OCTETS):
+            self._drop(next(iter(self._cache)))
         self._cache[key] = (self._clock.monotonic() + ttl, answer)
+        self._octets += size
+
+    def _drop(self, key: tuple[str, str]) -> None:
+        self._octets -= _size(self._cache.pop(key)[1])
 
     async def _resolve(self, key: tuple[str, str], name: dns.name.Name) -> Answer:
         started = self._clock.monotonic()

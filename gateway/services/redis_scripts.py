@@ -73,13 +73,16 @@ DELETE: Final = "return redis.call('DEL', KEYS[1])"
 
 TAKE: Final = f"""{_PRELUDE}
 local capacity, rate, cost = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
-local tokens = capacity
+local tokens, back = capacity, false
 if is('hash') then
   local found = redis.call('HMGET', key, 'tokens', 'at')
   local kept, at = number(found[1]), number(found[2])
-  if kept and kept >= 0 and at then tokens = math.min(capacity, kept + math.max(0, now - at) * rate) end
+  if kept and kept >= 0 and at then
+    tokens = math.min(capacity, kept + math.max(0, now - at) * rate)
+    back = at > now
+  end
 end
-if cost == 0 then return {{1, string.format('%.17g', tokens)}} end
+if cost == 0 and not back then return {{1, string.format('%.17g', tokens)}} end
 local allowed = tokens + 1e-9 >= cost
 if allowed then tokens = math.max(0, tokens - cost) end
 clear_unless('hash')

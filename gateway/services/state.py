@@ -225,7 +225,7 @@ class SqliteState:
         try:
             writes = any(call.writes for call in calls)
             if writes:
-                if now - self._swept >= SWEEP_SECONDS:
+                if abs(now - self._swept) >= SWEEP_SECONDS:
                     self._sweep(db, now)
                 db.execute("BEGIN IMMEDIATE")
             for call in calls:
@@ -322,7 +322,8 @@ def _count(db: sqlite3.Connection, key: str, member: str, by: int, now: float, t
 def _take(db: sqlite3.Connection, key: str, capacity: float, per_second: float, cost: float, now: float) -> Taken:
     row = db.execute("SELECT tokens, updated FROM bucket WHERE key = ?", (key,)).fetchone()
     tokens = refill(row[0], row[1], now, capacity, per_second) if row else capacity
-    if not cost:
+    # Where the clock went back, who only looks must note it, too: nothing would come in until the old time is reached.
+    if not cost and not (row and row[1] > now):
         return Taken(True, tokens, 0.0)
     # Refilled tokens are sums of fractions; a hair less than `cost` is enough.
     allowed = tokens + 1e-9 >= cost

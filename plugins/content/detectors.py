@@ -173,7 +173,7 @@ def _cut_iban(text: str) -> tuple[str, int]:
 
 
 def _shaped(shape: str, good: Callable[[str], bool]) -> Find:
-    pattern = re.compile(rf"(?<![A-Za-z0-9])(?:{shape})(?![A-Za-z0-9])", re.IGNORECASE)
+    pattern = re.compile(rf"(?<![A-Za-z0-9])(?:{shape})(?![A-Za-z0-9])", re.IGNORECASE | re.ASCII)
 
     def find(text: str) -> Iterator[Value]:
         for match in pattern.finditer(text):

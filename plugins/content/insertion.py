@@ -16,7 +16,7 @@ import unicodedata
 from dataclasses import dataclass
 from typing import Final
 
-from gateway.sdk import MimePart
+from gateway.sdk import MimePart, field_value
 from gateway.sdk.words import find_charset
 from plugins.content.decoding import decoder
 
@@ -172,9 +172,9 @@ def _quoted(octets: bytes) -> bytes:
 
 
 def retyped(value: str, charset: str) -> str:
-    """A Content-Type field's value with another charset."""
+    """A Content-Type field's value with another charset; line feeds are folds."""
     plain = " ".join(value.split()) or "text/plain"
-    return f"{_CHARSET.sub('', plain)}; charset={charset}"
+    return field_value(f"{_CHARSET.sub('', plain)}; charset={charset}")
 
 
 def rehead(section: bytes, inserted: Inserted) -> bytes:
@@ -191,5 +191,5 @@ def rehead(section: bytes, inserted: Inserted) -> bytes:
                 continue
             case _:
                 kept.append(field)
-    head = f"Content-Type: {retyped(type_, inserted.charset)}\r\nContent-Transfer-Encoding: {inserted.encoding}\r\n"
-    return b"".join(kept) + head.encode("utf-8", "surrogateescape") + b"\r\n"
+    head = f"Content-Type: {retyped(type_, inserted.charset)}\nContent-Transfer-Encoding: {inserted.encoding}\n\n"
+    return b"".join(kept) + head.replace("\n", "\r\n").encode("utf-8", "surrogateescape")

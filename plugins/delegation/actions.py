@@ -22,6 +22,7 @@ from gateway.sdk import (
     Recipient,
     Redirect,
     Reroute,
+    field_value,
     parse_endpoint,
     parse_mailbox,
 )
@@ -121,7 +122,8 @@ def _header(text: str) -> AddHeader:
     name, colon, value = text.partition(":")
     if not colon:
         raise ValueError("a header field has a colon")
-    return AddHeader(name.rstrip(), value.strip())
+    # Servers put together what clients said, and the line gets longer than one may be.
+    return AddHeader(name.rstrip(), field_value(value.strip()))
 
 
 def _mailbox(text: str) -> Address:

@@ -12,11 +12,9 @@ says why.
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from email.utils import getaddresses
 from enum import StrEnum
 from typing import Any, Final
 
@@ -25,7 +23,6 @@ from pydantic import Field, field_validator, model_validator
 from gateway.sdk import (
     PROCEED,
     AddHeader,
-    Address,
     Duration,
     Finding,
     Message,
@@ -40,6 +37,7 @@ from gateway.sdk import (
     acts,
     annotate,
     get_logger,
+    read_mailboxes,
 )
 from gateway.sdk.lint import Check, Remark, Setting, Severity
 from plugins.dkim.body import HeaderSectionError, body_hashes
@@ -253,19 +251,16 @@ class DkimSignPlugin(Plugin):
         return wording.sign(private, fields.signed(names, relaxed=relaxed), relaxed=relaxed)
 
 
-_ENCODED: Final = re.compile(r"=\?[^?]*\?[^?]*\?[^?]*\?=")
-
-
 def author_domain(message: Message) -> str:
     """The domain of From in A-labels; empty unless there is one From field with one address."""
     values = message.all("from")
     if len(values) != 1 or len(values[0]) > _FROM_OCTETS:
         return ""
-    # An encoded word may hold a comma or an angle bracket only once it is decoded, which nobody does here.
-    addresses = [address for _, address in getaddresses([_ENCODED.sub("x", values[0])]) if address]
-    if len(addresses) != 1 or "@" not in addresses[0]:
+    # The standard library's reader goes as deep as comments and groups do, and has no bottom.
+    mailboxes = read_mailboxes(values)
+    if len(mailboxes) != 1:
         return ""
     try:
-        return check_domain(Address("", addresses[0].rpartition("@")[2]).ascii_domain)
+        return check_domain(mailboxes[0].domain)
     except ValueError:
         return ""

@@ -135,9 +135,15 @@ async def evaluate(
     found = [await _judge(dns, organizations, domain, evidence) for domain in authors.domains]
     worst = max(found, key=_severity)
     if len(found) > 1:
-        others = f"worst of {len(found)} author domains"
-        worst = replace(worst, problem=f"{worst.problem}; {others}" if worst.problem else others)
+        said = f"worst of {len(found)} author domains"
+        others = tuple(one.domain for one in found if one is not worst and _asks_for_more(one))
+        worst = replace(worst, problem=f"{worst.problem}; {said}" if worst.problem else said, others=others)
     return worst
+
+
+def _asks_for_more(found: Dmarc) -> bool:
+    """Whether it fails and its policy wants something done about that."""
+    return found.result is AuthResult.FAIL and found.policy is not DmarcPolicy.NONE
 
 
 def _severity(found: Dmarc) -> tuple[int, int]:

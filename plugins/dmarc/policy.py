@@ -62,15 +62,21 @@ def decide(options: DmarcOptions, session: Session, dmarc: Dmarc, arc: Arc | Non
 
 
 def _exempt(options: DmarcOptions, session: Session, dmarc: Dmarc, arc: Arc | None) -> Decision | None:
-    for domain in options.exempt_domains:
-        if dmarc.domain == domain or dmarc.domain.endswith("." + domain):
-            return Decision(DmarcPolicy.NONE, Override.LOCAL_POLICY, f"author domain {domain} is exempt")
+    # What excuses one author domain says nothing for another that stands beside it in From.
+    exempt = [_exempt_domain(options, author) for author in (dmarc.domain, *dmarc.others)]
+    if all(exempt):
+        return Decision(DmarcPolicy.NONE, Override.LOCAL_POLICY, f"author domain {exempt[0]} is exempt")
     if exempt_client(options, session):
         return Decision(DmarcPolicy.NONE, Override.TRUSTED_FORWARDER, "client is exempt")
-    if options.trust_arc and arc is not None and (said := _vouched(arc, dmarc)):
+    if options.trust_arc and arc is not None and not dmarc.others and (said := _vouched(arc, dmarc)):
         kind = Override.MAILING_LIST if dmarc.list_id else Override.TRUSTED_FORWARDER
         return Decision(DmarcPolicy.NONE, kind, f"ARC sealed by {arc.sealers[-1]}: {said}")
     return None
+
+
+def _exempt_domain(options: DmarcOptions, author: str) -> str:
+    """The entry of `exempt_domains` that an author domain belongs to, empty when there is none."""
+    return next((name for name in options.exempt_domains if author == name or author.endswith("." + name)), "")
 
 
 def exempt_client(options: DmarcOptions, session: Session) -> bool:

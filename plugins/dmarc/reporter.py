@@ -1,7 +1,7 @@
 """Makes and sends the aggregate reports of an interval that is over: each once, by one worker.
 
-Whoever stores the interval's turn first works through it. Each report is claimed before it is sent, so that a worker
-which takes over from one that died sends only what is left.
+Whoever stores the interval's turn first works through it. Each report is claimed just before it is queued, so that a
+worker which takes over from one that died or was stopped sends what is left, and only that.
 
 *Promises*: a report goes only to mailto addresses whose domain has agreed to it, to `destinations` of them at most, and
 at most once.
@@ -12,11 +12,12 @@ at most once.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from prometheus_client import Counter
 
-from gateway.sdk import Address, DnsStatus, OutboxError, Services, get_logger
+from gateway.sdk import Address, DnsStatus, OutboxError, Services, StateError, get_logger
 from plugins.dmarc.discovery import SuffixList, TreeWalk
 from plugins.dmarc.options import ReportOptions, Rules
 from plugins.dmarc.record import Destination, Record, is_record, parse_record
@@ -33,6 +34,15 @@ _log = get_logger()
 
 class _NotNow(Exception):
     """DNS trouble: try this report again later."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Mail:
+    """A report that is ready to be queued; `rows` is how many it has."""
+
+    recipients: tuple[Address, ...]
+    content: bytes
+    rows: int
 
 
 class Reporter:
@@ -62,38 +72,61 @@ class Reporter:
         sent, left = 0, 0
         for domain in await self._collector.domains(period):
             claim = period.key("sent", domain)
-            if await state.put_new(claim, b"1", self._collector.ttl) is not None:
+            if await state.get(claim) is not None:
                 continue
             try:
-                sent += await self._send(period, domain)
+                mail = await self._prepare(period, domain, claim)
+                # Whoever is stopped before this has sent nothing, and leaves it to the next one.
+                if mail is None or await state.put_new(claim, b"1", self._collector.ttl) is not None:
+                    continue
+                sent += await self._send(domain, mail, claim)
             except (_NotNow, OutboxError) as error:
                 left += 1
                 REPORTS.labels("put off").inc()
                 _log.warning("dmarc.report_put_off", domain=domain, reason=str(error))
-                await state.delete(claim)
         if not left:
             await state.put(period.key("turn"), b"done", self._collector.ttl)
         return sent
 
-    async def _send(self, period: Period, domain: str) -> bool:
+    async def _prepare(self, period: Period, domain: str, claim: str) -> _Mail | None:
+        """The report's mail; None when there is none to be sent. What can never be read must not stop the others."""
+        try:
+            mail = await self._make(period, domain)
+        except (_NotNow, StateError):
+            raise
+        except Exception:
+            await self._services.state.exact.put_new(claim, b"1", self._collector.ttl)
+            raise
+        if mail is None:
+            await self._services.state.exact.put_new(claim, b"1", self._collector.ttl)
+        return mail
+
+    async def _make(self, period: Period, domain: str) -> _Mail | None:
         text = await self._collector.published(period, domain)
         record = parse_record(text, self._rules) if text else None
         rows, more = await self._collector.rows(period, domain)
         if record is None or not rows:
-            return False
+            return None
         report = Report(domain, self._submitter, period, record, self._rules, rows, more)
         packed = compress(render_xml(report, self._options))
         destinations = await self._destinations(domain, record, len(packed))
         if not destinations:
             REPORTS.labels("unwanted").inc()
             _log.info("dmarc.report_unwanted", domain=domain)
-            return False
+            return None
         now = self._services.clock.now()
         mail = render_mail(report, self._options, [d.address for d in destinations], packed, now)
-        addresses = [_address(d.address) for d in destinations]
-        id = await self._services.outbox.send(_address(self._options.email), addresses, mail)
+        return _Mail(tuple(_address(d.address) for d in destinations), mail, len(rows))
+
+    async def _send(self, domain: str, mail: _Mail, claim: str) -> bool:
+        """Queue it. Raises `OutboxError`, and then nobody has it."""
+        try:
+            id = await self._services.outbox.send(_address(self._options.email), mail.recipients, mail.content)
+        except OutboxError:
+            await self._services.state.exact.delete(claim)
+            raise
         REPORTS.labels("sent").inc()
-        _log.info("dmarc.report_sent", domain=domain, id=id, rows=len(rows), recipients=len(addresses))
+        _log.info("dmarc.report_sent", domain=domain, id=id, rows=mail.rows, recipients=len(mail.recipients))
         return True
 
     async def _destinations(self, domain: str, record: Record, octets: int) -> list[Destination]:

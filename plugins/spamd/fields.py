@@ -21,7 +21,7 @@ _SYMBOLS: Final = 1000
 _SYMBOL: Final = re.compile(r"[A-Za-z0-9_]{1,100}\Z")
 _ROW: Final = re.compile(r"(?m)^[ \t*]*-?[0-9]+(?:\.[0-9]+)? ([A-Z][A-Z0-9_]{1,99}) ")
 _TESTS: Final = re.compile(r"\btests=([A-Za-z0-9_]*(?:,\s*[A-Za-z0-9_]+)*)")
-_FIELD: Final = re.compile(rb"([\x21-\x39\x3b-\x7e]{1,77}):((?:[^\n]*\n[ \t])*[^\n]*)(?:\n|\Z)")
+_FIELD: Final = re.compile(rb"(?m)^([\x21-\x39\x3b-\x7e]{1,77}):((?:[^\n]*\n[ \t])*[^\n]*)(?:\n|\Z)")
 
 
 class Field(StrEnum):

@@ -114,6 +114,7 @@ ANNA = Address("anna", "example.org")
         ("prepend X-Policy:seen", AddHeader("X-Policy", "seen")),
         ("PREPEND X-Policy : spaced", AddHeader("X-Policy", "spaced")),
         ("PREPEND X-Policy:", AddHeader("X-Policy", "")),
+        (f"PREPEND X-Policy: {'a' * 600} {'b' * 600}", AddHeader("X-Policy", f"{'a' * 600}\n {'b' * 600}")),
         ("BCC anna@example.org", AddRecipient(Recipient(ANNA, frozenset({Notify.NEVER})))),
         ("REDIRECT <anna@example.org>", Redirect(Recipient(ANNA))),
         ("FILTER smtp:[127.0.0.1]:10025", Reroute("smtp:127.0.0.1:10025")),

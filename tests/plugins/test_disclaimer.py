@@ -329,3 +329,17 @@ def test_the_policy_makes_the_edits():
     verdict = Bench().judge("disclaimer", {"text": TEXT}, findings=[finding])
     assert verdict.action is Action.PROCEED and verdict.edits == finding.edits
     assert finding.to_json()["edits"][0]["edit"] == "ReplaceBody", "and the record has no octets of a body"
+
+
+@pytest.mark.parametrize("kind", ['text/plain; a="' + "x" * 600 + '";\n b="' + "y" * 600 + '"', "text/plain; a=\x01"])
+@pytest.mark.parametrize("inside", [False, True])
+def test_whatever_a_content_type_says_it_can_be_written_anew(kind, inside):
+    part = f"Content-Type: {kind}\n\nhello\n"
+    whole = f"Content-Type: multipart/mixed; boundary=b\n\n--b\n{part}--b--\n" if inside else part
+    content = f"From: a@b.test\nMIME-Version: 1.0\n{whole}".encode()
+    finding = found(content, text=UMLAUTS)
+    assert finding.state == "added"
+    out = octets(content, finding)
+    assert all(len(line) <= 998 for line in out.split(b"\r\n"))
+    texts = [p for p in email.message_from_bytes(out, policy=policy.default).walk() if not p.is_multipart()]
+    assert [(p.get_content_type(), p.get_content_charset()) for p in texts] == [("text/plain", "utf-8")]

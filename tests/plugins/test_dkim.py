@@ -89,7 +89,7 @@ def test_both_signatures_of_rfc_8463s_example_pass():
     assert finding.passed == ("football.example.com",)
     assert authentication_results("mx.example.org", [finding]).split(";\n\t")[1] == (
         "dkim=pass header.d=football.example.com header.i=@football.example.com header.s=brisbane"
-        " header.a=ed25519-sha256 header.b=/gCrinpc"
+        ' header.a=ed25519-sha256 header.b="/gCrinpc"'
     )
 
 

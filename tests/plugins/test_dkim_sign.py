@@ -169,6 +169,12 @@ def test_the_author_domain_is_that_of_the_one_address_in_from(value, domain):
     assert author_domain(make_message(f"From: {value}\r\nFrom: {value}\r\n\r\n".encode())) == ""
 
 
+@pytest.mark.parametrize("value", ["(" * 4000, "a:" * 1900, "(" * 900 + "x" + ")" * 900 + " <ann@example.org>"])
+def test_a_from_field_of_any_depth_is_read(options, value):
+    finding = sign(options, MAIL.replace(b"=?utf-8?q?Ann=2C_us?= <ann@example.org>", value.encode()))
+    assert finding.domain == ("example.org" if "@" in value else "")
+
+
 def test_what_cannot_be_signed_goes_on_unsigned_and_the_record_says_why(options):
     cases = {
         "no key for this domain": MAIL.replace(b"ann@example.org", b"ann@example.net"),

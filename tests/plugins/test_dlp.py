@@ -116,6 +116,13 @@ def test_national_numbers_are_found_by_shape_and_check(detector, good, bad):
     assert values(detector, bad) == []
 
 
+@pytest.mark.parametrize("letter", ["\u212a", "\u0130", "\u0131", "\u017f"])
+def test_letters_that_are_others_in_another_case_only_are_none_of_a_number(letter):
+    """The signs of Kelvin and their like: to Python, `[A-Z]` without case has them too."""
+    assert values("it-codice-fiscale", f"{letter}SSMRA85T10A562S") == []
+    assert values("uk-nino", f"{letter}B123456C") == []
+
+
 def mime(*texts: str, kind: str = "text/plain", truncated: bool = False, complete: bool = True) -> Mime:
     parts = tuple(MimePart(f"1.{n}", kind) for n, _ in enumerate(texts, 1))
     found = tuple(MimeText(f"1.{n}", kind, text, truncated) for n, text in enumerate(texts, 1))

@@ -616,6 +616,18 @@ def test_exempt_mail_is_taken_and_the_record_says_why(options, client, reason):
     assert (reason or "policy reject") in verdict.reason
 
 
+@pytest.mark.parametrize("authors", ["a@partner.example, b@bank.example", "b@bank.example, a@partner.example"])
+@pytest.mark.parametrize("policy", ["reject", "quarantine"])
+def test_what_excuses_one_author_domain_does_not_excuse_another_beside_it(authors, policy):
+    records = {"partner.example": "v=DMARC1; p=reject", "bank.example": f"v=DMARC1; p={policy}"}
+    found = find(records, mail(authors))
+    options = {"exempt_domains": ["partner.example"]}
+    assert Bench().judge("dmarc", options, findings=[found]).action is Action.REJECT
+    assert Bench().judge("dmarc", findings=[found, chain(("dmarc", "pass", found.domain))]).action is Action.REJECT
+    both = {"exempt_domains": ["partner.example", "bank.example"]}
+    assert not Bench().judge("dmarc", both, findings=[found]).decisive
+
+
 def chain(*results: tuple[str, str, str], trusted: bool = True, result: AuthResult = AuthResult.PASS) -> Arc:
     return Arc(result, ("lists.test",), trusted, results)
 

@@ -405,6 +405,44 @@ def test_a_worker_that_died_over_it_is_replaced_and_nothing_is_sent_twice():
     assert sorted(r for recipients, _ in sent(here) for r in recipients) == ["d@a.example", "d@c.example"]
 
 
+def test_a_worker_that_is_stopped_while_it_still_asks_the_dns_leaves_the_report_to_the_next_one():
+    """As by a reload or a restart."""
+
+    class Stopped(FakeDns):
+        async def lookup(self, name: str, rdtype: str) -> Any:
+            raise asyncio.CancelledError
+
+    here = bench(Stopped())
+    end(here, dmarc(published="v=DMARC1; p=reject; rua=mailto:d@other.test"))
+    here.clock.advance(DAY)
+    with pytest.raises(asyncio.CancelledError):
+        report(here)
+    dns = FakeDns(txt={"example.com._report._dmarc.other.test": ["v=DMARC1"]})
+    next_one = Bench(dns=dns, clock=here.clock, state=here.state, outbox=here.outbox)
+    here.clock.advance(1_000)
+    assert report(next_one) == 1
+
+
+def test_a_store_that_breaks_over_a_report_does_not_lose_it(monkeypatch):
+    here = bench()
+    end(here, dmarc())
+    here.clock.advance(DAY)
+    state: Any = here.state
+
+    async def broken(key: str, limit: int = 10_000) -> dict[str, int]:
+        if ":rows:" in key:
+            raise StateError("away")
+        return await tally(key, limit)
+
+    tally = state.tally
+    monkeypatch.setattr(state, "tally", broken)
+    with pytest.raises(StateError):
+        report(here)
+    monkeypatch.undo()
+    here.clock.advance(1_000)
+    assert report(here) == 1
+
+
 def test_a_broken_store_breaks_nothing_but_the_report():
     here = bench()
     end(here, dmarc())

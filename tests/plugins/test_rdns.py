@@ -97,7 +97,7 @@ def test_look_ups_end_when_their_time_is_over_and_what_was_confirmed_by_then_cou
 
 def test_the_result_stands_in_the_field_as_iprev():
     passed = ReverseName(AuthResult.PASS, "2001:db8::1", "six.example", ("six.example",))
-    assert authentication_results("mx.test", [passed]) == "mx.test;\n\tiprev=pass policy.iprev=2001:db8::1"
+    assert authentication_results("mx.test", [passed]) == 'mx.test;\n\tiprev=pass policy.iprev="2001:db8::1"'
 
 
 GENERIC = [

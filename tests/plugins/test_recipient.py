@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from prometheus_client import REGISTRY
 
 from gateway.sdk import (
     PROCEED,
@@ -208,6 +209,28 @@ def test_no_more_callouts_at_once_than_allowed():
     asyncio.run(check())
 
 
+def test_while_one_store_hangs_recipients_of_another_do_not_wait_for_it():
+    class OneHangs(Gated):
+        async def callout(self, address: Address) -> Callout:
+            return await super().callout(address) if address.domain == "example.org" else EXISTS
+
+    async def check() -> None:
+        clock, directory = ManualClock(), OneHangs()
+        directory.rules["other.test"] = RecipientRule.CALLOUT
+        directory.stores["other.test"] = Store("other")
+        services = Services(FakeDns(), FakeState(clock), clock, directory, "mx.test", "mx.test")
+        plugin = RecipientPlugin(RecipientOptions.model_validate({"callouts": 2}), services)
+        await plugin.start()
+        hanging = asyncio.gather(*(plugin.status(make_recipient(f"r{i}@example.org")) for i in range(5)))
+        await turns()
+        async with asyncio.timeout(5):
+            assert (await plugin.status(make_recipient("ben@other.test"))).state is RecipientState.EXISTS
+        directory.gate.set()
+        await hanging
+
+    asyncio.run(check())
+
+
 def test_a_directory_is_asked_as_a_next_hop_is_and_its_answers_are_remembered():
     house = House(RecipientRule.LDAP)
     assert [house.status().source for _ in range(2)] == ["ldap", "cache"]
@@ -240,6 +263,27 @@ def test_a_store_that_is_down_is_left_alone_whoever_the_recipients_are():
         directory.callouts["example.org"] = EXISTS
         assert await asked(plugin, *names[6:9]) == ["callout"] * 3
         assert await asked(plugin, "r0@example.org") == ["callout"]
+
+    asyncio.run(check())
+
+
+def test_a_store_that_was_down_when_a_reload_took_the_plugin_away_does_not_stay_down_in_the_metric():
+    def down() -> float | None:
+        return REGISTRY.get_sample_value("gatepost_recipient_store_down", {"store": "reloaded"})
+
+    async def check() -> None:
+        old, directory = await gated()
+        directory.stores["example.org"] = Store("reloaded")
+        directory.gate.set()
+        directory.callouts["example.org"] = DOWN
+        await asked(old, *(f"r{i}@example.org" for i in range(3)))
+        assert down() == 1
+        new = RecipientPlugin(RecipientOptions(), old.services)
+        await new.start()
+        await old.close()
+        directory.callouts["example.org"] = EXISTS
+        await asked(new, "r9@example.org")
+        assert down() == 0
 
     asyncio.run(check())
 

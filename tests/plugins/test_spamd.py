@@ -22,6 +22,7 @@ from gateway.sdk import (
 from gateway.sdk.testing import Bench, make_message, make_session, make_transaction
 from plugins.spamd import SpamdPlugin
 from plugins.spamd.codec import BODY_OCTETS, Command, SpamdError, request
+from plugins.spamd.fields import read_header
 from tests.support.process import free_port
 from tests.support.scripted import Scripted, read_spamc, read_to
 
@@ -159,6 +160,11 @@ def test_the_fields_that_spamds_own_configuration_makes():
         ChangeHeader("Subject", 1, "***SPAM*** x"),
     )
     assert judge(found, ask="headers").edits == found.edits, "and none of ours beside them"
+
+
+def test_a_field_begins_where_a_line_does():
+    body = b"Subject: x\nno field at all X-Spam-Flag: NO\nX-Spam-Level: ***\n"
+    assert read_header(body, "x")[1] == (AddHeader("X-Spam-Level", "***", 0),)
 
 
 def test_a_subject_that_spamd_leaves_alone_is_not_changed():

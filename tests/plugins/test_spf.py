@@ -123,6 +123,42 @@ def test_ten_mechanisms_that_look_up_are_allowed_and_eleven_are_permerror():
         assert found(FakeDns(txt={"sender.test": [record]}, a=hosts)).result is result
 
 
+def test_a_redirect_counts_when_it_is_followed_and_not_when_it_is_only_there():
+    hosts = {f"h{i}.test": ["198.51.100.1"] for i in range(9)} | {"h9.test": [CLIENT]}
+    ten = "v=spf1 " + " ".join(f"a:{h}" for h in hosts)
+    for rest in ("redirect=more.test", "-all redirect=more.test"):
+        fake = FakeDns(txt={"sender.test": [f"{ten} {rest}"], "more.test": ["v=spf1 -all"]}, a=hosts)
+        assert (found(fake).result, found(fake).lookups) == (SpfResult.PASS, 10)
+        stranger = found(fake, client="203.0.113.1")
+        assert stranger.result is (SpfResult.FAIL if "-all" in rest else SpfResult.PERMERROR)
+    broken = found(records(sender_test="v=spf1 nonsense redirect=more.test"))
+    assert (broken.result, broken.lookups) == (SpfResult.PERMERROR, 0)
+    nine = ten.removesuffix(" a:h9.test")
+    fake = FakeDns(txt={"sender.test": [f"{nine} redirect=more.test"], "more.test": ["v=spf1 mx -all"]}, a=hosts)
+    assert found(fake).result is SpfResult.PERMERROR
+    chain = {f"r{i}.test": [f"v=spf1 redirect=r{i + 1}.test"] for i in range(10)} | {"r10.test": ["v=spf1 -all"]}
+    assert found(FakeDns(txt=chain | {"sender.test": ["v=spf1 include:r0.test +all"]})).result is SpfResult.PERMERROR
+    chain["sender.test"] = chain.pop("r0.test")
+    assert found(FakeDns(txt=chain)).result is SpfResult.FAIL
+
+
+def test_a_name_that_is_too_long_loses_labels_from_the_left_until_it_fits():
+    inner = ".".join(["x" * 60] * 3)
+    names = f"%{{i}}.%{{l}}.{inner}.sender.test"
+    fake = FakeDns(txt={"sender.test": [f"v=spf1 exists:{names} -all"]}, a={f"ne.{inner}.sender.test": ["127.0.0.2"]})
+    long = "o" * 57 + ".ne"
+    assert len(f"{long}.{inner}.sender.test") > 253
+    assert found(fake, sender=f"{long}@sender.test", client="2001:db8::7").result is SpfResult.PASS
+
+
+def test_reverse_names_that_lead_nowhere_are_no_match_and_spare_nobody_a_fail():
+    fake = FakeDns(
+        txt={"sender.test": ["v=spf1 ptr -all"]},
+        ptr={"7.2.0.192.in-addr.arpa": [f"n{i}.nowhere.test" for i in range(5)]},
+    )
+    assert found(fake).result is SpfResult.FAIL
+
+
 def test_two_void_lookups_are_allowed_and_three_are_permerror_unless_told_otherwise():
     fake = records(sender_test="v=spf1 a:v1.test a:v2.test a:v3.test ip4:192.0.2.7 -all")
     finding = found(fake)

@@ -63,6 +63,12 @@ def test_within_a_name_that_was_given_identifiers_need_not_be_the_same():
     assert prove_author("a.partner.test", spf=spf("pass")) is Proof.UNPROVED
 
 
+def test_of_several_authors_each_whose_policy_is_not_met_is_unproved():
+    found = Dmarc(AuthResult.FAIL, "other.test", others=("a.partner.test",))
+    assert prove_author("a.partner.test", ("partner.test",), dmarc=found, dkim=dkim("pass")) is Proof.UNPROVED
+    assert prove_author("b.partner.test", ("partner.test",), dmarc=found, dkim=dkim("pass")) is Proof.PROVED
+
+
 def test_a_message_without_an_author_is_nobodys():
     assert prove_author("", dmarc=dmarc("pass", "")) is Proof.UNPROVED
     assert read_authors(make_message(b"Subject: x\r\n\r\n")) == ()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import codecs
+import encodings
 from email.header import decode_header, make_header
 
 import pytest
 
-from gateway.sdk.words import begins_with_word, decode, decode_words, encode_words, find_charset
+from gateway.sdk.words import CHARSETS, begins_with_word, decode, decode_words, encode_words, find_charset
 
 
 @pytest.mark.parametrize(
@@ -45,6 +47,22 @@ def test_a_codec_that_is_no_charset_is_not_used():
     for name in ("hex", "zlib", "idna", "punycode", "rot13", "unicode_escape", "no such", "a\0b"):
         assert find_charset(name) == "", name
     assert decode(b"7a", "hex")[0] == "7a"
+
+
+@pytest.mark.parametrize("name", sorted({*CHARSETS, *encodings.aliases.aliases, "windows-1252", "ISO 8859-1"}))
+def test_charsets_have_the_names_that_python_knows_them_by(name):
+    try:
+        found = codecs.lookup(name).name
+    except LookupError:
+        found = ""
+    assert find_charset(name) == (found if found in CHARSETS else "")
+
+
+def test_names_that_a_stranger_makes_up_are_not_kept():
+    known = vars(encodings)["_cache"]
+    before = len(known)
+    decode_words(" ".join(f"=?x-{i}?q?a?=" for i in range(500)))
+    assert len(known) == before
 
 
 def test_a_word_at_the_beginning_is_seen():

@@ -281,6 +281,23 @@ def test_the_cache_is_bounded_and_forgets_the_oldest(run, monkeypatch):
     run(check())
 
 
+def test_the_cache_is_bounded_in_octets_too(run, monkeypatch):
+    async def check() -> None:
+        monkeypatch.setattr(module, "CACHE_OCTETS", 100_000)
+        clock = ManualClock()
+        hosts = [f"h{i}.test. 300 IN TXT " + " ".join(['"' + "x" * 250 + '"'] * 120) for i in range(6)]
+        async with DnsServer(hosts) as server, resolver(server, clock=clock) as dns:
+            for i in (0, 1, 2, 3, 4, 5, 5, 4, 0):
+                assert (await dns.lookup(f"h{i}.test", "TXT")).status is DnsStatus.OK
+            assert [int(name[1]) for name, *_ in server.asked] == [0, 1, 2, 3, 4, 5, 0]
+            clock.advance(301)
+            for i in (0, 4, 5):
+                await dns.lookup(f"h{i}.test", "TXT")
+            assert dns._octets == sum(module._size(answer) for _, answer in dns._cache.values()) < 100_000
+
+    run(check())
+
+
 def test_the_ad_bit_is_passed_on(run):
     async def check() -> None:
         async with DnsServer([HOST], authentic=True) as server, resolver(server) as dns:

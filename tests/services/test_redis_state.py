@@ -360,6 +360,21 @@ def test_time_is_the_servers_and_everything_has_an_end(server):
         assert 59_000 < client.pttl(f"{options.prefix}:v:k") <= 60_000
 
 
+def test_after_a_clock_went_back_a_bucket_fills_also_where_one_only_looks(server):
+    async def check() -> None:
+        there, clock = place(server), ManualClock(1_000_000_000.0)
+        async with opened(there, ManualClock(1_000_100_000.0)) as ahead:
+            await ahead.take("b", capacity=10, per_second=1, cost=10)
+        async with opened(there, clock) as state:
+            left = []
+            for _ in range(3):
+                left.append((await state.take("b", capacity=10, per_second=1, cost=0)).remaining)
+                clock.advance(4)
+        assert left == [0.0, 4.0, 8.0]
+
+    asyncio.run(check())
+
+
 def test_keys_are_prefix_kind_and_what_the_caller_said_and_nothing_of_this_machine(server):
     options = place(server)
 

@@ -19,6 +19,13 @@ from gateway.services.clock import SystemClock
 from gateway.services.state import SqliteState, refill
 
 
+class SetBack(ManualClock):
+    """A clock that can be set back."""
+
+    def set_back(self, seconds: float) -> None:
+        self._now -= seconds
+
+
 async def opened(directory: Path, clock: ManualClock | None = None) -> SqliteState:
     state = SqliteState(directory, clock or ManualClock())
     await state.start()
@@ -229,6 +236,40 @@ def test_after_close_every_call_is_a_state_error(tmp_path):
 
 def test_a_clock_that_went_back_refills_nothing():
     assert refill(1.0, updated=100.0, now=50.0, capacity=10.0, per_second=1.0) == 1.0
+
+
+def test_after_a_clock_went_back_a_bucket_fills_also_where_one_only_looks(tmp_path):
+    async def check() -> None:
+        ahead = await opened(tmp_path, ManualClock(1_000_100_000.0))
+        await ahead.take("b", capacity=10, per_second=1, cost=10)
+        await ahead.close()
+        clock = ManualClock(1_000_000_000.0)
+        state = await opened(tmp_path, clock)
+        left = []
+        for _ in range(3):
+            left.append((await state.take("b", capacity=10, per_second=1, cost=0)).remaining)
+            clock.advance(4)
+        await state.close()
+        assert left == [0.0, 4.0, 8.0]
+
+    asyncio.run(check())
+
+
+def test_after_a_clock_went_back_what_is_over_is_still_removed(tmp_path):
+    async def check() -> None:
+        clock = SetBack(1_000_100_000.0)
+        state = await opened(tmp_path, clock)
+        clock.set_back(100_000)
+        for i in range(5):
+            await state.put(f"k{i}", b"v", 1)
+        clock.advance(120)
+        await state.put("last", b"v", 60)
+        await state.put("last", b"v", 60)
+        await state.close()
+        with sqlite3.connect(tmp_path / "state.db") as db:
+            assert db.execute("SELECT count(*) FROM entry").fetchone() == (1,)
+
+    asyncio.run(check())
 
 
 def test_the_system_clock_is_the_systems():
