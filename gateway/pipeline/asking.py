@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any, Final
 
 from gateway.mail.edit import EDITS
+from gateway.mail.session import Session
 from gateway.ops import log
 from gateway.pipeline.decision import Said
 from gateway.pipeline.lookup import Fault
 from gateway.pipeline.plan import Entry, OnError
-from gateway.sdk.stage import Stage
+from gateway.sdk.stage import Stage, Transaction
 from gateway.sdk.verdict import Action, Verdict, defer, reject
 
 ON_ERROR: Final = "on_error"
@@ -18,9 +19,12 @@ ON_ERROR: Final = "on_error"
 _log = log.get()
 
 
-def on_error(fault: Fault, asker: Entry) -> Said:
-    """What the owner of the entry at fault wants. A shadow entry cannot make others defer or reject."""
-    owner = fault.entry
+def on_error(fault: Fault, asker: Entry, session: Session, txn: Transaction | None) -> Said:
+    """What the owner of the entry at fault wants. A shadow entry cannot make others defer or reject.
+
+    `asker` is the entry as it counts here.
+    """
+    owner = fault.entry.applied(session, txn)
     wanted = OnError.DEFER if fault.halfway else owner.on_error
     if owner.shadow and not asker.shadow:
         wanted = OnError.PROCEED

@@ -210,7 +210,7 @@ def _arguments(find: _Find, entry: Entry, question: Question, given: _Given) -> 
             continue
         found = find(source, given[2])
         if isinstance(found, Fault):
-            said = on_error(found, entry)
+            said = on_error(found, entry, given[0], given[1])
             if said.verdict.decisive or not optional:
                 return said
             found = None
@@ -358,7 +358,7 @@ class _Course:
         for node in step.acts:
             found = self._found(node, None)
             if isinstance(found, Fault):
-                passed_over = on_error(found, entry)
+                passed_over = on_error(found, entry, given[0], given[1])
                 if passed_over.verdict.decisive:
                     return passed_over
         question = step.question
