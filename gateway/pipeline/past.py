@@ -73,7 +73,10 @@ class Past:
             return Stage.MAIL
         if told.outcome in GIVEN_UP or not any(to.taken for to in told.recipients):
             return Stage.RCPT
-        if told.outcome in ("rejected", "deferred") and not self._told_of(Stage.MESSAGE):
+        if self._told_of(Stage.MESSAGE):
+            # Also of a message without a single octet.
+            return Stage.MESSAGE
+        if told.outcome in ("rejected", "deferred"):
             # Refused at DATA, or by a limit before anybody was asked about the message.
             return Stage.DATA
         return Stage.MESSAGE if told.size else Stage.DATA

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from gateway.mail.edit import ReplaceBody
 from gateway.mail.envelope import Recipient
-from gateway.pipeline.asking import answer, ask, on_error
+from gateway.pipeline.asking import ON_ERROR, answer, ask, on_error
 from gateway.pipeline.decision import PROCEEDED, Decision, Deliberation, Said
 from gateway.pipeline.lookup import Fault
 from gateway.pipeline.past import NotTold, Past, recorded
@@ -406,10 +406,12 @@ class _Course:
     def _recorded(self, plan: StagePlan, entry: Entry, why: str) -> Said | None:
         """What the same entry said then."""
         name, stage, whom = self._names.get(entry.name), plan.stage.value, self._whom
-        for note in self._past.told.verdicts:
-            if note.plugin == name and note.stage == stage and note.recipient == whom:
-                return Said(_verdict(note, entry, why), entry, note.policy, note.version, entry.shadow)
-        raise _Stop(entry, f"{why}, and it had no turn then")
+        notes = [n for n in self._past.told.verdicts if n.plugin == name and n.stage == stage and n.recipient == whom]
+        if not notes:
+            raise _Stop(entry, f"{why}, and it had no turn then")
+        # What its fault meant for others stands under its name, too.
+        note = next((note for note in notes if note.policy != ON_ERROR), notes[0])
+        return Said(_verdict(note, entry, why), entry, note.policy, note.version, entry.shadow)
 
 
 def _of_findings(question: Question) -> bool:

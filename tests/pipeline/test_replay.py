@@ -13,8 +13,9 @@ from gateway.pipeline.difference import Compared, Difference, Kind, counterparts
 from gateway.pipeline.loader import Catalog, Pipeline, load
 from gateway.pipeline.past import NotTold, Past
 from gateway.pipeline.replay import Fate, Unknown
-from gateway.sdk import PROCEED, Message, Policy, PolicyOptions, Stage, Verdict
-from tests.pipeline.setting import services
+from gateway.sdk import PROCEED, Message, Policy, PolicyOptions, Stage, Transaction, Verdict, reject
+from tests.pipeline.setting import A, finder, hook, plugin, policy, services
+from tests.pipeline.setting import Counter as Work
 from tests.pipeline.traffic import CATALOG, Mailing, Options, mailings, pipeline, record
 
 TRAFFIC = mailings(400, seed=1)
@@ -240,6 +241,26 @@ def test_a_limit_that_ended_it_before_the_message_was_judged_needs_no_findings_o
     assert replay(BASE).add(limit).kind is Kind.SAME
     assert replay({**BASE, "client": {"reject_at": 0}}).add(limit).kind is Kind.SAME
     assert replay({**BASE, "client": {"defer_at": 0}}).add(limit).kind is Kind.CHANGED
+
+
+def test_a_message_without_an_octet_is_judged_to_its_end() -> None:
+    told = next(t for t in RECORDS.values() if any(v["stage"] == "message" and "reply" in v for v in t["verdicts"]))
+    empty = {**told, "size": 0}
+    assert empty["outcome"] == "rejected"
+    assert replay(BASE, then=BASE).add(empty).kind is Kind.SAME
+    assert replay({}, then=BASE).add(empty).kind is Kind.NEWLY_ACCEPTED
+
+
+def test_what_a_fault_meant_for_others_is_not_taken_for_what_its_entry_said() -> None:
+    asker = policy("asker", hook(Stage.MAIL, [A], lambda a: PROCEED), hook(Stage.MESSAGE, [A], lambda a: PROCEED))
+    own = policy("own", hook(Stage.MESSAGE, [Message], lambda message: reject("7.1", "no")))
+    failing = plugin("failing", finder(Stage.MAIL, A, [Transaction], Work(OSError("gone"))), policy=own)
+    entries = ["asker", {"failing": None, "on_error": "proceed"}]
+    made = load("default", entries, services(), known=Catalog({"failing": failing}, {"asker": asker}))
+    (told,) = record(made, mailings(1, seed=3)).values()
+    assert told["outcome"] == "rejected"
+    difference = Difference({"default": made.replay({entry.name for entry in made.entries})}, nobody)
+    assert difference.add(told).kind is Kind.SAME
 
 
 def test_what_another_pipeline_would_say_of_the_session_now_is_not_known() -> None:
