@@ -8,6 +8,7 @@ from gateway.mail.edit import EDITS
 from gateway.mail.session import Session
 from gateway.ops import log
 from gateway.pipeline.decision import Said
+from gateway.pipeline.hidden import NotTold
 from gateway.pipeline.lookup import Fault
 from gateway.pipeline.plan import Entry, OnError
 from gateway.sdk.stage import Stage, Transaction
@@ -40,9 +41,15 @@ def on_error(fault: Fault, asker: Entry, session: Session, txn: Transaction | No
 
 
 def ask(stage: Stage, entry: Entry, method: Any, arguments: list[Any]) -> Said:
-    """Ask the policy. A policy that raises, or answers what it must not, is our bug: defer."""
+    """Ask the policy. A policy that raises, or answers what it must not, is our bug: defer.
+
+    Raises `gateway.pipeline.hidden.NotTold`, of a record.
+    """
     try:
         return answer(stage, entry, method, arguments)
+    except NotTold:
+        # It was asked of a record, which does not tell what it looks at.
+        raise
     except Exception as error:  # noqa: BLE001 - a policy's bug may be anything; it is logged, recorded and defers
         _log.error("policy.failed", plugin=entry.name, stage=stage.value, exc_info=error)
         reason = f"{failed(entry.policy_name)}{type(error).__name__}: {error}"

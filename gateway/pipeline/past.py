@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any, Final
 
 from gateway.mail.address import NULL_SENDER, AddressError, Sender
-from gateway.mail.envelope import MailParameters, Recipient
+from gateway.mail.envelope import Recipient
 from gateway.mail.session import ClientCertificate, Session, Tls
 from gateway.ops.redaction import Redactor
 from gateway.ops.search import GIVEN_UP, ended_as
@@ -36,6 +36,8 @@ _SESSION: Final = {
 }
 """What of a session may have been redacted, as the record and as policies call it."""
 _ALL_TOLD: Final[dict[str, Any]] = {}
+_PARAMETERS: Final[Any] = Hidden("what MAIL declared beside the sender", "is not recorded")
+_ESMTP: Final[Any] = Hidden("session.esmtp", "is not recorded")
 
 
 class Past:
@@ -101,8 +103,7 @@ class Past:
         """The transaction with these recipients accepted. What MAIL declared beside the sender is not told."""
         if (made := self._transactions.get(recipients)) is None:
             sender = NULL_SENDER if self.sender is None else self.sender
-            parameters = MailParameters(size=self.told.size)
-            made = Transaction(self.told.id, self.session, sender, parameters, recipients)
+            made = Transaction(self.told.id, self.session, sender, _PARAMETERS, recipients)
             self._transactions[recipients] = made
         return made
 
@@ -155,7 +156,7 @@ def _session(told: Told, trusted: Callable[[Any], bool]) -> Session:
         listener=told.listener,
         started=told.time,
         helo=hidden.get("helo", told.helo),
-        esmtp=True,
+        esmtp=_ESMTP,
         tls=_tls(told.tls, hidden),
         name=hidden.get("client.name", client.name),
         trusted=trusted(address),

@@ -14,10 +14,12 @@ from gateway.pipeline.loader import Catalog, Pipeline, load
 from gateway.pipeline.past import NotTold, Past
 from gateway.pipeline.replay import Fate, Unknown
 from gateway.sdk import PROCEED, Message, Policy, PolicyOptions, Stage, Transaction, Verdict, reject
+from policies.rules.policy import Rules
 from tests.pipeline.setting import A, finder, hook, plugin, policy, services
 from tests.pipeline.setting import Counter as Work
 from tests.pipeline.traffic import CATALOG, Mailing, Options, mailings, pipeline, record
 
+RULES = Catalog({}, {"rules": Rules})
 TRAFFIC = mailings(400, seed=1)
 BASE: Options = {
     "client": {"reject_at": 95, "defer_at": 90},
@@ -261,6 +263,25 @@ def test_what_a_fault_meant_for_others_is_not_taken_for_what_its_entry_said() ->
     assert told["outcome"] == "rejected"
     difference = Difference({"default": made.replay({entry.name for entry in made.entries})}, nobody)
     assert difference.add(told).kind is Kind.SAME
+
+
+@pytest.mark.parametrize(
+    ("rule", "why"),
+    [
+        ("!session.esmtp", "session.esmtp is not recorded"),
+        ("parameters.smtputf8", "what MAIL declared beside the sender is not recorded"),
+        ("parameters.ret == null", "what MAIL declared beside the sender is not recorded"),
+        ("parameters.size > 10", "what MAIL declared beside the sender is not recorded"),
+    ],
+)
+def test_what_no_record_holds_is_not_guessed(rule: str, why: str) -> None:
+    made = load("default", [{"rules": [{"when": rule, "then": {"reject": "5.7.1 no"}}]}], services(), known=RULES)
+    told = next(t for t in RECORDS.values() if t["outcome"] == "accepted")
+    assert made.replay().judge(Past(told, nobody), Stage.MESSAGE) == Unknown("rules", why)
+    assert made.inquiry().ask(Past(told, nobody)).unknown == why
+    (same,) = record(made, mailings(1, seed=3)).values()
+    difference = Difference({"default": made.replay({"rules"})}, nobody)
+    assert difference.add(same).kind is Kind.SAME, "as it is unchanged, it says what it said"
 
 
 def test_what_another_pipeline_would_say_of_the_session_now_is_not_known() -> None:
