@@ -22,6 +22,7 @@ from gateway.pipeline.plan import Node
 from gateway.pipeline.recall import Memory, RecallError
 from gateway.pipeline.told import TlsNote, Told, UnreadableRecord, read_told
 from gateway.sdk.findings import Finding
+from gateway.sdk.mime import Mime
 from gateway.sdk.stage import Stage, Transaction
 
 __all__ = ["NotTold", "Past", "recorded"]
@@ -38,6 +39,8 @@ _SESSION: Final = {
 _ALL_TOLD: Final[dict[str, Any]] = {}
 _PARAMETERS: Final[Any] = Hidden("what MAIL declared beside the sender", "is not recorded")
 _ESMTP: Final[Any] = Hidden("session.esmtp", "is not recorded")
+_UNRECORDED: Final[dict[type[Finding], dict[str, Any]]] = {Mime: {"texts": Hidden("Mime.texts", "is not recorded")}}
+"""Fields of findings that no record holds."""
 
 
 class Past:
@@ -124,10 +127,10 @@ class Past:
             note = max(own, key=lambda n: n.stage == node.stage.value)
         if octets := bytes(note.value):
             try:
+                hidden = _UNRECORDED.get(node.finder.finding, _ALL_TOLD)
                 if note.redacted is not None:
-                    hidden = {field: Hidden(f"{name}.{field}") for field in note.redacted}
-                    return _findings.recall(node.finder.finding, octets, hidden)
-                return _findings.recall(node.finder.finding, octets)
+                    hidden = {field: Hidden(f"{name}.{field}") for field in note.redacted} | hidden
+                return _findings.recall(node.finder.finding, octets, hidden)
             except (RecallError, TypeError) as error:
                 raise NotTold(f"{name} was not recorded whole") from error
         if note.fault:

@@ -13,7 +13,19 @@ from gateway.pipeline.difference import Compared, Difference, Kind, counterparts
 from gateway.pipeline.loader import Catalog, Pipeline, load
 from gateway.pipeline.past import NotTold, Past
 from gateway.pipeline.replay import Fate, Unknown
-from gateway.sdk import PROCEED, Message, Policy, PolicyOptions, Stage, Transaction, Verdict, reject
+from gateway.sdk import (
+    PROCEED,
+    Message,
+    Mime,
+    MimePart,
+    MimeText,
+    Policy,
+    PolicyOptions,
+    Stage,
+    Transaction,
+    Verdict,
+    reject,
+)
 from policies.rules.policy import Rules
 from tests.pipeline.setting import A, finder, hook, plugin, policy, services
 from tests.pipeline.setting import Counter as Work
@@ -282,6 +294,21 @@ def test_what_no_record_holds_is_not_guessed(rule: str, why: str) -> None:
     (same,) = record(made, mailings(1, seed=3)).values()
     difference = Difference({"default": made.replay({"rules"})}, nobody)
     assert difference.add(same).kind is Kind.SAME, "as it is unchanged, it says what it said"
+
+
+def test_texts_of_a_message_are_in_no_record() -> None:
+    text = MimeText("1", "text/plain", "buy now")
+    found = Mime((MimePart("1", "text/plain"),), 9, texts=(text,))
+    mime = plugin("mime", finder(Stage.MESSAGE, Mime, [Message], Work(found)))
+    rule = {"when": 'mime.texts.exists(t, t.text.contains("buy"))', "then": {"reject": "5.7.1 no"}}
+    known = Catalog({"mime": mime}, {"rules": Rules})
+    made = load("default", ["mime", {"rules": [rule]}], services(), known=known)
+    (told,) = record(made, mailings(1, seed=3)).values()
+    assert told["outcome"] == "rejected"
+    assert made.inquiry().ask(Past(told, nobody)).unknown == "Mime.texts is not recorded"
+    assert Difference({"default": made.replay({"mime", "rules"})}, nobody).add(told).kind is Kind.SAME
+    other = load("default", ["mime", {"rules": [{**rule, "when": "mime.size > 5"}]}], services(), known=known)
+    assert isinstance(other.replay().judge(Past(told, nobody), Stage.MESSAGE), Fate), "the rest of it is known"
 
 
 def test_what_another_pipeline_would_say_of_the_session_now_is_not_known() -> None:
