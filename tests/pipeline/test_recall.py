@@ -18,6 +18,8 @@ from gateway.sdk import (
     AddHeader,
     AddRecipient,
     Address,
+    Attachment,
+    Attachments,
     BodyContent,
     ChangeHeader,
     ChangeSender,
@@ -152,6 +154,12 @@ def test_what_was_cut_when_it_was_recorded_is_not_taken_for_the_whole(words: lis
     octets = json.dumps(Own(frozenset(words)).to_json(), ensure_ascii=ascii_only).encode()
     with pytest.raises(RecallError, match="was cut when it was recorded"):
         Memory().recall(Own, octets)
+
+
+@pytest.mark.parametrize("names", [("a.txt",), ("a.txt", "a.exe")])
+def test_all_names_of_an_attachment_are_read_back(names: tuple[str, ...]) -> None:
+    found = Attachments((Attachment("a.txt", names=names),))
+    assert recall(Attachments, found.to_json()) == found
 
 
 def test_a_body_is_in_no_record() -> None:
