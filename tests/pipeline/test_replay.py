@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from typing import Any
 
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.pipeline.difference import Compared, Difference, Kind, counterparts, other_options, unchanged
-from gateway.pipeline.loader import Catalog, Pipeline, load
+from gateway.pipeline.loader import Catalog, Pipeline, StageDeadlines, load
 from gateway.pipeline.past import NotTold, Past
 from gateway.pipeline.replay import Fate, Unknown
 from gateway.sdk import (
@@ -27,7 +28,7 @@ from gateway.sdk import (
     reject,
 )
 from policies.rules.policy import Rules
-from tests.pipeline.setting import A, finder, hook, plugin, policy, services
+from tests.pipeline.setting import A, B, finder, hook, plugin, policy, services
 from tests.pipeline.setting import Counter as Work
 from tests.pipeline.traffic import CATALOG, Mailing, Options, mailings, pipeline, record
 
@@ -294,6 +295,31 @@ def test_what_no_record_holds_is_not_guessed(rule: str, why: str) -> None:
     (same,) = record(made, mailings(1, seed=3)).values()
     difference = Difference({"default": made.replay({"rules"})}, nobody)
     assert difference.add(same).kind is Kind.SAME, "as it is unchanged, it says what it said"
+
+
+@pytest.mark.parametrize("on_error", ["proceed", "defer"])
+def test_what_was_found_after_its_stage_was_over_is_not_taken_for_what_was_known_then(on_error: str) -> None:
+    # Known from RCPT on.
+    gate = asyncio.Event()
+
+    async def wait(txn: Transaction) -> A:
+        await gate.wait()
+        return A()
+
+    slow = plugin("slow", finder(Stage.MAIL, A, [Transaction], wait))
+    needs = plugin("needs", finder(Stage.MAIL, B, [A]))
+    asker = policy(
+        "asker",
+        hook(Stage.MAIL, [B], lambda b: reject("7.1", "no")),
+        hook(Stage.RCPT, [], lambda: gate.set() or PROCEED),
+        hook(Stage.DATA, [B], lambda b: PROCEED),
+    )
+    entries: list[Any] = [{"slow": None, "on_error": on_error}, "needs", "asker"]
+    known = Catalog({"slow": slow, "needs": needs}, {"asker": asker})
+    made = load("default", entries, services(), known=known, deadlines=StageDeadlines(mail=0.01))
+    (told,) = record(made, mailings(1, seed=3)).values()
+    assert told["outcome"] == {"proceed": "accepted", "defer": "deferred"}[on_error]
+    assert Difference({"default": made.replay()}, nobody).add(told).kind is Kind.SAME
 
 
 def test_texts_of_a_message_are_in_no_record() -> None:
