@@ -91,6 +91,11 @@ class Past:
         return any(note.stage == name for note in told.verdicts) or any(note.stage == name for note in told.findings)
 
     @property
+    def cut(self) -> bool:
+        """Whether it had too many findings or verdicts, so that some are not told."""
+        return not all(note.stage for note in self.told.verdicts) or not all(note.stage for note in self.told.findings)
+
+    @property
     def outcome(self) -> str:
         """How it ended, as `gateway.ops.search.ended` has it."""
         return ended_as(self.told.outcome, [to.reply for to in self.told.recipients])

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.pipeline.difference import Compared, Difference, Kind, counterparts, other_options, unchanged
+from gateway.pipeline.difference import CUT, Compared, Difference, Kind, counterparts, other_options, unchanged
 from gateway.pipeline.loader import Catalog, Pipeline, StageDeadlines, load
 from gateway.pipeline.past import NotTold, Past
 from gateway.pipeline.replay import Fate, Unknown
@@ -335,6 +335,13 @@ def test_texts_of_a_message_are_in_no_record() -> None:
     assert Difference({"default": made.replay({"mime", "rules"})}, nobody).add(told).kind is Kind.SAME
     other = load("default", ["mime", {"rules": [{**rule, "when": "mime.size > 5"}]}], services(), known=known)
     assert isinstance(other.replay().judge(Past(told, nobody), Stage.MESSAGE), Fate), "the rest of it is known"
+
+
+def test_a_record_that_was_cut_is_not_judged_again() -> None:
+    told = next(t for t in RECORDS.values() if t["outcome"] == "accepted")
+    for name in ("findings", "verdicts"):
+        compared = replay(BASE, then=BASE).add({**told, name: [*told[name], {"truncated": True}]})
+        assert (compared.kind, compared.why) == (Kind.UNKNOWN, CUT)
 
 
 def test_what_another_pipeline_would_say_of_the_session_now_is_not_known() -> None:
