@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import ipaddress
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Set
 from functools import partial
 from typing import Any, Final
 
@@ -16,6 +16,7 @@ from gateway.mail.envelope import Recipient
 from gateway.mail.session import ClientCertificate, Session, Tls
 from gateway.ops.redaction import Redactor
 from gateway.ops.search import GIVEN_UP, ended_as
+from gateway.pipeline.asking import ON_ERROR
 from gateway.pipeline.hidden import Hidden, NotTold, read_address, read_hidden, recorded
 from gateway.pipeline.lookup import Fault, FaultKind
 from gateway.pipeline.plan import Node
@@ -106,6 +107,16 @@ class Past:
             note.action in ("reject", "defer", "disconnect") and note.recipient == recipient and not note.shadow
             for note in self.told.verdicts
         )
+
+    def late(self) -> Set[tuple[str, str | None, str]]:
+        """At which stage whose `on_error` spoke, and of which recipient, though no look-up of it failed.
+
+        The stage was over; what it had found by a later one stands in the record all the same.
+        """
+        told = self.told
+        spoke = {(note.stage, note.plugin, note.recipient) for note in told.verdicts if note.policy == ON_ERROR}
+        failed = {note.plugin for note in told.findings if note.fault} if spoke else ()
+        return {one for one in spoke if one[1] not in failed}
 
     def transaction(self, recipients: tuple[Recipient, ...]) -> Transaction:
         """The transaction with these recipients accepted. What MAIL declared beside the sender is not told."""

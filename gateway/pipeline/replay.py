@@ -241,7 +241,7 @@ class _Course:
         self._constant = replay._constant
         self._answers = replay._answers
         self._known: dict[tuple[int, str], Finding | Fault | None] = {}
-        self._late = _late(past)
+        self._late = past.late()
         self._at = Stage.CONNECT
         self._whom = ""
         self._refused: list[str] = []
@@ -424,16 +424,6 @@ class _Course:
         # What its fault meant for others stands under its name, too.
         note = next((note for note in notes if note.policy != ON_ERROR), notes[0])
         return Said(_verdict(note, entry, why), entry, note.policy, note.version, entry.shadow)
-
-
-def _late(past: Past) -> Set[tuple[str, str | None, str]]:
-    """At which stage whose `on_error` spoke, and of which recipient, though no look-up of it failed.
-
-    The stage was over; what it had found by a later one stands in the record all the same.
-    """
-    spoke = {(n.stage, n.plugin, n.recipient) for n in past.told.verdicts if n.policy == ON_ERROR}
-    failed = {note.plugin for note in past.told.findings if note.fault} if spoke else ()
-    return {one for one in spoke if one[1] not in failed}
 
 
 def _of_findings(question: Question) -> bool:
