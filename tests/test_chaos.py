@@ -108,7 +108,7 @@ def test_an_entry_in_shadow_refuses_nothing(lab: Lab) -> None:
 
 
 def test_a_policy_that_does_not_hold_is_named_and_ends_with_status_1(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    def careless(fault: Any, asker: Any) -> Said:
+    def careless(fault: Any, *_: Any) -> Said:
         return Said(PROCEED, fault.entry, "on_error", "", False)
 
     monkeypatch.setattr(runner, "on_error", careless)

@@ -30,6 +30,13 @@ def test_only_what_is_in_quarantine_is_listed(bench: Bench) -> None:
 
 
 @ON_FILES
+def test_a_list_goes_on_after_an_id_in_any_case(bench: Bench) -> None:
+    before = f"{JAILED[:-1].lower()}"
+    assert [m["id"] for m in bench.json("quarantine", "list", "--after", before)] == [JAILED]
+    assert bench.json("quarantine", "list", "--after", JAILED.lower()) == []
+
+
+@ON_FILES
 @pytest.mark.parametrize(
     ("choice", "found"),
     [

@@ -521,12 +521,24 @@ def test_all_problems_are_reported_at_once_in_the_order_of_the_file(tmp_path: Pa
         ("[" * 50_000, f"gatepost.yaml:1: nested deeper than {DEPTH} levels"),
         ("#" * (FILE_OCTETS + 1), "gatepost.yaml:1: larger than 1 MiB"),
         ("a: \x00\n", "gatepost.yaml:1: no YAML"),
+        ('a: 1\nb: "\\U00110000"\n', "gatepost.yaml:2: no YAML: an escape that stands for no character"),
+        ('a: 1\nb: "\\UFFFFFFFF"\n', "gatepost.yaml:2: no YAML: an escape that stands for no character"),
         ("[1, 2]\n", "gatepost.yaml:1: must be a mapping of keys to values"),
     ],
 )
 def test_text_that_is_no_good_yaml_is_refused_as_a_whole(tmp_path: Path, text: str, message: str) -> None:
     (problem,) = problems(tmp_path, text)
     assert problem.startswith(message)
+
+
+@pytest.mark.parametrize("text", [r'policy_folder: "a\ud800"', r'spool: {path: "\udfff"}', r'"\ud800": 1'])
+def test_half_a_character_is_refused_where_it_stands(tmp_path: Path, text: str) -> None:
+    (problem,) = problems(tmp_path, f"{LISTEN}{text}\n")
+    assert problem.startswith("gatepost.yaml:2: ") and "half a character" in problem
+
+
+def test_a_character_that_json_writes_as_two_escapes_is_one() -> None:
+    assert read(json.dumps({"a": "x\U0001f600", "\U0001f600": 1}), "f").values == {"a": "x\U0001f600", "\U0001f600": 1}
 
 
 def test_a_file_that_is_not_utf_8_or_not_there_is_refused(tmp_path: Path) -> None:

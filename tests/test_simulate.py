@@ -106,6 +106,29 @@ def test_a_message_that_is_taken_shows_its_dialogue_and_its_record(stage: Stage)
     }
 
 
+def test_a_client_with_an_ipv4_address_is_the_same_however_it_is_written(stage: Stage) -> None:
+    played = stage.json("--client", "::ffff:198.51.100.7", to="somebody@elsewhere.example")
+    (record,) = played["records"]
+    assert played["taken"] and record["client"]["ip"] == "198.51.100.7"
+
+
+def test_smtputf8_is_said_where_an_address_needs_it(stage: Stage) -> None:
+    config = json.loads(stage.config.read_text())
+    rules = [{"when": "parameters.smtputf8", "then": {"reject": "5.7.1 needs it"}}]
+    stage.config.write_text(json.dumps({**config, "pipeline": [{"rules": rules}]}))
+    for to in ("ben@example.org", "b\u00e9n@relaxed.example"):
+        played = stage.json(to=to, findings={}, status=0 if to.isascii() else 1)
+        command = next(line["command"] for line in played["dialogue"] if line["command"].startswith("MAIL"))
+        assert command.endswith(" SMTPUTF8") is not to.isascii()
+
+
+def test_a_state_that_cannot_be_read_is_said(stage: Stage) -> None:
+    (stage.folder / "state").mkdir()
+    (stage.folder / "state" / "state.db").write_bytes(b"no database " * 100)
+    result = stage.play()
+    assert result.exit_code == 2 and "state cannot be read: file is not a database" in result.stderr
+
+
 def test_nothing_is_queued_and_nothing_is_learnt(stage: Stage) -> None:
     async def known() -> Any:
         state = SqliteState(stage.folder / "state", SystemClock())

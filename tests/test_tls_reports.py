@@ -132,3 +132,23 @@ def test_a_report_goes_by_https_first_and_by_mail_when_that_fails():
         assert await scene.reports.report() == 1 and len(scene.outbox.sent) == 1
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("end", [StateError("gone"), asyncio.CancelledError()])
+def test_a_report_that_was_not_even_made_is_left_to_the_next_worker(monkeypatch, end: BaseException):
+    """As when the store goes away meanwhile, or a reload or the end of the worker calls it off."""
+
+    async def main() -> None:
+        scene = await Scene().a_day()
+        with monkeypatch.context() as patched:
+
+            async def policies(self: TlsReports, rows: Any) -> Any:
+                raise end
+
+            patched.setattr(TlsReports, "_policies", policies)
+            with pytest.raises(type(end)):
+                await scene.reports.report()
+        scene.clock.advance(LEASE + 1)
+        assert await scene.reports.report() == 1 and len(scene.outbox.sent) == 1
+
+    asyncio.run(main())

@@ -124,8 +124,10 @@ async def _transaction(
     """One transaction; gives the recipients that are told to come in another one."""
     size = scene.content.stat().st_size
     body = Body.SEVEN_BIT if await asyncio.to_thread(_is_ascii, scene.content) else Body.EIGHT_BIT
-    command = f"MAIL FROM:<{scene.sender}> SIZE={size} BODY={body.value}"
-    if not _say(played, command, await intake.mail(Mail(scene.sender, MailParameters(size=size, body=body)))):
+    # A client says so where an address needs it, or it is refused (RFC 6531 section 3.4).
+    utf8 = not all(str(address).isascii() for address in (scene.sender, *(r.address for r in scene.recipients)))
+    command = f"MAIL FROM:<{scene.sender}> SIZE={size} BODY={body.value}{' SMTPUTF8' if utf8 else ''}"
+    if not _say(played, command, await intake.mail(Mail(scene.sender, MailParameters(size, body, utf8)))):
         return ()
     later = []
     for recipient in recipients:

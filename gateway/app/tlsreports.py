@@ -1,7 +1,7 @@
 """Sends the daily TLS reports: for each domain that was written to and asks for one, by mail or HTTPS, each once.
 
-Whoever of the workers comes first takes a day's turn; each report is claimed before it is sent, so that a worker which
-takes over from one that died sends only what is left.
+Whoever of the workers comes first takes a day's turn; each report is claimed when it is made and before it is sent, so
+that a worker which takes over from one that died, or was stopped, sends only what is left.
 
 *Promises*: a report goes to the addresses that the domain's record names and to no other, at most once.
 
@@ -42,6 +42,15 @@ class ReportOptions:
     email: str
     organization: str
     contact: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """A report, and where it goes."""
+
+    targets: Targets
+    report: Report
+    packed: bytes
 
 
 class TlsReports:
@@ -87,10 +96,13 @@ class TlsReports:
         sent, left = 0, 0
         for domain in await self._state.tally(tlsresults.domains_key(day)):
             claim = f"tls-report-sent:{day}:{domain}"
-            if await self._state.put_new(claim, b"1", KEEP) is not None:
+            if await self._state.get(claim) is not None:
                 continue
             try:
-                sent += await self._send(domain, day)
+                made = await self._make(domain, day)
+                # From here on it may have been sent, whatever happens.
+                if await self._state.put_new(claim, b"1", KEEP) is None and made is not None:
+                    sent += await self._send(domain, made)
             except (OutboxError, _NotNow) as error:
                 left += 1
                 metrics.TLS_REPORTS.labels("put off").inc()
@@ -100,20 +112,23 @@ class TlsReports:
             await self._state.put(turn, b"done", KEEP)
         return sent
 
-    async def _send(self, domain: str, day: int) -> bool:
+    async def _make(self, domain: str, day: int) -> _Made | None:
+        """The report; None for a domain that wants none."""
         targets = await self._targets(domain)
         if not targets:
-            return False
+            return None
         rows = await self._state.tally(tlsresults.rows_key(day, domain), ROWS)
         report = Report(self._reporter, domain, day, rows, await self._policies(rows))
-        packed = await asyncio.to_thread(report.compressed)
+        return _Made(targets, report, await asyncio.to_thread(report.compressed))
+
+    async def _send(self, domain: str, made: _Made) -> bool:
         problem = ""
-        for url in targets.https:
-            problem = await self._post(url, packed)
+        for url in made.targets.https:
+            problem = await self._post(url, made.packed)
             if not problem:
                 return self._note(domain, url)
-        if targets.mail:
-            return self._note(domain, await self._mail(report, targets, packed))
+        if made.targets.mail:
+            return self._note(domain, await self._mail(made.report, made.targets, made.packed))
         raise _NotNow(problem)
 
     def _note(self, domain: str, to: str) -> bool:

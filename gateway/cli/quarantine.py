@@ -70,7 +70,7 @@ def list_(wanted: Filter, limit: int, after: str, config_file: str | None, as_js
     config = read_config(config_file)
 
     async def work(spool: Spool) -> list[Stored]:
-        found, _ = await search(spool, State.QUARANTINE, wanted, limit=limit, after=after, scan=_ALL)
+        found, _ = await search(spool, State.QUARANTINE, wanted, limit=limit, after=after.upper(), scan=_ALL)
         return found
 
     messages = with_spool(config, work)

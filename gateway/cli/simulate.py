@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import ipaddress
 import shutil
+import sqlite3
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -141,8 +142,10 @@ def _scene(
     from gateway.app.scene import Scene
 
     try:
+        address = ipaddress.ip_address(client)
         return Scene(
-            ipaddress.ip_address(client),
+            # As the front door takes a client that comes by IPv6 with an IPv4 address.
+            getattr(address, "ipv4_mapped", None) or address,
             helo,
             parse_reverse_path(sender, utf8=True),
             tuple(Recipient(parse_forward_path(to, utf8=True)) for to in recipients),
@@ -162,6 +165,8 @@ def _play(config: Config, scene: Any, findings: dict[str, dict[str, Any]]) -> An
         return asyncio.run(simulate(config, scene, findings))
     except (ConfigError, PipelineError, StateError, RecallError, OSError) as error:
         raise Failure(str(error)) from error
+    except sqlite3.Error as error:
+        raise Failure(f"the state in {output.safe(config.state.path)} cannot be read: {error}") from error
 
 
 def _print(played: Any) -> None:

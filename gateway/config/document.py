@@ -30,6 +30,8 @@ DEPTH: Final = 24
 PROBLEMS: Final = 100
 
 _PREFIX: Final = "tag:yaml.org,2002:"
+_SURROGATE: Final = re.compile("[\ud800-\udfff]")
+_HALF: Final = "holds an escape that is half a character (\\ud800 to \\udfff)"
 _PLAIN: Final[dict[str, re.Pattern[str]]] = {
     "null": re.compile(r"(?:~|null|Null|NULL|)\Z"),
     "bool": re.compile(r"(?:true|True|TRUE|false|False|FALSE)\Z"),
@@ -137,8 +139,10 @@ def read(text: str, file: str) -> Document:
     What is wrong with single values (a key twice, a tag) stands in `Document.problems`.
     """
     document = Document(file, text=text)
+    composer: _Composer | None = None
     try:
-        node = _Composer(text).get_single_node()
+        composer = _Composer(text)
+        node = composer.get_single_node()
     except _Refused as error:
         raise ConfigError([Problem(file, error.line, "", error.message)]) from None
     except yaml.MarkedYAMLError as error:
@@ -146,6 +150,10 @@ def read(text: str, file: str) -> Document:
         raise ConfigError([Problem(file, mark.line + 1 if mark else 1, "", f"no YAML: {_wording(error)}")]) from None
     except yaml.YAMLError as error:
         raise ConfigError([Problem(file, 1, "", f"no YAML: {_first_line(str(error))}")]) from None
+    except (ValueError, OverflowError):
+        # The scanner looks at the length of an escape such as "\U00110000", and not at what it stands for.
+        line = composer.line + 1 if composer is not None else 1
+        raise ConfigError([Problem(file, line, "", "no YAML: an escape that stands for no character")]) from None
     if node is not None:
         document.lines[()] = node.start_mark.line + 1
         document.values = _value(document, node, ())
@@ -190,7 +198,10 @@ def _mapping(document: Document, node: MappingNode, path: Path) -> dict[str, Any
         if not isinstance(key_node, ScalarNode):
             document.refuse(path, "a key must be plain text", line=line)
             continue
-        key = key_node.value
+        key = _whole(key_node.value)
+        if key is None:
+            document.refuse(path, f"a key {_HALF}", line=line)
+            continue
         at = (*path, key)
         if key in out:
             document.refuse(at, f"key given twice; first on line {document.lines[at]}", line=line)
@@ -201,11 +212,24 @@ def _mapping(document: Document, node: MappingNode, path: Path) -> dict[str, Any
     return out
 
 
+def _whole(text: str) -> str | None:
+    """The text with characters that JSON writes as two escapes made one; None where a half of one stands alone."""
+    if not _SURROGATE.search(text):
+        return text
+    try:
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le")
+    except UnicodeDecodeError:
+        return None
+
+
 def _scalar(document: Document, node: ScalarNode, path: Path) -> Any:
     text: str = node.value
     kind = node.tag.removeprefix(_PREFIX)
     if kind == "str":
-        return text
+        if (whole := _whole(text)) is None:
+            document.refuse(path, _HALF)
+            return _SURROGATE.sub("?", text)
+        return whole
     if kind in _PLAIN and _PLAIN[kind].match(text):
         match kind:
             case "bool":

@@ -64,8 +64,15 @@ class Requests:
         return self._words[_ASKED]
 
     def answer(self, asked: int, outcome: dict[str, Any]) -> None:
-        """Publish the outcome of the reload that began when so many requests had been made."""
+        """Publish the outcome of the reload that began when so many requests had been made.
+
+        Of one that is too long its lists of objects are left out, since what stands in a file must not stop who
+        reads it.
+        """
         text = json.dumps(outcome).encode()
+        if len(text) > OUTCOME_OCTETS:
+            short = {key: [] if _objects(value) else value for key, value in outcome.items()}
+            text = json.dumps(short).encode()
         if len(text) > OUTCOME_OCTETS:
             raise ValueError(f"an outcome of more than {OUTCOME_OCTETS} octets")
         # Odd while it is being written.
@@ -74,3 +81,7 @@ class Requests:
         self._words[_LENGTH] = len(text)
         self._words[_EDITION] += 1
         self._words[_ANSWERED] = asked
+
+
+def _objects(value: object) -> bool:
+    return isinstance(value, list) and any(isinstance(one, dict) for one in value)

@@ -15,6 +15,9 @@ _TOP: Final = 10
 _SENDERS: Final = 10_000
 _REFUSALS: Final = frozenset({"reject", "defer", "disconnect"})
 _REFUSED: Final = frozenset({"rejected", "deferred", "disconnected"})
+_RANKS: Final = {word: rank for rank, word in enumerate(("edit", "accept", "quarantine", "discard"))}
+"""What a refusal comes before, the weakest first."""
+_TAKEN: Final = frozenset({"accepted", "aborted", "disconnected"})
 
 
 @dataclass(slots=True)
@@ -22,7 +25,7 @@ class Entry:
     """One shadow entry: transactions that it judged, and those where it would have made a difference.
 
     `differences` counts what it would have said (``reject``, ``quarantine``, ``edit``, ...) where that was not done,
-    and `agreements` where the transaction ended in refusal anyway, or set aside or thrown away as it wanted.
+    and `agreements` where the transaction ended in refusal anyway, or taken, set aside or thrown away as it wanted.
     """
 
     judged: int = 0
@@ -59,7 +62,9 @@ class ShadowReport:
         said: dict[str, str] = {}
         for verdict in spoken(record):
             if verdict.get("shadow"):
-                said.setdefault(str(verdict.get("plugin", "?")), _word(verdict))
+                name, word = str(verdict.get("plugin", "?")), _word(verdict)
+                # Of what it says at several stages, or of several recipients, that counts by which it would have ended.
+                said[name] = max(said.get(name, word), word, key=lambda one: _RANKS.get(one, len(_RANKS)))
         for name, word in said.items():
             self._count(self.entries[name], word, record)
 
@@ -88,6 +93,8 @@ def came_true(word: str, outcome: str) -> bool:
     """Whether what a shadow entry wanted was done anyway, by whomever."""
     if word in _REFUSALS:
         return outcome in _REFUSED
+    if word == "accept":
+        return outcome in _TAKEN
     return {"quarantine": "quarantined", "discard": "discarded"}.get(word) == outcome
 
 

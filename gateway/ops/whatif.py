@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
 from gateway.ops.deciding import decided
-from gateway.ops.search import client, domain, recipients
+from gateway.ops.search import client, domain, ended, recipients
 from gateway.ops.shadow import came_true
 
 SAMPLES: Final = 10
@@ -76,7 +76,7 @@ class WhatIf:
         self.matched += 1
         self.matched_recipients += recipients
         self.outcomes[outcome] += 1
-        self.agreements += bool(self._then) and came_true(self._then, outcome)
+        self.agreements += bool(self._then) and came_true(self._then, ended(record))
         for name, counts in self._by.items():
             for key in BY[name](record):
                 counts[key if key in counts or len(counts) < _KINDS else "others"] += 1

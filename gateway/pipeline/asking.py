@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Any, Final
 
 from gateway.mail.edit import EDITS
+from gateway.mail.session import Session
 from gateway.ops import log
 from gateway.pipeline.decision import Said
+from gateway.pipeline.hidden import NotTold
 from gateway.pipeline.lookup import Fault
 from gateway.pipeline.plan import Entry, OnError
-from gateway.sdk.stage import Stage
+from gateway.sdk.stage import Stage, Transaction
 from gateway.sdk.verdict import Action, Verdict, defer, reject
 
 ON_ERROR: Final = "on_error"
@@ -18,9 +20,12 @@ ON_ERROR: Final = "on_error"
 _log = log.get()
 
 
-def on_error(fault: Fault, asker: Entry) -> Said:
-    """What the owner of the entry at fault wants. A shadow entry cannot make others defer or reject."""
-    owner = fault.entry
+def on_error(fault: Fault, asker: Entry, session: Session, txn: Transaction | None) -> Said:
+    """What the owner of the entry at fault wants. A shadow entry cannot make others defer or reject.
+
+    `asker` is the entry as it counts here.
+    """
+    owner = fault.entry.applied(session, txn)
     wanted = OnError.DEFER if fault.halfway else owner.on_error
     if owner.shadow and not asker.shadow:
         wanted = OnError.PROCEED
@@ -36,9 +41,15 @@ def on_error(fault: Fault, asker: Entry) -> Said:
 
 
 def ask(stage: Stage, entry: Entry, method: Any, arguments: list[Any]) -> Said:
-    """Ask the policy. A policy that raises, or answers what it must not, is our bug: defer."""
+    """Ask the policy. A policy that raises, or answers what it must not, is our bug: defer.
+
+    Raises `gateway.pipeline.hidden.NotTold`, of a record.
+    """
     try:
         return answer(stage, entry, method, arguments)
+    except NotTold:
+        # It was asked of a record, which does not tell what it looks at.
+        raise
     except Exception as error:  # noqa: BLE001 - a policy's bug may be anything; it is logged, recorded and defers
         _log.error("policy.failed", plugin=entry.name, stage=stage.value, exc_info=error)
         reason = f"{failed(entry.policy_name)}{type(error).__name__}: {error}"

@@ -19,6 +19,7 @@ from gateway.pipeline.replay import Fate, Replay, Unknown
 from gateway.pipeline.told import Told, UnreadableRecord, read_told
 from gateway.sdk.stage import Stage
 
+CUT: Final = "it had more findings or verdicts than a record holds"
 SAMPLES: Final = 5
 _REASONS: Final = 200
 _REFUSED: Final = frozenset({"rejected", "deferred"})
@@ -112,6 +113,8 @@ class Difference:
             past = Past(told, self._trusted, self._redactor)
         except NotTold as error:
             return Compared(Kind.UNKNOWN, then, "", str(error))
+        if past.cut:
+            return Compared(Kind.UNKNOWN, then, "", CUT)
         fate = replay.again(past, own_door=entrance == name)
         if fate is None:
             return Compared(Kind.SAME, past.outcome, past.outcome, "")

@@ -1,4 +1,4 @@
-"""What a redacted decision record does not tell, in place of it: whatever looks at it hears that it is not told.
+"""What a decision record does not tell, in place of it: whatever looks at it hears that it is not told.
 
 So a policy that never looks at a local part, or at a text that was changed, is asked as usual, and no other is ever
 asked about a hash that it would take for the truth.
@@ -21,15 +21,17 @@ class NotTold(Exception):
 
 
 class Hidden:
-    """Stands for a value that was redacted. It is no text on purpose, so that nothing can mistake it for one."""
+    """Stands for a value that was redacted, or never recorded. It is no text on purpose, so that nothing can mistake it
+    for one."""
 
-    __slots__ = ("_what",)
+    __slots__ = ("_what", "_why")
 
-    def __init__(self, what: str) -> None:
+    def __init__(self, what: str, why: str = "was redacted") -> None:
         self._what = what
+        self._why = why
 
     def _refuse(self, *_: Any) -> NoReturn:
-        raise NotTold(f"{self._what} was redacted")
+        raise NotTold(f"{self._what} {self._why}")
 
     def __getattr__(self, name: str) -> NoReturn:
         self._refuse()

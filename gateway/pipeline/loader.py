@@ -299,8 +299,9 @@ class _Reader:
             policy_name, policy, policy_path, sole = self._named_policy(keys["policy"], policy_path)
         else:
             default = plugin.policy
-            policy_name, policy = (getattr(default, "name", name), default(options)) if default else ("", None)
             sole = _sole(plugin.Options, raw)
+            policy_name = getattr(default, "name", name) if default else ""
+            policy = self._made(policy_name, default, options, path, sole) if default else None
         unique = self._unique(name)
         return Entry(index, unique, made, policy, policy_name, False, timeout, on_error, path, policy_path, sole)
 
@@ -323,12 +324,14 @@ class _Reader:
 
     def _policy(self, name: str, policy: type[Policy], raw: Any, path: Path) -> Policy | None:
         options = self._options(policy.Options, raw, path)
-        if options is None:
-            return None
+        return None if options is None else self._made(name, policy, options, path, _sole(policy.Options, raw))
+
+    def _made(self, name: str, policy: type[Policy], options: OptionsModel, path: Path, sole: str) -> Policy | None:
+        """The policy with its options, which stand at `path`, maybe as the bare list `sole`."""
         try:
             return policy(options)
         except OptionError as error:
-            self.problems += option_problems(error, path, _sole(policy.Options, raw))
+            self.problems += option_problems(error, path, sole)
             return None
         except Exception as error:  # noqa: BLE001 - what a policy's constructor raises is reported with its place
             self._refuse(f"{name} cannot be made: {describe(error)}", path)

@@ -150,11 +150,6 @@ def _wake(waiter: asyncio.Future[None]) -> None:
         waiter.set_result(None)
 
 
-def _forgiven(needed: Lookup | None) -> bool:
-    """Whether one can go on without it: there was nothing to find, or its owner wants to proceed when it fails."""
-    return needed is None or needed.fault is None or needed.fault.entry.on_error is OnError.PROCEED
-
-
 class Lookup:
     """One run of a finder. Settled with neither value nor fault, there is nothing to know: it was not its turn."""
 
@@ -359,11 +354,22 @@ class Lookup:
             if needed is not None and not needed.settled:
                 return needed
             value = needed.value if needed is not None else None
-            if value is None and not (optional and _forgiven(needed)):
+            if value is None and not (optional and self._forgiven(needed)):
                 self._settle(fault=needed.fault if needed else None)
                 return None
             arguments.append(value)
         return arguments
+
+    def _forgiven(self, needed: Lookup | None) -> bool:
+        """Whether one can go on without it: there was nothing to find, or its owner wants to proceed when it fails.
+
+        So does one in shadow, whatever it says: else its failure would keep others from looking.
+        """
+        if needed is None or needed.fault is None:
+            return True
+        session, txn, *_ = self._moment.given
+        owner = needed.fault.entry.applied(session, txn)
+        return owner.shadow or owner.on_error is OnError.PROCEED
 
     def _start_timer(self) -> None:
         self._timer = asyncio.get_running_loop().call_later(self.node.entry.timeout, self._expire)

@@ -7,21 +7,23 @@ from __future__ import annotations
 
 import functools
 import ipaddress
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Set
 from functools import partial
 from typing import Any, Final
 
 from gateway.mail.address import NULL_SENDER, AddressError, Sender
-from gateway.mail.envelope import MailParameters, Recipient
+from gateway.mail.envelope import Recipient
 from gateway.mail.session import ClientCertificate, Session, Tls
 from gateway.ops.redaction import Redactor
 from gateway.ops.search import GIVEN_UP, ended_as
+from gateway.pipeline.asking import ON_ERROR
 from gateway.pipeline.hidden import Hidden, NotTold, read_address, read_hidden, recorded
 from gateway.pipeline.lookup import Fault, FaultKind
 from gateway.pipeline.plan import Node
 from gateway.pipeline.recall import Memory, RecallError
 from gateway.pipeline.told import TlsNote, Told, UnreadableRecord, read_told
 from gateway.sdk.findings import Finding
+from gateway.sdk.mime import Mime
 from gateway.sdk.stage import Stage, Transaction
 
 __all__ = ["NotTold", "Past", "recorded"]
@@ -36,6 +38,10 @@ _SESSION: Final = {
 }
 """What of a session may have been redacted, as the record and as policies call it."""
 _ALL_TOLD: Final[dict[str, Any]] = {}
+_PARAMETERS: Final[Any] = Hidden("what MAIL declared beside the sender", "is not recorded")
+_ESMTP: Final[Any] = Hidden("session.esmtp", "is not recorded")
+_UNRECORDED: Final[dict[type[Finding], dict[str, Any]]] = {Mime: {"texts": Hidden("Mime.texts", "is not recorded")}}
+"""Fields of findings that no record holds."""
 
 
 class Past:
@@ -73,7 +79,10 @@ class Past:
             return Stage.MAIL
         if told.outcome in GIVEN_UP or not any(to.taken for to in told.recipients):
             return Stage.RCPT
-        if told.outcome in ("rejected", "deferred") and not self._told_of(Stage.MESSAGE):
+        if self._told_of(Stage.MESSAGE):
+            # Also of a message without a single octet.
+            return Stage.MESSAGE
+        if told.outcome in ("rejected", "deferred"):
             # Refused at DATA, or by a limit before anybody was asked about the message.
             return Stage.DATA
         return Stage.MESSAGE if told.size else Stage.DATA
@@ -81,6 +90,11 @@ class Past:
     def _told_of(self, stage: Stage) -> bool:
         told, name = self.told, stage.value
         return any(note.stage == name for note in told.verdicts) or any(note.stage == name for note in told.findings)
+
+    @property
+    def cut(self) -> bool:
+        """Whether it had too many findings or verdicts, so that some are not told."""
+        return not all(note.stage for note in self.told.verdicts) or not all(note.stage for note in self.told.findings)
 
     @property
     def outcome(self) -> str:
@@ -94,12 +108,21 @@ class Past:
             for note in self.told.verdicts
         )
 
+    def late(self) -> Set[tuple[str, str | None, str]]:
+        """At which stage whose `on_error` spoke, and of which recipient, though no look-up of it failed.
+
+        The stage was over; what it had found by a later one stands in the record all the same.
+        """
+        told = self.told
+        spoke = {(note.stage, note.plugin, note.recipient) for note in told.verdicts if note.policy == ON_ERROR}
+        failed = {note.plugin for note in told.findings if note.fault} if spoke else ()
+        return {one for one in spoke if one[1] not in failed}
+
     def transaction(self, recipients: tuple[Recipient, ...]) -> Transaction:
         """The transaction with these recipients accepted. What MAIL declared beside the sender is not told."""
         if (made := self._transactions.get(recipients)) is None:
             sender = NULL_SENDER if self.sender is None else self.sender
-            parameters = MailParameters(size=self.told.size)
-            made = Transaction(self.told.id, self.session, sender, parameters, recipients)
+            made = Transaction(self.told.id, self.session, sender, _PARAMETERS, recipients)
             self._transactions[recipients] = made
         return made
 
@@ -120,10 +143,10 @@ class Past:
             note = max(own, key=lambda n: n.stage == node.stage.value)
         if octets := bytes(note.value):
             try:
+                hidden = _UNRECORDED.get(node.finder.finding, _ALL_TOLD)
                 if note.redacted is not None:
-                    hidden = {field: Hidden(f"{name}.{field}") for field in note.redacted}
-                    return _findings.recall(node.finder.finding, octets, hidden)
-                return _findings.recall(node.finder.finding, octets)
+                    hidden = {field: Hidden(f"{name}.{field}") for field in note.redacted} | hidden
+                return _findings.recall(node.finder.finding, octets, hidden)
             except (RecallError, TypeError) as error:
                 raise NotTold(f"{name} was not recorded whole") from error
         if note.fault:
@@ -152,7 +175,7 @@ def _session(told: Told, trusted: Callable[[Any], bool]) -> Session:
         listener=told.listener,
         started=told.time,
         helo=hidden.get("helo", told.helo),
-        esmtp=True,
+        esmtp=_ESMTP,
         tls=_tls(told.tls, hidden),
         name=hidden.get("client.name", client.name),
         trusted=trusted(address),

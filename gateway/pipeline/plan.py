@@ -17,7 +17,7 @@ from gateway.mail.envelope import Recipient
 from gateway.mail.session import Session
 from gateway.pipeline.rollout import Rollout
 from gateway.sdk.findings import Finding
-from gateway.sdk.options import OptionError
+from gateway.sdk.options import OptionError, OptionProblem
 from gateway.sdk.plugin import Finder, Plugin
 from gateway.sdk.policy import Given, Policy
 from gateway.sdk.stage import ORDER, Message, Stage, Transaction
@@ -256,7 +256,7 @@ def option_problems(error: OptionError, path: Path, sole: str) -> list[PipelineE
     """What an author's code found wrong with options, which stand at `path`, maybe as the bare list `sole`."""
     return [
         PipelineError(p.message, path + (p.path[1:] if p.path[:1] == (sole,) else p.path), offset=p.offset)
-        for p in error.problems
+        for p in error.problems or [OptionProblem((), "these options are refused, and it does not say why")]
     ]
 
 

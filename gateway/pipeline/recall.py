@@ -20,12 +20,14 @@ from gateway.mail.address import parse_mailbox
 from gateway.mail.edit import Edit, ReplaceBody, edit_from_json
 from gateway.mail.envelope import Recipient
 from gateway.mail.reply import Reply
-from gateway.sdk.findings import Finding
+from gateway.sdk.findings import Finding, is_cut
 from gateway.sdk.verdict import Action, Verdict, When
 
 _REPLY: Final = re.compile(
     r"(?P<code>[2-5][0-9]{2}) (?:(?P<class>[245])\.(?P<detail>[0-9]{1,3}\.[0-9]{1,3}) )?(?P<text>.*)\Z", re.DOTALL
 )
+_MAY_BE_CUT: Final = re.compile(rb"\xe2\x80\xa6|\\u2026")
+"""The mark of what was cut, which is looked for properly where it stands."""
 _KEPT: Final = 10_000
 """Findings that a `Memory` keeps."""
 _SMALL: Final = 500
@@ -65,7 +67,7 @@ class Memory:
         self._known: dict[tuple[type[Finding], bytes], Finding] = {}
 
     def recall(self, kind: type[Finding], octets: bytes, hidden: Mapping[str, Any] = MappingProxyType({})) -> Finding:
-        """As `recall`, of the JSON itself. What has hidden fields is not remembered."""
+        """As `recall`, of the JSON itself as a record keeps it. What has hidden fields is not remembered."""
         key = kind, octets
         found = None if hidden else self._known.get(key)
         if found is None:
@@ -73,6 +75,8 @@ class Memory:
                 value = orjson.loads(octets)
             except orjson.JSONDecodeError as error:
                 raise RecallError(f"{kind.__name__} cannot be read") from error
+            if _MAY_BE_CUT.search(octets) and is_cut(value):
+                raise RecallError(f"{kind.__name__} was cut when it was recorded")
             found = recall(kind, value, hidden)
             if not hidden and len(octets) <= _SMALL:
                 if len(self._known) >= _KEPT:

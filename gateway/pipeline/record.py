@@ -32,7 +32,8 @@ A record is a JSON object with these keys:
 ``redacted``    where local parts of addresses were replaced: what of the session was changed by that; findings have one
                 too, of their fields (see `gateway.ops.redaction`)
 
-Both lists begin with the session's own (connect, helo). A list that grew too long ends in ``{"truncated": true}``.
+Both lists begin with the session's own (connect, helo). Where a stage had too many for a list, ``{"truncated": true}``
+stands for those after the first 500.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ __all__ = ["LIMIT", "VERSION", "Outcome", "Trace", "build"]
 
 VERSION: Final = 1
 LIMIT: Final = 500
-"""Findings, and verdicts, that one trace keeps."""
+"""Findings, and verdicts, that one trace keeps of a stage: many recipients leave room for the message."""
 
 _TRUNCATED: Final[dict[str, Any]] = {"truncated": True}
 
@@ -60,28 +61,36 @@ class Trace:
     A finding's entry is put in when its look-up begins and completed in place when it ends.
     """
 
-    __slots__ = ("findings", "verdicts")
+    __slots__ = ("_found", "_said", "findings", "verdicts")
 
     def __init__(self) -> None:
         self.findings: list[dict[str, Any]] = []
         self.verdicts: list[dict[str, Any]] = []
+        # How many there are of each stage.
+        self._found: dict[str, int] = {}
+        self._said: dict[str, int] = {}
 
     def finding(self, note: dict[str, Any]) -> None:
-        _append(self.findings, note)
+        _append(self.findings, self._found, note)
 
     def verdict(self, note: dict[str, Any]) -> None:
-        _append(self.verdicts, note)
+        _append(self.verdicts, self._said, note)
 
     def forget(self, note: dict[str, Any]) -> None:
         """Take a finding's entry out: it is going to be looked up again."""
+        before = len(self.findings)
         self.findings[:] = [kept for kept in self.findings if kept is not note]
+        if len(self.findings) < before:
+            self._found[note.get("stage", "")] -= 1
 
 
-def _append(notes: list[dict[str, Any]], note: dict[str, Any]) -> None:
-    if len(notes) < LIMIT:
-        notes.append(note)
-    elif notes[-1] is not _TRUNCATED:
-        notes.append(_TRUNCATED)
+def _append(notes: list[dict[str, Any]], counts: dict[str, int], note: dict[str, Any]) -> None:
+    stage = note.get("stage", "")
+    count = counts.get(stage, 0)
+    if count > LIMIT:
+        return
+    notes.append(note if count < LIMIT else _TRUNCATED)
+    counts[stage] = count + 1
 
 
 def build(

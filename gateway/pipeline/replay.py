@@ -15,9 +15,9 @@ from typing import Any, Final
 
 from gateway.mail.edit import ReplaceBody
 from gateway.mail.envelope import Recipient
-from gateway.pipeline.asking import answer, ask, on_error
+from gateway.pipeline.asking import ON_ERROR, answer, ask, on_error
 from gateway.pipeline.decision import PROCEEDED, Decision, Deliberation, Said
-from gateway.pipeline.lookup import Fault
+from gateway.pipeline.lookup import Fault, FaultKind
 from gateway.pipeline.past import NotTold, Past, recorded
 from gateway.pipeline.plan import INPUTS, NOTHING, Entry, Node, Plan, Question, Scope, StagePlan, Step
 from gateway.pipeline.recall import RecallError, recall_verdict
@@ -210,7 +210,7 @@ def _arguments(find: _Find, entry: Entry, question: Question, given: _Given) -> 
             continue
         found = find(source, given[2])
         if isinstance(found, Fault):
-            said = on_error(found, entry)
+            said = on_error(found, entry, given[0], given[1])
             if said.verdict.decisive or not optional:
                 return said
             found = None
@@ -241,6 +241,8 @@ class _Course:
         self._constant = replay._constant
         self._answers = replay._answers
         self._known: dict[tuple[int, str], Finding | Fault | None] = {}
+        self._late = past.late()
+        self._at = Stage.CONNECT
         self._whom = ""
         self._refused: list[str] = []
         self._set_aside = "", ""
@@ -354,11 +356,12 @@ class _Course:
             raise _Stop(entry, str(error)) from None
 
     def _judge(self, plan: StagePlan, step: Step, entry: Entry, given: tuple[Any, ...]) -> Said | None:
+        self._at = plan.stage
         passed_over: Said | None = None
         for node in step.acts:
             found = self._found(node, None)
             if isinstance(found, Fault):
-                passed_over = on_error(found, entry)
+                passed_over = on_error(found, entry, given[0], given[1])
                 if passed_over.verdict.decisive:
                     return passed_over
         question = step.question
@@ -394,6 +397,8 @@ class _Course:
 
     def _found(self, node: Node, _: Recipient | None) -> Finding | Fault | None:
         """What the entry found then, or, if it is new, what was found by one that is there no more."""
+        if self._late and (owner := self._overdue(node)):
+            return Fault(owner, FaultKind.DEADLINE, "not done in time")
         whom = self._whom if node.scope is Scope.RECIPIENT else ""
         key = node.index, whom
         # Asked for by one policy after the other, and for each recipient.
@@ -403,13 +408,22 @@ class _Course:
         found = self._known[key] = self._past.finding(node, whom, name, self._taken)
         return found
 
+    def _overdue(self, node: Node) -> Entry | None:
+        """Who was not done when this was asked for at this stage, though it may have been done later."""
+        if (self._at.value, self._names.get(node.entry.name), self._whom) in self._late:
+            return node.entry
+        owners = (self._overdue(source) for source in node.sources if isinstance(source, Node))
+        return next((owner for owner in owners if owner), None)
+
     def _recorded(self, plan: StagePlan, entry: Entry, why: str) -> Said | None:
         """What the same entry said then."""
         name, stage, whom = self._names.get(entry.name), plan.stage.value, self._whom
-        for note in self._past.told.verdicts:
-            if note.plugin == name and note.stage == stage and note.recipient == whom:
-                return Said(_verdict(note, entry, why), entry, note.policy, note.version, entry.shadow)
-        raise _Stop(entry, f"{why}, and it had no turn then")
+        notes = [n for n in self._past.told.verdicts if n.plugin == name and n.stage == stage and n.recipient == whom]
+        if not notes:
+            raise _Stop(entry, f"{why}, and it had no turn then")
+        # What its fault meant for others stands under its name, too.
+        note = next((note for note in notes if note.policy != ON_ERROR), notes[0])
+        return Said(_verdict(note, entry, why), entry, note.policy, note.version, entry.shadow)
 
 
 def _of_findings(question: Question) -> bool:

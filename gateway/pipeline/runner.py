@@ -292,14 +292,15 @@ async def _judge(
 async def _turn(plan: StagePlan, step: Step, moment: Moment, ends: float) -> Said | None:
     """One entry's turn: its actions in order, then its policy. None when there is nothing to say."""
     loop = asyncio.get_running_loop()
-    entry = step.entry.applied(moment.given[0], moment.given[1])
+    session, txn = moment.given[0], moment.given[1]
+    entry = step.entry.applied(session, txn)
     passed_over: Said | None = None
     for node in step.acts:
         lookup = moment.begin(node)
         if not lookup.settled and not await lookup.wait(ends - loop.time()):
             lookup.cut(plan.deadline)
         if lookup.fault:
-            passed_over = on_error(lookup.fault, entry)
+            passed_over = on_error(lookup.fault, entry, session, txn)
             if passed_over.verdict.decisive:
                 return passed_over
     question = step.question
@@ -314,7 +315,7 @@ async def _turn(plan: StagePlan, step: Step, moment: Moment, ends: float) -> Sai
         if found is not None and not found.settled:
             await found.wait(ends - loop.time())
         if found is not None and (fault := _fault(found, plan)):
-            said = on_error(fault, entry)
+            said = on_error(fault, entry, session, txn)
             if said.verdict.decisive or not optional:
                 return said
         value = found.value if found is not None else None

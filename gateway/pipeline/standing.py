@@ -54,8 +54,7 @@ class Standing:
         }
         kept = {entry.name for entry in self._same.values()}
         self._asked = {
-            stage: [step for step in plan.steps if step.entry.name not in kept and not step.entry.shadow]
-            for stage, plan in now.stages.items()
+            stage: [step for step in plan.steps if step.entry.name not in kept] for stage, plan in now.stages.items()
         }
         # What a policy says of the transaction may be another thing when other recipients are taken.
         self._repeated = {
@@ -122,8 +121,8 @@ class Standing:
     def _said(self, told: Told, entry: Entry, stage: Stage, to: Recipient | None) -> VerdictNote | None:
         name, whom = self._names.get(entry.name), recorded(to.address) if to else ""
         for note in told.verdicts:
-            if note.plugin == name and note.stage == stage.value and note.recipient == whom:
-                return None if note.silent else note
+            if note.plugin == name and note.stage == stage.value and note.recipient == whom and not note.silent:
+                return note
         return None
 
     def _turns(self, past: Past) -> Iterator[tuple[Stage, Transaction | None, Recipient | None]]:

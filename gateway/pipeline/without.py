@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gateway.pipeline.difference import Kind, compare
+from gateway.pipeline.difference import CUT, Kind, compare
 from gateway.pipeline.past import Past
 from gateway.pipeline.replay import Replay, Unknown
 from gateway.sdk.stage import Stage
@@ -50,6 +50,8 @@ def without(replays: Mapping[str, Replay], past: Past, entry: str) -> Without:
     replay = replays.get(name)
     if replay is None:
         return Without(entry, unknown=f"there is no pipeline {name} now")
+    if past.cut:
+        return Without(entry, unknown=CUT)
     # Only where the pipelines in force say what was said then, what they say without one of them means anything.
     today = compare(replay, past)
     if today.kind is Kind.UNKNOWN:

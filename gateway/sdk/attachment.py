@@ -80,15 +80,20 @@ class Attachment:
     double_extension: bool = False
     flaws: tuple[Flaw, ...] = ()
 
+    def __post_init__(self) -> None:
+        # A record leaves out what is only the name once more, and when it is read back it is there again.
+        if not self.names:
+            object.__setattr__(self, "names", (self.name,))
+
     def to_json(self) -> dict[str, Any]:
-        """What a record says of it: what is empty is left out."""
+        """What a record says of it: what is empty is left out, and `names` where there is only `name`."""
         out: dict[str, Any] = {"name": self.name[:_SHOWN_NAME], "section": self.section, "size": self.size}
         for key in ("type", "declared", "sha256"):
             if value := getattr(self, key):
                 out[key] = value
         if self.extensions:
             out["extensions"] = list(self.extensions)
-        if self.names not in ((), (self.name,)):
+        if self.names != (self.name,):
             out["names"] = [name[:_SHOWN_NAME] for name in self.names[:_SHOWN_NAMES]]
         if self.inside:
             out["inside"] = [name[:_SHOWN_NAME] for name in self.inside]

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum, StrEnum
 from typing import TYPE_CHECKING, Any, Final
@@ -93,9 +94,32 @@ class _Room:
             return self.plain(str(value), depth)
         if not depth or self._left <= 0:
             return _CUT
-        if isinstance(value, dict):
-            return {str(k): self.plain(v, depth - 1) for k, v in value.items() if self._left > 0}
-        return [self.plain(v, depth - 1) for v in value if self._left > 0]
+        return self._mapping(value, depth - 1) if isinstance(value, dict) else self._list(value, depth - 1)
+
+    def _mapping(self, value: dict[Any, Any], depth: int) -> dict[str, Any]:
+        out: dict[str, Any] = {}
+        for key, inner in value.items():
+            if self._left <= 0:
+                return {**out, _CUT: _CUT}
+            out[str(key)] = self.plain(inner, depth)
+        return out
+
+    def _list(self, value: Iterable[Any], depth: int) -> list[Any]:
+        out: list[Any] = []
+        for inner in value:
+            if self._left <= 0:
+                return [*out, _CUT]
+            out.append(self.plain(inner, depth))
+        return out
+
+
+def is_cut(value: Any) -> bool:
+    """Whether something was left out of this, which `Finding.to_json` gave."""
+    if isinstance(value, str):
+        return value.endswith(_CUT) and len(value) in (len(_CUT), _TEXT_LENGTH + len(_CUT))
+    if isinstance(value, dict):
+        return _CUT in value or any(map(is_cut, value.values()))
+    return isinstance(value, list) and any(map(is_cut, value))
 
 
 @dataclass(frozen=True, slots=True)

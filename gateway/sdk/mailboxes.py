@@ -119,7 +119,9 @@ class _Reading:
             name = _plain(f"{text} {comments}")
             return [Mailbox(name)] if name else []
         others = " ".join(word for word in text.split() if "@" not in word)
-        return [_mailbox(_plain(f"{others} {comments}"), address) for address in addresses]
+        # Worked out once: a name may be as long as there are many addresses.
+        name = _plain(f"{others} {comments}")
+        return [_mailbox(name, address) for address in addresses]
 
 
 def _plain(text: str) -> str:

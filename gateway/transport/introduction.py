@@ -22,7 +22,9 @@ _UNAVAILABLE: Final = "[UNAVAILABLE]"
 _VALUE: Final = 255
 _LINE: Final = 510
 _NOT_XTEXT: Final = re.compile(rb"[^\x21-\x2a\x2c-\x3c\x3e-\x7e]")
-_HELO: Final = re.compile(r"(?:[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,62}\.?)?)+\Z|\[[A-Za-z0-9.:]{1,50}\]\Z")
+# Of one form only, so that no name takes longer than another: strangers choose them.
+_LABEL: Final = r"[A-Za-z0-9_][A-Za-z0-9_-]{0,62}"
+_HELO: Final = re.compile(rf"{_LABEL}(?:\.{_LABEL})*\.?\Z|\[[A-Za-z0-9.:]{{1,50}}\]\Z")
 _V2_SIGNATURE: Final = b"\r\n\r\n\x00\r\nQUIT\n"
 
 

@@ -45,8 +45,9 @@ _REPLY: Final = re.compile(
     r"(?:(?P<code>[0-9]{3})[ -]+)?(?:(?P<digit>[0-9])\.(?P<detail>[0-9]{1,3}\.[0-9]{1,3})(?: +|\Z))?(?P<text>.*)\Z"
 )
 _PRINTABLE: Final = re.compile(r"[ -~]*\Z")
+_LABEL: Final = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]*[A-Za-z0-9])?"
 _HOP: Final = re.compile(
-    r"(?:smtp|lmtp):(?:\[([0-9A-Fa-f:.]+)\]|(?=[^:]{1,253}:)(?:_?[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?\.?)+):([0-9]{1,5})\Z"
+    rf"(?:smtp|lmtp):(?:\[([0-9A-Fa-f:.]+)\]|(?=[^:]{{1,253}}:){_LABEL}(?:\.{_LABEL})*\.?):([0-9]{{1,5}})\Z"
 )
 
 Given = Mapping[type, Any]
@@ -102,9 +103,10 @@ class Then:
 
 
 def verdict(effect: Effect, reason: str, edits: tuple[Edit, ...]) -> Verdict:
-    """The verdict of a decision. Edits are of use only where the message is kept."""
+    """The verdict of a decision. Edits are of use only where the message is kept, as it may be after a defer that waits
+    for what others say."""
     action = effect.action or Action.PROCEED
-    kept = action in (Action.PROCEED, Action.ACCEPT, Action.QUARANTINE)
+    kept = action in (Action.PROCEED, Action.ACCEPT, Action.QUARANTINE) or effect.when is not When.ALWAYS
     said = f"{reason}: {effect.note}" if effect.note else reason
     return Verdict(action, effect.reply, said, edits if kept else (), when=effect.when)
 

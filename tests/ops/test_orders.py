@@ -90,3 +90,13 @@ def test_a_request_that_nobody_answers_ends() -> None:
     requests = Requests()
     requests.answer(0, {"pid": os.getpid()})
     assert asyncio.run(requests.ask(lambda: None, 0.01)) is None
+
+
+def test_an_outcome_that_is_too_long_is_told_without_its_problems() -> None:
+    requests = Requests()
+    problem = {"file": "gatepost.yaml", "line": 1, "key": "\u0436" * 1000, "message": "unknown key"}
+    outcome = {"result": "refused", "reason": "x", "needs_restart": ["spool.path"], "problems": [problem] * 100}
+    requests.answer(1, outcome)
+    assert requests.last() == {**outcome, "problems": []}
+    requests.answer(2, {"result": "done", "problems": [problem]})
+    assert requests.last() == {"result": "done", "problems": [problem]}

@@ -144,3 +144,25 @@ def test_an_entry_that_speaks_for_several_recipients_counts_once_for_the_transac
     report.add(record)
     entry = report.to_json()["entries"]["spf"]
     assert (entry["judged"], entry["differences"]) == (1, {"reject": 1})
+
+
+def test_of_what_an_entry_says_at_several_stages_that_counts_by_which_it_would_have_ended() -> None:
+    def told(*verdicts: dict[str, Any]) -> dict[str, int]:
+        report = ShadowReport()
+        shadow = [{"plugin": "spf", "shadow": True, **verdict} for verdict in verdicts]
+        report.add({**shadowed(1, "proceed", "accepted"), "verdicts": shadow})
+        found: dict[str, int] = report.to_json()["entries"]["spf"]["differences"]
+        return found
+
+    edit, accept, quarantine = {"action": "proceed", "edits": [{}]}, {"action": "accept"}, {"action": "quarantine"}
+    assert told(edit, accept, {"action": "reject"}) == {"reject": 1}
+    assert told({"action": "defer"}, {"action": "reject"}, quarantine) == {"defer": 1}
+    assert told(accept, quarantine, edit) == {"quarantine": 1}
+
+
+@pytest.mark.parametrize(("outcome", "differs"), [("accepted", False), ("aborted", False), ("rejected", True)])
+def test_to_accept_what_was_taken_anyway_makes_no_difference(outcome: str, differs: bool) -> None:
+    report = ShadowReport()
+    report.add(shadowed(1, "accept", outcome))
+    (entry,) = report.to_json()["entries"].values()
+    assert bool(entry["differences"]) is differs and bool(entry["agreements"]) is not differs

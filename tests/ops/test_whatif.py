@@ -66,3 +66,12 @@ def test_one_recipient_that_matches_is_enough_though_another_cannot_be_judged() 
     found = report.to_json()
     assert (found["matched"], found["unknown"], found["matched_recipients"]) == (1, 0, 1)
     assert found["then"] == {"action": "reject", "done_anyway": 1, "not_done": 0}
+
+
+def test_who_gave_up_because_nobody_was_taken_was_refused_anyway() -> None:
+    refused = [{"address": "ben@example.org", "reply": "550 5.1.1 no"}]
+    taken = [{"address": "ben@example.org", "reply": "250 2.1.5 ok"}]
+    report = WhatIf(then="reject")
+    for recipients in (refused, taken):
+        report.add({**RECORD, "outcome": "aborted", "recipients": recipients}, matched=True)
+    assert report.to_json()["then"] == {"action": "reject", "done_anyway": 1, "not_done": 1}

@@ -12,7 +12,7 @@ from gateway.mail.session import Session
 from gateway.pipeline.catalog import PLUGINS, POLICIES
 from gateway.pipeline.loader import Catalog, Pipeline, PipelineError, load
 from gateway.pipeline.plan import OnError
-from gateway.sdk import PROCEED, Message, Plugin, Recipient, Stage, Transaction, finds, quarantine
+from gateway.sdk import PROCEED, Message, OptionError, Plugin, Recipient, Stage, Transaction, finds, quarantine
 from tests.pipeline.offered import ColourPlugin
 from tests.pipeline.quick import run
 from tests.pipeline.setting import A, B, C, Flow, finder, hook, make, plugin, policy, proceeding, services
@@ -130,6 +130,31 @@ def test_the_default_policy_can_be_replaced_or_dropped() -> None:
     assert entry.policy_name == "colour-blind"
     (entry,) = loaded({**COLOUR, "policy": "none"}).entries
     assert entry.policy is None
+
+
+def wrong(*messages: str) -> OptionError:
+    error = OptionError()
+    for message in messages:
+        error.add(("shades",), message)
+    return error
+
+
+@pytest.mark.parametrize(
+    ("raised", "said"),
+    [
+        (wrong("is wrong"), "is wrong"),
+        (wrong(), "does not say why"),
+        (KeyError("x"), "choosy cannot be made: KeyError"),
+    ],
+)
+def test_a_default_policy_that_does_not_take_the_options_is_said_with_its_place(raised: Exception, said: str) -> None:
+    class Choosy(proceeding("choosy", Stage.MAIL, A)):  # type: ignore[misc]
+        def __init__(self, options: Any) -> None:
+            raise raised
+
+    with pytest.raises(PipelineError, match=said) as caught:
+        make([{"asks": None}], plugin("asks", finder(Stage.MAIL, A, [Session]), policy=Choosy))
+    assert caught.value.path[:2] == (0, "asks")
 
 
 def test_findings_that_depend_on_each_other_in_a_circle_are_refused() -> None:

@@ -11,13 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.kit.strategies import findings, texts
-from gateway.pipeline.recall import RecallError, recall
+from gateway.pipeline.recall import Memory, RecallError, recall
 from gateway.sdk import (
     NULL_SENDER,
     Access,
     AddHeader,
     AddRecipient,
     Address,
+    Attachment,
+    Attachments,
     BodyContent,
     ChangeHeader,
     ChangeSender,
@@ -144,6 +146,20 @@ def test_findings_of_any_plugin_are_read_back() -> None:
 def test_what_is_no_such_finding_is_refused(kind: type[Finding], value: dict[str, Any]) -> None:
     with pytest.raises(RecallError, match=r"\w"):
         recall(kind, value)
+
+
+@pytest.mark.parametrize("words", [["w" * 5000], [str(number) for number in range(1100)]])
+@pytest.mark.parametrize("ascii_only", [False, True])
+def test_what_was_cut_when_it_was_recorded_is_not_taken_for_the_whole(words: list[str], ascii_only: bool) -> None:
+    octets = json.dumps(Own(frozenset(words)).to_json(), ensure_ascii=ascii_only).encode()
+    with pytest.raises(RecallError, match="was cut when it was recorded"):
+        Memory().recall(Own, octets)
+
+
+@pytest.mark.parametrize("names", [("a.txt",), ("a.txt", "a.exe")])
+def test_all_names_of_an_attachment_are_read_back(names: tuple[str, ...]) -> None:
+    found = Attachments((Attachment("a.txt", names=names),))
+    assert recall(Attachments, found.to_json()) == found
 
 
 def test_a_body_is_in_no_record() -> None:

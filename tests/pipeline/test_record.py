@@ -188,6 +188,25 @@ def test_a_trace_is_bounded_and_says_that_it_was_cut() -> None:
         assert notes[-1] == {"truncated": True}
 
 
+def test_many_recipients_leave_room_for_what_is_said_of_the_message() -> None:
+    trace = Trace()
+    for i in range(LIMIT + 50):
+        trace.verdict({"stage": "rcpt", "n": i})
+    trace.verdict({"stage": "message", "action": "reject"})
+    assert trace.verdicts[-2:] == [{"truncated": True}, {"stage": "message", "action": "reject"}]
+    assert len(trace.verdicts) == LIMIT + 2
+
+
+def test_what_is_looked_up_again_and_again_takes_one_place() -> None:
+    trace = Trace()
+    for i in range(LIMIT + 50):
+        trace.finding(note := {"stage": "connect", "n": i})
+        trace.forget(note)
+    assert trace.findings == []
+    trace.finding({"stage": "connect"})
+    assert trace.findings == [{"stage": "connect"}]
+
+
 def test_an_unknown_outcome_is_refused() -> None:
     with pytest.raises(ValueError, match="lost"):
         made(outcome="lost")

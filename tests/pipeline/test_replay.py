@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from typing import Any
 
@@ -9,14 +10,29 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.pipeline.difference import Compared, Difference, Kind, counterparts, other_options, unchanged
-from gateway.pipeline.loader import Catalog, Pipeline, load
+from gateway.pipeline.difference import CUT, Compared, Difference, Kind, counterparts, other_options, unchanged
+from gateway.pipeline.loader import Catalog, Pipeline, StageDeadlines, load
 from gateway.pipeline.past import NotTold, Past
 from gateway.pipeline.replay import Fate, Unknown
-from gateway.sdk import PROCEED, Message, Policy, PolicyOptions, Stage, Verdict
-from tests.pipeline.setting import services
+from gateway.sdk import (
+    PROCEED,
+    Message,
+    Mime,
+    MimePart,
+    MimeText,
+    Policy,
+    PolicyOptions,
+    Stage,
+    Transaction,
+    Verdict,
+    reject,
+)
+from policies.rules.policy import Rules
+from tests.pipeline.setting import A, B, finder, hook, plugin, policy, services
+from tests.pipeline.setting import Counter as Work
 from tests.pipeline.traffic import CATALOG, Mailing, Options, mailings, pipeline, record
 
+RULES = Catalog({}, {"rules": Rules})
 TRAFFIC = mailings(400, seed=1)
 BASE: Options = {
     "client": {"reject_at": 95, "defer_at": 90},
@@ -240,6 +256,92 @@ def test_a_limit_that_ended_it_before_the_message_was_judged_needs_no_findings_o
     assert replay(BASE).add(limit).kind is Kind.SAME
     assert replay({**BASE, "client": {"reject_at": 0}}).add(limit).kind is Kind.SAME
     assert replay({**BASE, "client": {"defer_at": 0}}).add(limit).kind is Kind.CHANGED
+
+
+def test_a_message_without_an_octet_is_judged_to_its_end() -> None:
+    told = next(t for t in RECORDS.values() if any(v["stage"] == "message" and "reply" in v for v in t["verdicts"]))
+    empty = {**told, "size": 0}
+    assert empty["outcome"] == "rejected"
+    assert replay(BASE, then=BASE).add(empty).kind is Kind.SAME
+    assert replay({}, then=BASE).add(empty).kind is Kind.NEWLY_ACCEPTED
+
+
+def test_what_a_fault_meant_for_others_is_not_taken_for_what_its_entry_said() -> None:
+    asker = policy("asker", hook(Stage.MAIL, [A], lambda a: PROCEED), hook(Stage.MESSAGE, [A], lambda a: PROCEED))
+    own = policy("own", hook(Stage.MESSAGE, [Message], lambda message: reject("7.1", "no")))
+    failing = plugin("failing", finder(Stage.MAIL, A, [Transaction], Work(OSError("gone"))), policy=own)
+    entries = ["asker", {"failing": None, "on_error": "proceed"}]
+    made = load("default", entries, services(), known=Catalog({"failing": failing}, {"asker": asker}))
+    (told,) = record(made, mailings(1, seed=3)).values()
+    assert told["outcome"] == "rejected"
+    difference = Difference({"default": made.replay({entry.name for entry in made.entries})}, nobody)
+    assert difference.add(told).kind is Kind.SAME
+
+
+@pytest.mark.parametrize(
+    ("rule", "why"),
+    [
+        ("!session.esmtp", "session.esmtp is not recorded"),
+        ("parameters.smtputf8", "what MAIL declared beside the sender is not recorded"),
+        ("parameters.ret == null", "what MAIL declared beside the sender is not recorded"),
+        ("parameters.size > 10", "what MAIL declared beside the sender is not recorded"),
+    ],
+)
+def test_what_no_record_holds_is_not_guessed(rule: str, why: str) -> None:
+    made = load("default", [{"rules": [{"when": rule, "then": {"reject": "5.7.1 no"}}]}], services(), known=RULES)
+    told = next(t for t in RECORDS.values() if t["outcome"] == "accepted")
+    assert made.replay().judge(Past(told, nobody), Stage.MESSAGE) == Unknown("rules", why)
+    assert made.inquiry().ask(Past(told, nobody)).unknown == why
+    (same,) = record(made, mailings(1, seed=3)).values()
+    difference = Difference({"default": made.replay({"rules"})}, nobody)
+    assert difference.add(same).kind is Kind.SAME, "as it is unchanged, it says what it said"
+
+
+@pytest.mark.parametrize("on_error", ["proceed", "defer"])
+def test_what_was_found_after_its_stage_was_over_is_not_taken_for_what_was_known_then(on_error: str) -> None:
+    # Known from RCPT on.
+    gate = asyncio.Event()
+
+    async def wait(txn: Transaction) -> A:
+        await gate.wait()
+        return A()
+
+    slow = plugin("slow", finder(Stage.MAIL, A, [Transaction], wait))
+    needs = plugin("needs", finder(Stage.MAIL, B, [A]))
+    asker = policy(
+        "asker",
+        hook(Stage.MAIL, [B], lambda b: reject("7.1", "no")),
+        hook(Stage.RCPT, [], lambda: gate.set() or PROCEED),
+        hook(Stage.DATA, [B], lambda b: PROCEED),
+    )
+    entries: list[Any] = [{"slow": None, "on_error": on_error}, "needs", "asker"]
+    known = Catalog({"slow": slow, "needs": needs}, {"asker": asker})
+    made = load("default", entries, services(), known=known, deadlines=StageDeadlines(mail=0.01))
+    (told,) = record(made, mailings(1, seed=3)).values()
+    assert told["outcome"] == {"proceed": "accepted", "defer": "deferred"}[on_error]
+    assert Difference({"default": made.replay()}, nobody).add(told).kind is Kind.SAME
+
+
+def test_texts_of_a_message_are_in_no_record() -> None:
+    text = MimeText("1", "text/plain", "buy now")
+    found = Mime((MimePart("1", "text/plain"),), 9, texts=(text,))
+    mime = plugin("mime", finder(Stage.MESSAGE, Mime, [Message], Work(found)))
+    rule = {"when": 'mime.texts.exists(t, t.text.contains("buy"))', "then": {"reject": "5.7.1 no"}}
+    known = Catalog({"mime": mime}, {"rules": Rules})
+    made = load("default", ["mime", {"rules": [rule]}], services(), known=known)
+    (told,) = record(made, mailings(1, seed=3)).values()
+    assert told["outcome"] == "rejected"
+    assert made.inquiry().ask(Past(told, nobody)).unknown == "Mime.texts is not recorded"
+    assert Difference({"default": made.replay({"mime", "rules"})}, nobody).add(told).kind is Kind.SAME
+    other = load("default", ["mime", {"rules": [{**rule, "when": "mime.size > 5"}]}], services(), known=known)
+    assert isinstance(other.replay().judge(Past(told, nobody), Stage.MESSAGE), Fate), "the rest of it is known"
+
+
+def test_a_record_that_was_cut_is_not_judged_again() -> None:
+    told = next(t for t in RECORDS.values() if t["outcome"] == "accepted")
+    for name in ("findings", "verdicts"):
+        compared = replay(BASE, then=BASE).add({**told, name: [*told[name], {"truncated": True}]})
+        assert (compared.kind, compared.why) == (Kind.UNKNOWN, CUT)
 
 
 def test_what_another_pipeline_would_say_of_the_session_now_is_not_known() -> None:

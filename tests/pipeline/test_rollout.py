@@ -13,7 +13,19 @@ from gateway.pipeline.loader import PipelineError
 from gateway.pipeline.rollout import By, Rollout, parse_rollout
 from gateway.sdk import Session, Stage, reject
 from tests.pipeline.quick import run
-from tests.pipeline.setting import SESSION, TRANSACTION, Flow, hook, make, policy
+from tests.pipeline.setting import (
+    SESSION,
+    TRANSACTION,
+    A,
+    Counter,
+    Flow,
+    finder,
+    hook,
+    make,
+    plugin,
+    policy,
+    rejecting,
+)
 
 
 def client(number: int) -> Session:
@@ -119,3 +131,26 @@ def test_what_makes_no_sense_is_refused_at_its_place(keys: dict[str, Any]) -> No
     with pytest.raises(PipelineError) as caught:
         make([{"p": None, **keys}], refusing)
     assert caught.value.path == (0, "enforce")
+
+
+def test_outside_of_its_part_an_entry_that_fails_makes_nobody_refuse() -> None:
+    failing = plugin("p", finder(Stage.MAIL, A, [Session], Counter(OSError("gone"))))
+    needing = rejecting("q", Stage.MAIL, A)
+
+    async def scenario() -> list[bool]:
+        flow = Flow([{"p": None, "enforce": "50%", "on_error": "reject"}, "q"], failing, needing)
+        refused = []
+        for session in CLIENTS[:4]:
+            opened = flow.pipeline.open()
+            await opened.connect(session)
+            txn = opened.begin(replace(TRANSACTION, session=session))
+            decision = await txn.mail(replace(TRANSACTION, session=session))
+            refused.append(decision.verdict.reply is not None)
+            await txn.close()
+            await opened.close()
+        await flow.close()
+        return refused
+
+    refused = run(scenario())
+    assert refused == [Rollout(0.5).covers("p", session, None) for session in CLIENTS[:4]]
+    assert True in refused and False in refused

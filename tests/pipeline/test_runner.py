@@ -798,9 +798,16 @@ def test_verdicts_are_recorded_with_recipient_policy_and_version() -> None:
 
 
 @pytest.mark.parametrize(
-    ("on_error", "expected"), [("proceed", "550 5.7.1 without A"), ("defer", "451 4.3.0 try again later")]
+    ("keys", "expected"),
+    [
+        ({"on_error": "proceed"}, "550 5.7.1 without A"),
+        ({"on_error": "defer"}, "451 4.3.0 try again later"),
+        ({"on_error": "defer", "shadow": True}, "550 5.7.1 without A"),
+        ({"on_error": "defer", "enforce": "0%"}, "550 5.7.1 without A"),
+        ({"on_error": "defer", "enforce": "100%"}, "451 4.3.0 try again later"),
+    ],
 )
-def test_a_look_up_goes_on_without_an_optional_finding_whose_plugin_failed(on_error, expected) -> None:
+def test_a_look_up_goes_on_without_an_optional_finding_whose_plugin_failed(keys, expected) -> None:
     broken = plugin("broken", finder(CONNECT, A, [Session], Counter(RuntimeError("no"))))
 
     async def with_or_without(a: A | None) -> B:
@@ -811,7 +818,7 @@ def test_a_look_up_goes_on_without_an_optional_finding_whose_plugin_failed(on_er
 
     async def scenario() -> list[str]:
         out = []
-        for entries in (["asks"], [{"broken": None, "on_error": on_error}, "asks"]):
+        for entries in (["asks"], [{"broken": None, **keys}, "asks"]):
             flow = Flow(entries, broken, asks)
             out.append(str((await flow.connect()).verdict.reply))
             await flow.close()

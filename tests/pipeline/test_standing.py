@@ -114,6 +114,14 @@ def test_an_entry_that_is_gone_must_have_said_nothing() -> None:
     assert gone and standing_of(made) == set(PASTS) - gone
 
 
+def test_what_an_entry_said_that_is_in_shadow_now_does_not_stand() -> None:
+    first, *others = [{name: dict(options)} for name, options in BASE.items()]
+    made = replay(load("default", [{**first, "shadow": True}, *others], services(), known=CATALOG))
+    stands = standing_of(made)
+    said = {n for n, past in PASTS.items() if any(v.plugin == "client" and not v.silent for v in past.told.verdicts)}
+    assert said and stands == set(PASTS) - said
+
+
 def odd(told: dict[str, Any], **changes: Any) -> bool:
     return replay(THEN).again(Past({**told, "config": DIGEST, **changes}, nobody)) is None
 

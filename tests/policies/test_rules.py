@@ -210,6 +210,15 @@ class TestActions:
         assert judge("true", {"defer_if_permit": "4.7.1 later"}).when is When.IF_PERMIT
         assert judge("true", {"defer_if_reject": "4.7.1 later"}).when is When.IF_REJECT
 
+    @pytest.mark.parametrize("action", ["defer_if_permit", "defer_if_reject"])
+    def test_a_defer_that_waits_takes_no_edits_away(self, action):
+        rules = [
+            {"when": "message.size > 0", "then": {"add_header": {"X-A": "1"}}, "name": "a"},
+            {"when": "message.size > 0", "then": {action: "4.7.1 later"}, "name": "b"},
+        ]
+        verdict = Bench().judge("rules", rules, Stage.MESSAGE)
+        assert (verdict.reason, verdict.edits) == ("a, b", (AddHeader("X-A", "1"),))
+
     def test_edits_are_made_in_the_order_in_which_they_stand_before_the_decision(self):
         txn = make_transaction(recipients=["anna@example.org"])
         then = [

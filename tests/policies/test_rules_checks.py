@@ -224,6 +224,7 @@ class TestThen:
             ({"bcc": []}, "bcc: expected an address"),
             ({"reroute": "store:25"}, "reroute: expected a next hop"),
             ({"reroute": "smtp:store:70000"}, "reroute: expected a next hop"),
+            ({"reroute": f"smtp:{'a' * 60}_:25"}, "reroute: expected a next hop"),
             ({"reroute": "smtp:[::g]:25"}, "reroute: "),
             ([{"add_header": {f"X-{n}": "a" for n in range(21)}}], "has more than 20 actions"),
         ],

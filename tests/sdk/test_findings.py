@@ -22,6 +22,7 @@ from gateway.sdk import (
     Spf,
     SpfResult,
 )
+from gateway.sdk.findings import is_cut
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +63,25 @@ def test_what_is_long_or_deep_is_cut() -> None:
         deep = (deep, deep[:1])
     for value in ("x" * 10**6, b"x" * 10**6, tuple(range(10**5)), {str(i): i for i in range(10**5)}, deep):
         assert len(json.dumps(Anything(value).to_json(), allow_nan=False)) < 20_000
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "x" * 4001,
+        tuple(range(1001)),
+        tuple(map(str, range(1001))),
+        {str(i): i for i in range(1001)},
+        (("a",), tuple(map(str, range(1001)))),
+    ],
+)
+def test_a_mark_says_that_something_was_cut(value: Any) -> None:
+    assert is_cut(Anything(value).to_json())
+
+
+@pytest.mark.parametrize("value", ["x" * 4000, "and so on…", tuple(range(990)), ("a", "b"), {"a": 1}, None])
+def test_what_is_whole_has_no_mark(value: Any) -> None:
+    assert not is_cut(Anything(value).to_json())
 
 
 def test_a_finding_for_which_nothing_was_asked_is_idle() -> None:

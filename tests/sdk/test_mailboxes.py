@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.sdk import Mailbox, read_mailboxes
+from gateway.sdk import Mailbox, mailboxes, read_mailboxes
 from gateway.sdk.mailboxes import FIELD_CHARACTERS, MAILBOXES
 
 
@@ -81,6 +81,15 @@ def test_any_field_gives_mailboxes_within_the_bounds(fields):
         assert mailbox.name or mailbox.address
         assert mailbox.domain.isascii() and str(mailbox).isprintable()
         assert not mailbox.domain or "@" in mailbox.key
+
+
+def test_a_long_name_beside_many_addresses_is_worked_out_once(monkeypatch):
+    made = []
+    original = mailboxes._plain
+    monkeypatch.setattr(mailboxes, "_plain", lambda text: made.append(text) or original(text))
+    found = read_mailboxes(["a@x.test " * 800 + "(" + "x y " * 2000 + ")"])
+    assert len(found) == MAILBOXES and found[0].name.startswith("x y x y")
+    assert len(made) == 1
 
 
 @pytest.mark.parametrize("text", ['"', '<"', "(", "\\", '"\\', "=?", "<", "a@b ", "=?utf-8?q?a?= ", "\u00fc@"])

@@ -56,6 +56,17 @@ def test_whatever_a_client_is_called_each_command_is_one_short_line_and_is_read_
     assert " " not in greeting_name(origin, "gate.test") and greeting_name(origin, "gate.test").isprintable()
 
 
+@pytest.mark.parametrize("name", ["mail.client.test", "client.test.", "my_pc", "a-.b", "[192.0.2.1]", "[IPv6:::1]"])
+def test_after_xclient_a_client_greets_in_its_own_name(name):
+    assert greeting_name(Origin(ANN.client, helo=name), "gate.test") == name
+
+
+@pytest.mark.parametrize("name", ["a" * 60 + "!", "a." * 100 + "!", "-a", "a..b", "a" * 64, "a b", ""])
+def test_what_is_no_name_is_not_repeated_and_seen_at_once(name):
+    """Not after the ages that a pattern takes which can be tried in many ways."""
+    assert greeting_name(Origin(ANN.client, helo=name), "gate.test") == "gate.test"
+
+
 @pytest.mark.parametrize("version", [Proxy.V1, Proxy.V2])
 @settings(max_examples=30)
 @given(client=st.ip_addresses(), port=st.integers(0, 65535), address=st.ip_addresses())
