@@ -110,13 +110,13 @@ def test_an_untrusted_peer_gets_no_session_where_proxies_are_expected(gatepost, 
     assert not [line for line in said.splitlines() if line.startswith(b"2")], said
 
 
-def test_a_proxy_header_is_no_command_where_no_proxy_is_configured(gatepost, dovecot):
+def test_a_proxy_header_where_no_proxy_is_configured_names_nobody_and_ends_the_session(gatepost, dovecot):
     box = dovecot.mailbox()
     gate = gatepost(**options(dovecot))
     with socket.create_connection(("127.0.0.1", gate.port), timeout=30) as sock:
         assert sock.recv(1000).startswith(b"220 ")
         sock.sendall(b"PROXY TCP4 192.0.2.7 127.0.0.1 999 25\r\n")
-        assert sock.recv(1000)[:1] == b"5"
+        assert sock.recv(1000).startswith(b"421 4.5.1 ") and sock.recv(1000) == b""
     with connect(gate.port) as client:
         queue_id(transact(client, "ann@sender.test", [box]))
     (stored,) = dovecot.wait_mails(box)
