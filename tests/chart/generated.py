@@ -101,7 +101,7 @@ WORDS: Final = (
 U+0085 is not among them: Helm writes it as it is, and what reads YAML 1.1 has a line break then.
 """
 _CHARACTERS: Final = st.sampled_from("aZ09 -_./:@%#{}[]'\"\\\n\té&*!|>?,=~")
-_ENTRIES: Final = (
+_ENTRIES: Final[tuple[Any, ...]] = (
     "spf",
     {"greylist": {"delay": "5m"}},
     "no-such-plugin",
@@ -190,8 +190,9 @@ def _new(node: Node, path: Path) -> Any_:
 
 
 def _string(node: Node, path: Path) -> Any_:
-    one = {key: node[key] for key in ("pattern", "minLength", "maxLength") if key in node}
+    one: Node = {key: node[key] for key in ("pattern", "minLength", "maxLength") if key in node}
     words = _words(json.dumps(one))
+    texts: Any_
     if "pattern" in node:
         texts = st.from_regex(_compiled(node["pattern"])).filter(str.isprintable)
     else:
@@ -220,7 +221,7 @@ def _array(node: Node, path: Path) -> Any_:
     least, most = node.get("minItems", 0), min(node.get("maxItems", _LISTED), _LISTED)
     # What is in the list is short enough to be compared by how it is printed.
     by = repr if node.get("uniqueItems") else None
-    return st.lists(made(node["items"], (*path, "*")), min_size=least, max_size=most, unique_by=by)  # type: ignore[arg-type]
+    return st.lists(made(node["items"], (*path, "*")), min_size=least, max_size=most, unique_by=by)
 
 
 def _object(node: Node, path: Path) -> Any_:
@@ -378,7 +379,7 @@ class Broken(Values):
     """What is wrong in them."""
 
 
-_WRONG: Final = ("Wrong!", "", -1, 0, 10**9, 1.5, True, ["Wrong!"], [[]], {"wrong": []})
+_WRONG: Final[tuple[Any, ...]] = ("Wrong!", "", -1, 0, 10**9, 1.5, True, ["Wrong!"], [[]], {"wrong": []})
 
 
 @st.composite

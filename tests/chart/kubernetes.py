@@ -28,9 +28,11 @@ _QUANTITY: Final = r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([KMGTPE]i|[numkMGTPE]|[eE
 _PORT: Final = r"(?=.{1,15}\Z)(?!.*--)[a-z]([-a-z0-9]*[a-z0-9])?"
 
 
-@_FORMATS.checks("int32")
 def _int32(value: object) -> bool:
     return not isinstance(value, int) or -(2**31) <= value < 2**31
+
+
+_FORMATS.checks("int32")(_int32)
 
 
 def validate(document: dict[str, Any], version: str) -> None:
