@@ -136,6 +136,12 @@ def judge(
     return Judgement(tuple(slots), tuple(reports), hold, warned, lost)
 
 
+def due_now(message: Stored, now: float) -> list[int]:
+    """Numbers of the recipients to attempt. A claim says that something is due, so it is never none of the open."""
+    open = [n for n, slot in enumerate(message.slots) if slot.status.open]
+    return [n for n in open if message.slots[n].due <= now] or open
+
+
 def deadline(message: Stored, warned: bool, now: float, options: RetryOptions) -> float:
     """When a message that waits must be looked at even if its destination is dead: its sender is to hear of it."""
     times = [message.received + options.give_up]

@@ -32,6 +32,7 @@ from gateway.queue.lane import (
     Lane,
     Work,
 )
+from gateway.queue.lifecycle import due_now
 from gateway.queue.options import SchedulerOptions
 from gateway.queue.places import Places
 from gateway.queue.retry import RetryOptions
@@ -48,6 +49,8 @@ _SOON: Final = 5.0
 _LANES: Final = 10_000
 """Destinations remembered; the least used ones without mail go first."""
 _ONLY: Final = (0,)
+_Groups = dict[tuple[Destination | Outcome, Sender], list[int]]
+"""Recipients by where their mail goes, and with which sender."""
 __all__ = ["Router", "Scheduler", "SchedulerOptions", "Transports"]
 
 
@@ -223,19 +226,22 @@ class Scheduler:
         if len(message.slots) == 1 and message.slots[0].status.open:
             self._enqueue(work, self._route(message, 0), self._sender(message, 0), _ONLY)
             return
-        groups = self._sort(message, _due(message, self._clock.now()))
-        work.pending = len(groups)
-        for (destination, sender), slots in groups.items():
-            self._enqueue(work, destination, sender, slots)
+        groups = self._sort(message, due_now(message, self._clock.now()))
+        self._spread(work, groups)
         if not groups:
             self._tasks.start(self._settle(work), name=message.id)
 
-    def _sort(self, message: Stored, slots: Sequence[int]) -> dict[tuple[Destination | Outcome, Sender], list[int]]:
-        """These recipients by where their mail goes, and with which sender."""
-        groups: dict[tuple[Destination | Outcome, Sender], list[int]] = {}
+    def _sort(self, message: Stored, slots: Sequence[int]) -> _Groups:
+        groups: _Groups = {}
         for number in slots:
             groups.setdefault((self._route(message, number), self._sender(message, number)), []).append(number)
         return groups
+
+    def _spread(self, work: Work, groups: _Groups) -> None:
+        """What was one group goes on as these."""
+        work.pending += len(groups) - 1
+        for (destination, sender), slots in groups.items():
+            self._enqueue(work, destination, sender, slots)
 
     def _sort_again(self, lane: Lane) -> None:
         """What waits here and was not begun goes where the routes lead now, as they say."""
@@ -246,11 +252,9 @@ class Scheduler:
             if list(groups) == [(lane.destination, job.delivery.sender)]:
                 lane.waiting.put(job, message.envelope.priority, old=not work.fresh)
                 continue
-            work.pending += len(groups) - 1
-            for (destination, sender), slots in groups.items():
-                for slot in slots:
-                    del work.lanes[slot]
-                self._enqueue(work, destination, sender, slots)
+            for slot in job.slots:
+                del work.lanes[slot]
+            self._spread(work, groups)
 
     def _route(self, message: Stored, number: int) -> Destination | Outcome:
         if message.returned:
@@ -443,9 +447,3 @@ class Scheduler:
             self._tasks.start(self._settle(work), name=work.claimed.message.id)
         else:
             self._places.take(work.claimed, -1)
-
-
-def _due(message: Stored, now: float) -> list[int]:
-    """Numbers of the recipients to attempt now. A claim says that something is due, so it is never none of the open."""
-    open = [n for n, slot in enumerate(message.slots) if slot.status.open]
-    return [n for n in open if message.slots[n].due <= now] or open

@@ -123,12 +123,17 @@ class Shard:
         stored = schema.read_row(row)
         n, skip, eight_bit, file = row[10:14]
         lane, head, body = row[14:17] if len(row) > 14 else (None, None, None)
+        if not all(part is None or isinstance(part, bytes) for part in (head, body)):
+            raise schema.Unreadable("content is none")
         if head is not None and body is not None and len(head) + len(body) == stored.size:
             return Claimed(stored, MemoryContent(head + body if head else body, bool(eight_bit)), lane)
 
         def content(db: sqlite3.Connection) -> tuple[bytes, bytes | None] | None:
             found = db.execute("SELECT head, body FROM content WHERE n = ?", (n,)).fetchone()
-            return None if found is None or (found[1] is None and not file) else found
+            if found is None or (found[1] is None and not file):
+                return None
+            # SQLite keeps whatever it was given, or what damage has made of it.
+            return found if all(part is None or isinstance(part, bytes) for part in found) else None
 
         async def broken(reason: str) -> None:
             if self.owned:

@@ -156,6 +156,27 @@ def test_a_row_that_cannot_be_read_is_corrupt_and_does_not_hold_up_the_others(tm
     asyncio.run(check())
 
 
+@pytest.mark.parametrize("damage", ["head = 7", "body = 7", "body = 1.5", "body = CAST(body AS TEXT)"])
+def test_content_that_is_no_octets_makes_its_message_corrupt_and_does_not_hold_up_the_others(tmp_path, damage):
+    async def check() -> None:
+        first, bad, last = await filled(tmp_path, SMALL, SMALL, SMALL)
+        query(
+            options(tmp_path), f"UPDATE content SET {damage} WHERE n = (SELECT content FROM message WHERE id = ?)", bad
+        )
+        spool = await SqliteSpool.open(options(tmp_path))
+        view = await open_all(options(tmp_path))
+        seen = await view.show(bad)
+        assert seen is not None
+        with pytest.raises(SpoolError, match="content is shorter"):
+            await octets(seen)
+        await view.close()
+        assert set(await take(spool)) == {first, last}
+        assert {m.id: m.state for m in await spool.list()}[bad] is State.CORRUPT
+        await spool.close()
+
+    asyncio.run(check())
+
+
 @pytest.mark.parametrize("lane", ["", "smtp:a.test:25"])
 @pytest.mark.parametrize(
     "damage",
