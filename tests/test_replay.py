@@ -67,6 +67,15 @@ class Desk:
         path.write_text(json.dumps(options))
         return path
 
+    def fill(self, records: list[dict[str, Any]]) -> None:
+        async def note() -> None:
+            spool = await SqliteSpool.open(SpoolOptions(str(self.folder / "spool"), min_free=1))
+            for record in records:
+                spool.note(record)
+            await spool.close()
+
+        asyncio.run(note())
+
     def replay(self, candidate: Path, *arguments: str) -> Result:
         fixed = ["replay", "-c", str(self.current), "--with", str(candidate), "--since", "20000d"]
         return CliRunner().invoke(main, [*fixed, *arguments])
@@ -79,14 +88,9 @@ class Desk:
 
 @pytest.fixture
 def desk(tmp_path: Path) -> Desk:
-    async def fill() -> None:
-        spool = await SqliteSpool.open(SpoolOptions(str(tmp_path / "spool"), min_free=1))
-        for number, score in enumerate(SCORES):
-            spool.note(told(number, score))
-        await spool.close()
-
-    asyncio.run(fill())
-    return Desk(tmp_path)
+    made = Desk(tmp_path)
+    made.fill([told(number, score) for number, score in enumerate(SCORES)])
+    return made
 
 
 def test_the_running_configuration_gives_what_was_given(desk: Desk) -> None:
@@ -144,6 +148,22 @@ def test_a_candidate_that_cannot_be_loaded_gives_status_2(desk: Desk) -> None:
     broken.write_text("pipeline: [{dnsbl: {zones: 3}}]")
     result = desk.replay(broken)
     assert result.exit_code == 2 and "broken.yaml" in result.stderr
+
+
+@pytest.mark.parametrize("key", ["listeners", "domains"])
+def test_mail_that_another_pipeline_would_judge_is_not_judged_by_the_one_of_then(desk: Desk, key: str) -> None:
+    candidate = desk.write("candidate.yaml", 5)
+    options = json.loads(candidate.read_text())
+    place = options["listeners"][0] if key == "listeners" else options["domains"]["example.org"]
+    place["pipeline"] = "strict"
+    candidate.write_text(json.dumps({**options, "pipelines": {"strict": [{"dnsbl": {"zones": {"bl.test": 1}}}]}}))
+    desk.fill([told(20, 0), {**told(21, 0), "listener": "127.0.0.1:2525"}])
+    found = desk.json(candidate)
+    said = {
+        "listeners": "listener 127.0.0.1:2525 has pipeline strict now",
+        "domains": "domain example.org has pipeline strict now",
+    }
+    assert found["unknown_because"] == {said[key]: 1 if key == "listeners" else len(SCORES) + 2}
 
 
 def test_nothing_recorded_fails_no_bound(desk: Desk) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -13,6 +13,10 @@ from gateway.cli import output
 from gateway.cli.options import AnswerNo, Failure, config_option, json_option, read_config
 from gateway.cli.source import Window, find_redactor, last_day, read_texts, records_option, window_options
 from gateway.config import Config, ConfigError, load
+from gateway.mail.address import Address, AddressError
+
+if TYPE_CHECKING:
+    from gateway.pipeline.told import Told
 
 _CONDITION: Final = re.compile(
     r"\s*(newly_refused|newly_accepted|changed|unknown)\s*(>=|>)\s*([0-9]{1,9}(?:\.[0-9]{1,6})?)\s*(%?)\s*\Z"
@@ -100,12 +104,41 @@ def _replay(config: Config, other: Config, window: Window, file: str | None) -> 
         config.digest,
         lambda client: any(client in network for network in other.relay_from),
         find_redactor(config),
-        {str(listener.address): listener.pipeline for listener in config.listeners},
+        _entrances(config),
+        _moved(config, other),
     )
     read_texts(config, file, window, found.add)
     pairs = {name: (then[name].entries if name in then else (), pipeline.entries) for name, pipeline in now.items()}
     options = {f"{name}: {entry}" for name, pair in pairs.items() for entry in other_options(*pair)}
     return {**found.to_json(), "other_options": sorted(options)}
+
+
+def _entrances(config: Config) -> dict[str, str]:
+    return {str(listener.address): listener.pipeline for listener in config.listeners}
+
+
+def _moved(config: Config, other: Config) -> Callable[[Told], str]:
+    """Says which pipeline a listener or a recipient's domain has in the other configuration, where that is another."""
+    from gateway.smtp.domains import Domain, Domains
+
+    doors = {name: now for name, now in _entrances(other).items() if _entrances(config).get(name, now) != now}
+    then, now = (Domains({n: Domain(n, d.pipeline or "") for n, d in c.domains.items()}) for c in (config, other))
+
+    def moved(told: Told) -> str:
+        if (pipeline := doors.get(told.listener)) is not None:
+            return f"listener {told.listener} has pipeline {pipeline} now"
+        for to in told.recipients:
+            address = Address("", to.address.rpartition("@")[2])
+            try:
+                before, after = then.find(address), now.find(address)
+            except AddressError:
+                continue
+            if before and after and before.pipeline != after.pipeline:
+                own = f"pipeline {after.pipeline}" if after.pipeline else "no pipeline of its own"
+                return f"domain {after.name} has {own} now"
+        return ""
+
+    return moved
 
 
 def _print(found: dict[str, Any]) -> None:

@@ -1,7 +1,8 @@
 """Who decided, by a decision record.
 
 Whoever says something decisive is the last one to be asked at that stage, so all decisive verdicts that were applied
-have decided; but a defer that waits for what others say (``when``) may take the place of one.
+have decided, of several pipelines one each; but a defer that waits for what others say (``when``) may take the place of
+one.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ def decided(record: dict[str, Any]) -> list[dict[str, Any]]:
 def _of_group(verdicts: Any, group: list[int]) -> Iterator[int]:
     """Of the verdicts about one thing at one stage, those that decided."""
     waiting: dict[str, int] = {}
-    final: int | None = None
+    finals: list[int] = []
     for place in group:
         told = verdicts[place]
         if when := told.get("when"):
@@ -38,9 +39,7 @@ def _of_group(verdicts: Any, group: list[int]) -> Iterator[int]:
             if told["action"] != "proceed":
                 yield place
         elif told["action"] != "proceed":
-            final = place
-    action = "proceed" if final is None else verdicts[final]["action"]
+            finals.append(place)
+    action = verdicts[finals[-1]]["action"] if finals else "proceed"
     heeded = waiting.get("if-reject" if action == "reject" else "if-permit" if action in _PERMITS else "")
-    chosen = final if heeded is None else heeded
-    if chosen is not None:
-        yield chosen
+    yield from finals if heeded is None else [*finals[:-1], heeded]

@@ -55,7 +55,8 @@ class Difference:
     """Adds up transactions; keeps a few samples of each kind.
 
     `entrances` are the pipelines of listeners, by the listeners' names: they judge session and sender whichever
-    pipeline the recipients have, and their findings are in the records of their own recipients only.
+    pipeline the recipients have, and their findings are in the records of their own recipients only. `moved` says why
+    another pipeline judges a transaction now, and nothing where none does.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class Difference:
         trusted: Callable[[Any], bool],
         redactor: Redactor | None = None,
         entrances: Mapping[str, str] | None = None,
+        moved: Callable[[Told], str] = lambda told: "",
     ) -> None:
         self.counts: Counter[Kind] = Counter(dict.fromkeys(Kind, 0))
         self.further = 0
@@ -75,6 +77,7 @@ class Difference:
         doors = {listener: pipelines.get(name) for listener, name in (entrances or {}).items()}
         self._doorkeepers = {listener: door.other_doorkeeper for listener, door in doors.items() if door}
         self._entrances = entrances or {}
+        self._moved = moved
 
     @property
     def total(self) -> int:
@@ -105,6 +108,8 @@ class Difference:
         replay = self._pipelines.get(name)
         if replay is None:
             return Compared(Kind.UNKNOWN, then, "", f"there is no pipeline {name}")
+        if why := self._moved(told):
+            return Compared(Kind.UNKNOWN, then, "", why)
         entrance = self._entrances.get(told.listener, name)
         if entrance != name and (entry := self._doorkeepers.get(told.listener)):
             why = f"{entry} of pipeline {entrance} is not as it was, and what it would say of the session is not known"
@@ -137,6 +142,7 @@ def difference(
     trusted: Callable[[Any], bool],
     redactor: Redactor | None = None,
     entrances: Mapping[str, str] | None = None,
+    moved: Callable[[Told], str] = lambda told: "",
 ) -> Difference:
     """For records of the pipelines of `then`, of the configuration whose digest is `config`, beside those of `now`."""
     replays = {}
@@ -145,7 +151,7 @@ def difference(
         pair = before.entries if before else (), pipeline.entries
         basis = (before.plan, config) if before else None
         replays[name] = pipeline.replay(unchanged(*pair), counterparts(*pair), basis)
-    return Difference(replays, trusted, redactor, entrances)
+    return Difference(replays, trusted, redactor, entrances, moved)
 
 
 def compare(replay: Replay, past: Past) -> Compared:

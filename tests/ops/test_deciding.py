@@ -40,6 +40,8 @@ def said(plugin: str, action: str, stage: str = "rcpt", **more: Any) -> dict[str
         ([said("a", "defer", when="if-reject"), said("b", "defer")], ["b"]),
         ([said("a", "quarantine", "message", recipients=["x@y"]), said("b", "reject", "message")], ["a", "b"]),
         ([said("a", "proceed", "message", recipients=["x@y"])], []),
+        # Of two pipelines, for two copies.
+        ([said("a", "reject", "message"), said("b", "quarantine", "message")], ["a", "b"]),
         ([said("a", "proceed"), {"truncated": True}], []),
     ],
 )
