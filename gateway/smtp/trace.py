@@ -23,9 +23,8 @@ _RESULTS: Final = b"authentication-results"
 _UNSAFE: Final = re.compile(r"[^\x21-\x27\x2a-\x5b\x5d-\x7e]")
 # As above; but spaces stand in a comment, and double quotes are around it.
 _UNSAFE_QUOTED: Final = re.compile(r"[^\x20\x21\x23-\x27\x2a-\x5b\x5d-\x7e]")
-_RESULTS_FIELD: Final = re.compile(
-    rb"^authentication-results[ \t]*:[^\r\n]*(?:\r\n[ \t][^\r\n]*)*(?:\r\n)?", re.IGNORECASE | re.MULTILINE
-)
+_NO_FIELD: Final = re.compile(rb"\A[ \t]|(?ms:^(?!\r\n|[ \t]|[\x21-\x39\x3b-\x7e]{1,997}[ \t]*:).)")
+"""What ends a header section in its midst, as `gateway.mail.message.split_header` has it."""
 _QUOTED: Final = re.compile(r'"((?:[^"\\]|\\.)*)"')
 _WORD: Final = re.compile(r"[^\s;(\"]+")
 _date: tuple[int, str] = (-1, "")
@@ -111,30 +110,17 @@ def rewrite(section: bytes, authserv_id: str, edits: tuple[Edit, ...]) -> tuple[
 
     Nothing to do gives ``(b"", 0)``. Raises ValueError for an edit that cannot be made.
     """
-    if section.startswith((b" ", b"\t")):
-        # As a fold it would go on with our own field above it, and what no filter took for fields would follow as such.
-        # So it is of the body, as `split_header` has it.
-        return b"".join(f.raw for f in apply_edits((), edits)) + b"\r\n", 0
     suspect = _RESULTS in section.lower()
-    if not edits and not suspect:
+    broken_off = _NO_FIELD.search(section) is not None
+    if not edits and not suspect and not broken_off:
         return b"", 0
     fields, end = split_header(section)
-    rest = b""
     if suspect:
         fields = [f for f in fields if not is_own_results(f, authserv_id)]
-        # A line that is no field ends the header for us. Some readers skip it and read on, so look on for them.
-        rest, end = _strip(section[end:], authserv_id), len(section)
-    return b"".join(f.raw for f in apply_edits(fields, edits)) + rest, end
-
-
-def _strip(lines: bytes, authserv_id: str) -> bytes:
-    """`lines` without the fields among them that claim to be our results."""
-
-    def keep(match: re.Match[bytes]) -> bytes:
-        own = is_own_results(HeaderField("Authentication-Results", match[0]), authserv_id)
-        return b"" if own else match[0]
-
-    return _RESULTS_FIELD.sub(keep, lines)
+    head = b"".join(f.raw for f in apply_edits(fields, edits))
+    # A line that is no field, or a fold of none, ends the header for all that judged it. Some readers skip it and read
+    # on: they would see an author whom nobody has looked at. An empty line has them see what was judged.
+    return head + b"\r\n" if broken_off else head, end
 
 
 def is_own_results(field: HeaderField, authserv_id: str) -> bool:

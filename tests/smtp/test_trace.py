@@ -6,6 +6,8 @@ import ipaddress
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gateway.mail.address import Address
 from gateway.mail.edit import AddHeader
@@ -133,9 +135,9 @@ def test_results_of_others_are_kept_as_they_are(value):
 
 
 @pytest.mark.parametrize("value", FORGED)
-def test_results_in_our_name_are_removed_behind_a_line_that_is_no_field_too(value):
+def test_results_in_our_name_behind_a_line_that_is_no_field_are_of_the_body(value):
     section = f"A: 1\r\nno field\r\nAuthentication-Results: {value}\r\nB: 2\r\n".encode()
-    assert trace.rewrite(section, OURS, ()) == (b"A: 1\r\nno field\r\nB: 2\r\n", len(section))
+    assert trace.rewrite(section, OURS, ()) == (b"A: 1\r\n\r\n", 6)
 
 
 def test_a_forged_field_may_be_the_last_octets_of_the_message():
@@ -168,7 +170,7 @@ def test_without_edits_and_suspects_the_header_is_left_alone():
 def test_edits_are_made_to_what_is_left():
     section = b"A: 1\r\nAuthentication-Results: mx.example.org; x\r\nno field\r\nB: 2\r\n"
     head, skip = trace.rewrite(section, OURS, (AddHeader("X", "1"),))
-    assert head + section[skip:] == b"X: 1\r\nA: 1\r\nno field\r\nB: 2\r\n"
+    assert head + section[skip:] == b"X: 1\r\nA: 1\r\n\r\nno field\r\nB: 2\r\n"
 
 
 @pytest.mark.parametrize("lead", [b" ", b"\t"])
@@ -189,3 +191,22 @@ def test_other_fields_with_a_similar_name_are_kept():
 )
 def test_the_header_ends_at_the_empty_line(head, end):
     assert trace.header_end(head) == end
+
+
+_ODD = ["A: 1", "B:", " fold", "\tfold", "no field", "From x", ": 1", "\xe4: 1", "A" * 997 + ": 1", "A" * 998 + ":"]
+_LINES = st.sampled_from([line.encode() for line in _ODD])
+
+
+@given(st.lists(_LINES, max_size=6), st.sampled_from([b"", b"\r\n"]))
+def test_an_empty_line_stands_before_all_that_nobody_took_for_fields(lines, end):
+    section = b"\r\n".join(lines) + (end if lines else b"")
+    fields, at = split_header(section)
+    head, skip = trace.rewrite(section, OURS, ())
+    if at == len(section):
+        assert (head, skip) == (b"", 0)
+    else:
+        assert head == b"".join(field.raw for field in fields) + b"\r\n" and skip == at
+    edited, skip = trace.rewrite(section, OURS, (AddHeader("X", "1"),))
+    again, after = split_header(edited + section[skip:])
+    assert [field.name for field in again] == ["X", *(field.name for field in fields)]
+    assert (edited + section[skip:])[after:] in (section[at:], b"\r\n" + section[at:])
