@@ -134,12 +134,13 @@ def _recover(directory: Path, database: sqlite3.Connection, on_step: Callable[[S
     database.executemany(
         "UPDATE message SET state = ?, reason = ? WHERE id = ?", [(State.CORRUPT, _LOST, id) for id in lost]
     )
-    database.execute("COMMIT")
-    on_step(Step.RECOVERY_DONE)
     for name in orphans:
-        # A message that somebody enters by hand is renamed at any time.
+        # Before anybody else may write: then a message that is entered by hand, or handed over, gets its file's name, of
+        # which one that came to nothing may have left a file here.
         with contextlib.suppress(FileNotFoundError):
             os.unlink(content / name)
+    database.execute("COMMIT")
+    on_step(Step.RECOVERY_DONE)
     if released or orphans or lost:
         _log.info("spool.recovered", shard=directory.name, released=released, orphans=len(orphans), corrupt=len(lost))
 

@@ -335,6 +335,24 @@ def test_recovery_that_is_stopped_can_be_begun_again(tmp_path, step):
     asyncio.run(check())
 
 
+def test_a_file_that_gets_its_name_once_others_may_write_again_is_no_orphan(tmp_path):
+    async def check() -> None:
+        await filled(tmp_path, SMALL)
+        content = database(options(tmp_path)).parent / "content"
+        again = content / new_id()
+        again.write_bytes(b"of an import that came to nothing")
+
+        def enter(reached: Step) -> None:
+            if reached is Step.RECOVERY_DONE:
+                again.write_bytes(b"of the next try, whose row is stored now")
+
+        spool = await SqliteSpool.open(options(tmp_path), on_step=enter)
+        await spool.close()
+        assert again.read_bytes() == b"of the next try, whose row is stored now"
+
+    asyncio.run(check())
+
+
 def test_what_is_no_file_in_the_content_directory_is_left_alone(tmp_path):
     async def check() -> None:
         await filled(tmp_path, LARGE)
