@@ -135,8 +135,8 @@ def _recover(directory: Path, database: sqlite3.Connection, on_step: Callable[[S
         "UPDATE message SET state = ?, reason = ? WHERE id = ?", [(State.CORRUPT, _LOST, id) for id in lost]
     )
     for name in orphans:
-        # Before anybody else may write: then a message that is entered by hand, or handed over, gets its file's name, of
-        # which one that came to nothing may have left a file here.
+        # Before anybody else may write: a message that is entered by hand or handed over may be about to give its file
+        # the name that one from an earlier try has here.
         with contextlib.suppress(FileNotFoundError):
             os.unlink(content / name)
     database.execute("COMMIT")
