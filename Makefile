@@ -13,7 +13,7 @@ IMAGE_TEST := tests/chart/test_image.py
 # Tests and benchmarks start many processes, which would compile everything anew where the environment says so.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help run test test-fast lint chart chart-full chart-files image image-test e2e bench bench-asked bench-filtered bench-plugins bench-depth bench-outage bench-queue bench-postgres day durability publish lock public-names clean setup-run setup-test setup-full
+.PHONY: help run test test-fast lint chart chart-full chart-files image image-test e2e bench bench-asked bench-filtered bench-plugins bench-depth bench-outage bench-queue bench-postgres day durability fuzz publish lock public-names clean setup-run setup-test setup-full
 
 help:
 	@echo "make run        set up, then start Gatepost on 127.0.0.1:2525 (foreground, Ctrl-C drains and ends it)"
@@ -36,6 +36,7 @@ help:
 	@echo "make bench-queue      listing a queue of 100,000 messages, and a restart with it, beside Postfix"
 	@echo "make bench-postgres   what a queue in PostgreSQL costs, beside one in SQLite"
 	@echo "make day        record 20,000 transactions of mixed traffic, replay them, check what is printed (ARGS=\"--seed 2\")"
+	@echo "make fuzz       hostile input that nobody has tried before; make test feeds the same each time"
 	@echo "make durability kill, cut and fill up until something is lost; writes docs/durability.md (ARGS=\"--rounds 5\")"
 	@echo "make lock       write the lock files anew from pyproject.toml"
 	@echo "make public-names     write the file of the SDK's public names anew, after a change of them"
@@ -107,6 +108,9 @@ bench-postgres: setup-test
 
 day: setup-test
 	$(PY) -m tests.traffic.check $(ARGS)
+
+fuzz: setup-test
+	$(PY) -m pytest -n $(JOBS) --hypothesis-profile=random tests/fuzz $(ARGS)
 
 durability: setup-test
 	$(PY) -m tests.crash.durability $(ARGS)

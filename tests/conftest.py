@@ -35,6 +35,10 @@ hypothesis.settings.register_profile(
     # How quickly examples are made is nothing to judge on a busy machine.
     suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
+# For `make fuzz`: other examples each time, and more of them where a test does not say how many.
+hypothesis.settings.register_profile(
+    "random", hypothesis.settings.get_profile("gatepost"), max_examples=1000, derandomize=False, print_blob=True
+)
 hypothesis.settings.load_profile("gatepost")
 
 _MARK = f"GATEPOST_TEST_RUN={uuid.uuid4().hex}"
