@@ -152,6 +152,15 @@ def test_odd_messages_are_told_too(content, fields, body):
         assert (milter.data("L"), milter.data("B")) == (fields, [body] if body else [])
 
 
+@pytest.mark.parametrize("octets", [65535 - 7, 65535 - 6, 200_000])
+def test_a_field_larger_than_a_packet_is_cut_since_libmilter_would_close_the_connection(octets):
+    with ScriptedMilter() as milter:
+        eom(milter, b"X-Big: " + b"y" * octets + b"\r\nX-Next: 1\r\n\r\n")
+        big, following = milter.data("L")
+        assert big == b"X-Big\0" + b"y" * (65535 - 7) + b"\0"
+        assert (len(big), following) == (65535, b"X-Next\x001\0")
+
+
 def test_a_large_body_comes_in_pieces_of_65535_octets():
     body = bytes(range(128, 256)) * 2048
     with ScriptedMilter(steps=QUIET_BODY) as milter:
