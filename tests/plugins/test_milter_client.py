@@ -611,6 +611,21 @@ def test_who_answers_once_too_often_is_not_listened_to_any_more():
         assert milter.letters == "CHCHM"
 
 
+@pytest.mark.parametrize("letter", ["A", "K"])
+def test_who_answers_what_is_never_answered_is_not_listened_to_any_more(letter):
+    """Said to one session, it would be taken for the answer to the next one's first command, and shift all others."""
+    session, following = make_session(), make_transaction()
+    with ScriptedMilter({letter: CONTINUE, "E": [CONTINUE, REJECT]}) as milter, asking(milter) as made:
+        whole(made, make_transaction(session))
+        if letter == "A":
+            given_up = Transaction(session.id + "2", session, NULL_SENDER, MailParameters())
+            assert found(made, Stage.MAIL, transaction=given_up).action is MilterAction.CONTINUE
+        made.hang_up(session)
+        milter.wait_letters("CHMRTLLLLNBE" + ("MAK" if letter == "A" else "K"))
+        assert whole(made, following)[-1] is MilterAction.REJECT
+        assert milter.connections == 2
+
+
 def test_a_new_connection_that_dies_is_a_failure():
     with ScriptedMilter({"C": Die}) as milter, asking(milter) as made:
         with pytest.raises(MilterGone):
