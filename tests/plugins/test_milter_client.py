@@ -527,6 +527,18 @@ def test_changes_are_bounded(script, options):
 # Sessions and connections
 
 
+@pytest.mark.parametrize("end", [reply("550 no"), packet("?")])
+def test_what_was_to_be_changed_in_a_message_that_came_to_nothing_is_not_changed_in_the_next(end):
+    session = make_session()
+    following = Transaction(session.id + "2", session, NULL_SENDER, MailParameters())
+    script = {"E": added("X-A", "1") + packet("q", b"odd\0") + end, "M": [CONTINUE, ACCEPT]}
+    with ScriptedMilter(script) as milter, asking(milter) as made:
+        with contextlib.suppress(MilterError):
+            assert whole(made, make_transaction(session))[-1] is MilterAction.REJECT
+        accepted = found(made, Stage.MAIL, transaction=following)
+        assert accepted == MilterReply(MilterAction.ACCEPT, "m")
+
+
 def test_a_connection_is_kept_for_the_next_session():
     with ScriptedMilter() as milter, asking(milter) as made:
         for _ in range(3):
