@@ -306,6 +306,18 @@ def test_what_is_no_request_closes_the_connection_and_what_came_before_was_answe
     assert outcomes(setting) == ["accepted"]
 
 
+def test_a_client_is_judged_whatever_length_its_helo_name_has() -> None:
+    """Without an answer Postfix would do what it does when nobody judges, which may be to let it through."""
+    setting = Setting(helo=lambda session: reject("7.1", f"{len(session.helo)}"))
+
+    async def walk(server: Delegate, connect: Any) -> list[str]:
+        client = await connect()
+        return [await client.ask(protocol_state="RCPT", helo_name="h" * size) for size in (512, 1900)]
+
+    answers = serve(setting, walk)
+    assert [answer.split(" (")[0] for answer in answers] == ["550 5.7.1 512"] * 2
+
+
 def test_connections_and_messages_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(delegate, "INSTANCES", 2)
 
