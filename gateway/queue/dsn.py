@@ -22,7 +22,7 @@ from typing import Any, Final
 from gateway.mail.address import NULL_SENDER, Address, AddressError
 from gateway.mail.envelope import Body, Envelope, MailParameters, Recipient, Ret
 from gateway.mail.message import Content, split_header
-from gateway.mail.sevenbit import Unconvertible, to_seven_bit
+from gateway.mail.sevenbit import fits_seven_bits
 from gateway.queue.lifecycle import Action, Notice, Report
 from gateway.spool.spool import NewDsn, NewMessage, Stored
 
@@ -172,7 +172,7 @@ def write(
         "\r\n".join(head).encode() + b"".join(delimiter + b"\r\n" + part for part in parts) + delimiter + b"--\r\n"
     )
     body = Body.SEVEN_BIT if content.isascii() else Body.EIGHT_BIT
-    if original is not None and original.full and not utf8 and not _fits_seven_bits(content):
+    if original is not None and original.full and not utf8 and not fits_seven_bits(content):
         # A host without 8BITMIME could not have it, and what cannot be told with all of the message is told without.
         return write(id, message, reports, _header(original.octets), now, writer, reader)
     # What is told of a message is to be protected as it was (RFC 8689 section 5).
@@ -323,15 +323,6 @@ def _can_stand(octets: bytes) -> bool:
     """Whether octets may be sent as they are: no NUL, no line over 998 octets, no stray CR or LF."""
     lines = octets.split(b"\r\n")
     return b"\0" not in octets and all(len(n) <= _LINE_OCTETS and b"\r" not in n and b"\n" not in n for n in lines)
-
-
-def _fits_seven_bits(content: bytes) -> bool:
-    """Whether a next hop without 8BITMIME can have it (RFC 6152 section 3)."""
-    try:
-        to_seven_bit(content)
-    except Unconvertible:
-        return False
-    return True
 
 
 def _is_header(section: bytes, *, utf8: bool) -> bool:
