@@ -13,7 +13,7 @@ from gateway.guest import delegate
 from gateway.guest.delegate import Delegate, Options
 from gateway.mail.edit import AddHeader
 from gateway.sdk import PROCEED
-from gateway.sdk.verdict import accept, annotate, defer, disconnect, reject
+from gateway.sdk.verdict import accept, annotate, defer, disconnect, quarantine, reject
 from tests.guest.setting import Setting, attributes
 
 Ask = Callable[..., Awaitable[str]]
@@ -256,6 +256,17 @@ def test_what_waits_to_be_told_is_told_with_the_next_request() -> None:
     (record,) = setting.records.by_id.values()
     assert [edit["name"] for edit in record["edits"]] == ["X-A", "X-B"]
     assert record["mta"]["left_out"] == ["AddHeader X-C 0"]
+
+
+def test_rset_after_mail_does_not_free_a_message_from_being_held() -> None:
+    setting = Setting(mail=lambda txn: quarantine("odd"))
+
+    async def walk(server: Delegate, connect: Any) -> list[str]:
+        client = await connect()
+        said = [await client.ask(protocol_state="MAIL", instance="", recipient="") for _ in range(2)]
+        return [*said, await client.ask(protocol_state="RCPT", instance="N1")]
+
+    assert serve(setting, walk) == ["HOLD odd", "HOLD odd", "DUNNO"]
 
 
 def test_our_bug_is_answered_with_trouble_and_the_message_is_begun_anew(monkeypatch: pytest.MonkeyPatch) -> None:
