@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 
 from gateway.mail.address import Address, Sender
-from gateway.mail.envelope import Body, Envelope, MailParameters, Recipient
+from gateway.mail.envelope import Body, Envelope, MailParameters, Notify, Recipient
 from gateway.mail.session import new_session_id, transaction_id
 from gateway.ops import log
 from gateway.sdk.services import Clock, OutboxError
@@ -39,7 +39,9 @@ class SpoolOutbox:
         content = await self._sign(content)
         id = transaction_id(new_session_id(), 0)
         body = Body.SEVEN_BIT if content.isascii() else Body.EIGHT_BIT
-        envelope = Envelope(sender, tuple(map(Recipient, recipients)), MailParameters(body=body))
+        # Whom it does not reach nobody has to be told of, neither by us nor by hosts after us.
+        chosen = tuple(Recipient(recipient, frozenset({Notify.NEVER})) for recipient in recipients)
+        envelope = Envelope(sender, chosen, MailParameters(body=body))
         draft = self._spool.draft(id)
         try:
             await draft.write(content)

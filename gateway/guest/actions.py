@@ -64,7 +64,8 @@ class Owed:
             # Postfix skips these actions then: there is no message yet.
             return ""
         for name, reason in (("DISCARD", self.discard), ("HOLD", self.hold)):
-            if reason and name not in self._told:
+            # After RSET Postfix has forgotten it, and asks as if about the same message. To say it twice does no harm.
+            if reason and (name not in self._told or state is State.MAIL):
                 self._told.add(name)
                 return f"{name} {_one_line(reason)}"
         if self.discard:

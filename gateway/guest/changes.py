@@ -8,7 +8,7 @@ new ones.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -87,13 +87,13 @@ def plan(
     edits: Sequence[Edit],
     *,
     dropped: Sequence[Recipient] = (),
-    named: Mapping[str, str] | None = None,
+    named: Mapping[str, Iterable[str]] | None = None,
     leads: bool = True,
 ) -> Changes:
     """The calls that these edits come to.
 
-    `dropped` are recipients to take out besides; `named` gives by `Address.key` how the MTA named a recipient. `leads`
-    says that the MTA takes values with the white space before them (SMFIP_HDR_LEADSPC).
+    `dropped` are recipients to take out besides; `named` gives by `Address.key` all names that the MTA has for a
+    recipient. `leads` says that the MTA takes values with the white space before them (SMFIP_HDR_LEADSPC).
     """
     named = named or {}
     after = edit_envelope(envelope, edits)
@@ -108,9 +108,17 @@ def plan(
         replaced_body(edits),
         _sender(sender) if sender else None,
         tuple((f"<{r.address}>", _parameters(r)) for r in after.recipients if r.address.key not in before),
-        tuple(named.get(r.address.key, f"<{r.address}>") for r in envelope.recipients if r.address.key in gone),
+        _deleted(envelope.recipients, gone, named),
         (*left_out, *mended),
     )
+
+
+def _deleted(
+    recipients: Sequence[Recipient], gone: Container[str], named: Mapping[str, Iterable[str]]
+) -> tuple[str, ...]:
+    """The names of those who are gone. An MTA tells letters apart, in which one recipient may have been given twice."""
+    names = [named.get(r.address.key, (f"<{r.address}>",)) for r in recipients if r.address.key in gone]
+    return tuple(dict.fromkeys(name for those in names for name in those))
 
 
 def _fields(

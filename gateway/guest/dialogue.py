@@ -104,7 +104,8 @@ class _Mail:
     """The message that is under way."""
 
     buffer: MailBuffer
-    named: dict[str, str] = field(default_factory=dict)
+    named: dict[str, dict[str, None]] = field(default_factory=dict)
+    """By `Address.key`, the names that the MTA has for recipients who were let through, in their order."""
     data: bool = False
     trouble: Answer | None = None
 
@@ -175,8 +176,10 @@ class Dialogue:
             address = parse_recipient(recipient, self._options.hostname)
         except AddressError as error:
             return self._malformed(_BAD_RECIPIENT, error)
-        mail.named.setdefault(address.key, recipient)
-        return self._said(self._wait(visit.rcpt(recipient_parameters(address, parameters)), Stage.RCPT))
+        answer = self._said(self._wait(visit.rcpt(recipient_parameters(address, parameters)), Stage.RCPT))
+        if answer is PROCEED:
+            mail.named.setdefault(address.key, {})[recipient] = None
+        return answer
 
     def data(self, macros: Mapping[str, str]) -> Answer:
         """The content comes next."""

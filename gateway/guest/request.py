@@ -113,7 +113,8 @@ def read_request(attributes: Mapping[str, str]) -> Request:
         _short(attributes, "instance"),
         _client(attributes.get("client_address", "")),
         _port(attributes.get("client_port", "")),
-        _short(attributes, "helo_name"),
+        # A client may give one as long as it likes, and is not to be left unjudged for it.
+        attributes.get("helo_name", "")[:_NAME_CHARACTERS],
         attributes.get("protocol_name", "") == "ESMTP",
         Tls(version, _short(attributes, "encryption_cipher")) if version else None,
         "" if attributes.get("client_name") == "unknown" else _short(attributes, "client_name"),

@@ -65,6 +65,15 @@ def to_seven_bit(content: bytes) -> bytes:
     return _message(content, _Budget(), 0)
 
 
+def fits_seven_bits(content: bytes) -> bool:
+    """Whether the message can be written in 7 bits."""
+    try:
+        to_seven_bit(content)
+    except Unconvertible:
+        return False
+    return True
+
+
 def _message(content: bytes, budget: _Budget, depth: int) -> bytes:
     """A whole message, at the top or inside."""
     fields, at = split_header(content)

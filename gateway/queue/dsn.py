@@ -2,11 +2,10 @@
 
 *Promises*: whatever stands in replies, addresses, parameters or the original message, a DSN is well-formed: CRLF
 line ends only, no line over 998 octets, no header field or MIME part that we did not mean, at most about 100 KiB of
-the original.
+the original. A DSN to an ASCII address can be written in seven bits, for next hops without 8BITMIME.
 
 *RFCs*: 3464 (the report), 3461 section 6 (ENVID, ORCPT, RET), 6522 (multipart/report), 6533 (UTF-8 addresses), 3834
-(Auto-Submitted), 5321 section 4.5.5 (null sender),
-8689 section 5 (REQUIRETLS).
+(Auto-Submitted), 5321 section 4.5.5 (null sender), 6152 section 3 (8BITMIME), 8689 section 5 (REQUIRETLS).
 """
 
 from __future__ import annotations
@@ -23,6 +22,7 @@ from typing import Any, Final
 from gateway.mail.address import NULL_SENDER, Address, AddressError
 from gateway.mail.envelope import Body, Envelope, MailParameters, Recipient, Ret
 from gateway.mail.message import Content, split_header
+from gateway.mail.sevenbit import fits_seven_bits
 from gateway.queue.lifecycle import Action, Notice, Report
 from gateway.spool.spool import NewDsn, NewMessage, Stored
 
@@ -172,6 +172,9 @@ def write(
         "\r\n".join(head).encode() + b"".join(delimiter + b"\r\n" + part for part in parts) + delimiter + b"--\r\n"
     )
     body = Body.SEVEN_BIT if content.isascii() else Body.EIGHT_BIT
+    if original is not None and original.full and not utf8 and not fits_seven_bits(content):
+        # A host without 8BITMIME could not have it, and what cannot be told with all of the message is told without.
+        return write(id, message, reports, _header(original.octets), now, writer, reader)
     # What is told of a message is to be protected as it was (RFC 8689 section 5).
     parameters = MailParameters(body=body, smtputf8=utf8, requiretls=message.envelope.parameters.requiretls)
     record = _record(id, message, sender, notice, reports, len(content), now)

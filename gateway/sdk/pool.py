@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from collections.abc import Callable
 from typing import Generic, TypeVar
@@ -60,3 +61,18 @@ class Pool(Generic[_T]):
         too_old = self._clock.monotonic() - self._idle
         while self._kept and self._kept[0][0] < too_old:
             self._close(self._kept.popleft()[1])
+
+
+def has_come(reader: asyncio.StreamReader) -> bool:
+    """Whether octets or the end of the stream wait to be read, where nobody reads. What is there is of no use then.
+
+    So it is with a connection on which nothing was asked: the next answer over it could be that to another question.
+    """
+    reading = reader.read(1)
+    try:
+        reading.send(None)
+    except (StopIteration, OSError):
+        return True
+    finally:
+        reading.close()
+    return False

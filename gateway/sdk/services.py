@@ -245,7 +245,8 @@ class Outbox(Protocol):
     async def send(self, sender: Sender, recipients: Sequence[Address], content: bytes) -> str:
         """Queue a message, durably; gives its queue id. `content` is the whole message with CRLF line ends.
 
-        It is delivered by the configured routes. No DSN is made for it. Raises `OutboxError`.
+        It is delivered by the configured routes. No DSN is made for it: where it cannot be delivered it is over, and
+        that is logged. Raises `OutboxError`.
         """
         ...
 

@@ -208,7 +208,8 @@ def new_row(message: NewMessage, slots: tuple[Slot, ...], size: int, eight_bit: 
         slots_json(slots),
         message.owed,
         message.trusted,
-        message.reason,
+        # A filter may have put a sender's octets into it.
+        message.reason.encode("utf-8", "replace").decode("utf-8"),
         flags.get("skip", 0),
         eight_bit,
         flags.get("file", 0),

@@ -18,6 +18,7 @@ from typing import Final
 from prometheus_client import Counter
 
 from gateway.sdk import Clock
+from gateway.sdk.pool import has_come
 from plugins.delegation.codec import CodecError, ReplyReader, State
 
 RECONNECTS: Final = Counter(
@@ -59,23 +60,11 @@ class _Link:
 
         The next reply over such a connection could be that to another request.
         """
-        return self.writer.is_closing() or _has_come(self.reader)
+        return self.writer.is_closing() or has_come(self.reader)
 
     def close(self) -> None:
         # At once: nothing is left to be sent, and there may be no time to wait for anything.
         self.writer.transport.abort()
-
-
-def _has_come(reader: asyncio.StreamReader) -> bool:
-    """Whether octets or the end of the stream wait to be read. Where there is nothing, nothing is taken."""
-    reading = reader.read(1)
-    try:
-        reading.send(None)
-    except (StopIteration, OSError):
-        return True
-    finally:
-        reading.close()
-    return False
 
 
 class _Unanswered(Exception):

@@ -245,7 +245,9 @@ class Codec:
         return self._say(Command.DATA, macros, packet(Command.DATA))
 
     def header(self, name: bytes, value: bytes) -> bytes:
-        """One header field: no NUL in it, lines ended by LF alone."""
+        """One header field: no NUL in it, lines ended by LF alone; its end is left out where it is too large."""
+        # libmilter closes the connection when a packet is larger, and anybody may write such a field.
+        value = value[: CHUNK_OCTETS - len(name) - 2]
         return self._say(Command.HEADER, None, packet(Command.HEADER, name + b"\0" + value + b"\0"))
 
     def eoh(self, macros: Macros) -> bytes:

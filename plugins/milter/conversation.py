@@ -111,6 +111,8 @@ class Conversation:
         Raises `MilterError` and OSError when it fails, and then the conversation has ended.
         """
         self._busy = True
+        # Of a message that was refused, or at whose end it failed.
+        self._changes = None
         try:
             while True:
                 if self._link is not None and self._link.dead:

@@ -58,8 +58,8 @@ class Crew:
     async def run(self, work: Callable[[], T]) -> T:
         """Have it done by a thread of the crew, and wait for it.
 
-        Raises what the work raises, and `MilterError` at once when all threads are stuck. Cancelled, it leaves the
-        thread to itself.
+        Raises what the work raises, and `MilterError` at once when all threads are stuck or none can be begun.
+        Cancelled, it leaves the thread to itself.
         """
         if not self.most:
             return _done_here(work)
@@ -68,11 +68,9 @@ class Crew:
         await self._slots.acquire()
         loop = asyncio.get_running_loop()
         job = _Job(work, loop.create_future())
+        if self._busy >= self._threads:
+            self._begin(loop)
         self._busy += 1
-        if self._busy > self._threads:
-            self._threads += 1
-            name = f"{self._name}-{self._threads}"
-            threading.Thread(target=self._serve, args=(loop,), name=name, daemon=True).start()
         self._jobs.put(job)
         try:
             result: T = await job.waiting
@@ -82,6 +80,16 @@ class Crew:
                 job.abandoned = True
                 self._change_stuck(1)
             raise
+
+    def _begin(self, loop: asyncio.AbstractEventLoop) -> None:
+        """One thread more. Raises `MilterError` where the system has none to give."""
+        name = f"{self._name}-{self._threads + 1}"
+        try:
+            threading.Thread(target=self._serve, args=(loop,), name=name, daemon=True).start()
+        except RuntimeError as error:
+            self._slots.release()
+            raise MilterError(f"no thread for it: {error}") from error
+        self._threads += 1
 
     def close(self) -> None:
         """Let the threads go; who is stuck goes when its work ends."""

@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 from gateway.sdk import progress
+from gateway.sdk.pool import has_come
 from plugins.milter.codec import Codec
 from plugins.milter.packets import Answer, Event, MilterError, Modification, Negotiated, Progress, Said
 
@@ -52,8 +53,11 @@ class Link:
 
     @property
     def dead(self) -> bool:
-        """Whether it is known to be of no use: the milter has closed it, or said something unasked."""
-        return self._writer.is_closing() or self._reader.at_eof() or self.codec.trouble is not None
+        """Whether it is known to be of no use: the milter has closed it, or said something unasked.
+
+        To be asked while no answer is due.
+        """
+        return self._writer.is_closing() or self.codec.trouble is not None or has_come(self._reader)
 
     async def agree(self, seconds: float) -> None:
         """Agree on options."""
@@ -155,7 +159,7 @@ class Link:
 
     def release(self) -> bool:
         """End the session but not the connection, if both sides can; says whether it waits for another session now."""
-        if self.dead or self._events or not self.codec.reusable:
+        if self._events or not self.codec.reusable or self.dead:
             return False
         self._end(keep=True)
         self.answers, self.reused = 0, True
@@ -163,7 +167,7 @@ class Link:
 
     def close(self) -> None:
         """Take leave, as far as that can be done without waiting, and close."""
-        if not self.dead and self.codec.awaited is None and self.codec.can_quit:
+        if self.codec.can_quit and not self.dead:
             self._end(keep=False)
         self._writer.close()
 

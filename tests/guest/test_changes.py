@@ -99,7 +99,7 @@ def test_the_envelope_is_changed_by_what_it_comes_out_as() -> None:
         ChangeSender(Address("x y", "z.test"), Ret.HEADERS, "id"),
         Reroute("smtp:elsewhere.test:25"),
     ]
-    made = plan(FIELDS, ENVELOPE, edits, named={"ben@example.test": "<Ben@example.test>"}, dropped=(EVA,))
+    made = plan(FIELDS, ENVELOPE, edits, named={"ben@example.test": ("<Ben@example.test>",)}, dropped=(EVA,))
     assert made.added == (("<new@example.test>", "NOTIFY=NEVER ORCPT=rfc822;x"),)
     assert made.deleted == ("<Ben@example.test>", "<eva@example.test>")
     assert made.sender == SetSender('<"x y"@z.test>', "RET=HDRS ENVID=id")

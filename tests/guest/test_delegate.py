@@ -13,7 +13,7 @@ from gateway.guest import delegate
 from gateway.guest.delegate import Delegate, Options
 from gateway.mail.edit import AddHeader
 from gateway.sdk import PROCEED
-from gateway.sdk.verdict import accept, annotate, defer, disconnect, reject
+from gateway.sdk.verdict import accept, annotate, defer, disconnect, quarantine, reject
 from tests.guest.setting import Setting, attributes
 
 Ask = Callable[..., Awaitable[str]]
@@ -258,6 +258,17 @@ def test_what_waits_to_be_told_is_told_with_the_next_request() -> None:
     assert record["mta"]["left_out"] == ["AddHeader X-C 0"]
 
 
+def test_rset_after_mail_does_not_free_a_message_from_being_held() -> None:
+    setting = Setting(mail=lambda txn: quarantine("odd"))
+
+    async def walk(server: Delegate, connect: Any) -> list[str]:
+        client = await connect()
+        said = [await client.ask(protocol_state="MAIL", instance="", recipient="") for _ in range(2)]
+        return [*said, await client.ask(protocol_state="RCPT", instance="N1")]
+
+    assert serve(setting, walk) == ["HOLD odd", "HOLD odd", "DUNNO"]
+
+
 def test_our_bug_is_answered_with_trouble_and_the_message_is_begun_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     setting = Setting()
     real = delegate.Instance.answer
@@ -304,6 +315,18 @@ def test_what_is_no_request_closes_the_connection_and_what_came_before_was_answe
     setting = Setting()
     serve(setting, walk)
     assert outcomes(setting) == ["accepted"]
+
+
+def test_a_client_is_judged_whatever_length_its_helo_name_has() -> None:
+    """Without an answer Postfix would do what it does when nobody judges, which may be to let it through."""
+    setting = Setting(helo=lambda session: reject("7.1", f"{len(session.helo)}"))
+
+    async def walk(server: Delegate, connect: Any) -> list[str]:
+        client = await connect()
+        return [await client.ask(protocol_state="RCPT", helo_name="h" * size) for size in (512, 1900)]
+
+    answers = serve(setting, walk)
+    assert [answer.split(" (")[0] for answer in answers] == ["550 5.7.1 512"] * 2
 
 
 def test_connections_and_messages_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -163,6 +163,19 @@ def test_recipients_are_taken_off_by_the_name_that_the_mta_gave_them() -> None:
     assert mta.changes[0].deleted == ("<ben@example.test>",)
 
 
+def test_a_recipient_who_was_given_in_other_letters_too_is_taken_off_by_all_names_of_his() -> None:
+    """Postfix and Sendmail compare names octet by octet: what is not named to them gets the message all the same."""
+
+    def refuse_once(txn: Any, recipient: Any) -> Any:
+        return reject("7.1", "no") if recipient.address.local == "bEn" else GO_ON
+
+    setting = Setting(rcpt=refuse_once, message=lambda txn, message: annotate(DeleteRecipient(BEN.address)))
+    mta = FakeMta()
+    to = ("<bEn@example.test>", "<Ben@Example.test>", "<ben@example.test>", "<eva@example.test>", "<ben@example.test>")
+    assert converse(setting, lambda d: hand_in(d, mta, to=to)) == PROCEED
+    assert mta.changes[0].deleted == ("<Ben@Example.test>", "<ben@example.test>")
+
+
 def test_discard_and_quarantine_are_the_mtas_to_do() -> None:
     setting = Setting(message=lambda txn, message: discard("gone"))
     assert converse(setting, lambda d: hand_in(d, FakeMta())) == Answer(Word.DISCARD)

@@ -152,6 +152,15 @@ def test_odd_messages_are_told_too(content, fields, body):
         assert (milter.data("L"), milter.data("B")) == (fields, [body] if body else [])
 
 
+@pytest.mark.parametrize("octets", [65535 - 7, 65535 - 6, 200_000])
+def test_a_field_larger_than_a_packet_is_cut_since_libmilter_would_close_the_connection(octets):
+    with ScriptedMilter() as milter:
+        eom(milter, b"X-Big: " + b"y" * octets + b"\r\nX-Next: 1\r\n\r\n")
+        big, following = milter.data("L")
+        assert big == b"X-Big\0" + b"y" * (65535 - 7) + b"\0"
+        assert (len(big), following) == (65535, b"X-Next\x001\0")
+
+
 def test_a_large_body_comes_in_pieces_of_65535_octets():
     body = bytes(range(128, 256)) * 2048
     with ScriptedMilter(steps=QUIET_BODY) as milter:
@@ -518,6 +527,18 @@ def test_changes_are_bounded(script, options):
 # Sessions and connections
 
 
+@pytest.mark.parametrize("end", [reply("550 no"), packet("?")])
+def test_what_was_to_be_changed_in_a_message_that_came_to_nothing_is_not_changed_in_the_next(end):
+    session = make_session()
+    following = Transaction(session.id + "2", session, NULL_SENDER, MailParameters())
+    script = {"E": added("X-A", "1") + packet("q", b"odd\0") + end, "M": [CONTINUE, ACCEPT]}
+    with ScriptedMilter(script) as milter, asking(milter) as made:
+        with contextlib.suppress(MilterError):
+            assert whole(made, make_transaction(session))[-1] is MilterAction.REJECT
+        accepted = found(made, Stage.MAIL, transaction=following)
+        assert accepted == MilterReply(MilterAction.ACCEPT, "m")
+
+
 def test_a_connection_is_kept_for_the_next_session():
     with ScriptedMilter() as milter, asking(milter) as made:
         for _ in range(3):
@@ -578,8 +599,9 @@ def test_a_kept_connection_that_died_is_replaced_without_anybody_noticing():
 
 
 async def until_dead(link: Link) -> None:
-    while not link.dead:
-        await asyncio.sleep(0)
+    async with asyncio.timeout(10):
+        while not link.dead:
+            await asyncio.sleep(0)
 
 
 def test_a_connection_that_died_between_two_stages_is_replaced():
@@ -600,6 +622,22 @@ def test_who_answers_once_too_often_is_not_listened_to_any_more():
         milter.script.clear()
         assert found(made, Stage.MAIL, transaction=make_transaction(session)).action is MilterAction.CONTINUE
         assert milter.letters == "CHCHM"
+
+
+@pytest.mark.parametrize("letter", ["A", "K"])
+def test_who_answers_what_is_never_answered_is_not_listened_to_any_more(letter):
+    """Said to one session, it would be taken for the answer to the next one's first command, and shift all others."""
+    session, following = make_session(), make_transaction()
+    with ScriptedMilter({letter: CONTINUE, "E": [CONTINUE, REJECT]}) as milter, asking(milter) as made:
+        whole(made, make_transaction(session))
+        if letter == "A":
+            given_up = Transaction(session.id + "2", session, NULL_SENDER, MailParameters())
+            assert found(made, Stage.MAIL, transaction=given_up).action is MilterAction.CONTINUE
+        link = made.plugin._conversations[session.id]._link
+        made.hang_up(session)
+        made.run(until_dead(link))
+        assert whole(made, following)[-1] is MilterAction.REJECT
+        assert milter.connections == 2
 
 
 def test_a_new_connection_that_dies_is_a_failure():

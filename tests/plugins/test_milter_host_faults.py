@@ -280,3 +280,22 @@ def test_threads_end_when_the_crew_is_closed():
     for thread in asyncio.run(run()):
         thread.join(10)
         assert not thread.is_alive()
+
+
+def test_where_the_system_had_no_thread_to_give_the_work_is_done_when_it_has_one(monkeypatch):
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    async def run() -> int:
+        crew = Crew(2, "late")
+        with monkeypatch.context() as full:
+            full.setattr(threading.Thread, "start", refuse)
+            for _ in range(3):
+                with pytest.raises(MilterError, match="no thread"):
+                    await asyncio.wait_for(crew.run(lambda: 1), 10)
+        try:
+            return await asyncio.wait_for(crew.run(lambda: 1), 10)
+        finally:
+            crew.close()
+
+    assert asyncio.run(run()) == 1

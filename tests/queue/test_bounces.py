@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from gateway.app.outbox import SpoolOutbox
 from gateway.mail.address import NULL_SENDER, Address, Sender
 from gateway.mail.envelope import MailParameters, Notify, Ret
 from gateway.mail.srs import Srs
@@ -289,3 +290,18 @@ def test_a_return_path_is_made_anew_for_each_attempt(tmp_path: Path) -> None:
         assert [s for s, _ in senders(world, "example.net")] == ["try1@example.org", "try2@example.org"]
 
     play(tmp_path, scenario, paths=Counting())
+
+
+def test_a_report_of_ours_that_nobody_takes_is_over_and_waits_for_nobody(tmp_path: Path) -> None:
+    """Where a domain wants its reports its owner says, and not every one of them can be written to."""
+
+    async def scenario(world: World) -> None:
+        world.on("example.net", FAILED)
+        outbox = SpoolOutbox(world.spool, world.clock, world.scheduler.ring, Stamp().sign)
+        id = await outbox.send(address("reports@example.org"), [address("rua@example.net")], CONTENT)
+        await world.settled()
+        assert await world.find(id) is None
+        assert await world.dsns() == []
+        assert world.script("example.net").deliveries[0].recipients == (recipient("rua@example.net", Notify.NEVER),)
+
+    play(tmp_path, scenario)

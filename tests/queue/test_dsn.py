@@ -13,6 +13,7 @@ import pytest
 
 from gateway.mail.address import NULL_SENDER, Address
 from gateway.mail.envelope import Body, MailParameters, Ret
+from gateway.mail.sevenbit import to_seven_bit
 from gateway.queue import dsn
 from gateway.queue.dsn import FULL_OCTETS, Original, Writer
 from gateway.queue.lifecycle import Action, Report
@@ -301,6 +302,24 @@ def test_an_eight_bit_message_in_full_makes_an_eight_bit_dsn() -> None:
     new = make(original=Original(HEADERS + "\r\nGrün\r\n".encode(), True))
     assert originals(new)["Content-Transfer-Encoding"] == "8bit"
     assert new.message.envelope.parameters.body is Body.EIGHT_BIT
+
+
+SIGNED = b"multipart/signed; boundary=b\r\n\r\n--b\r\n\r\nh\xc3\xa9\r\n--b\r\n\r\nsignature\r\n--b--\r\n"
+NAMED = b'multipart/mixed; boundary=b\r\n\r\n--b\r\nContent-Type: text/plain; name="\xc3\xa9"\r\n\r\nhi\r\n--b--\r\n'
+
+
+@pytest.mark.parametrize("kind", [SIGNED, NAMED, b"text\r\n\r\nh\xc3\xa9\r\n"])
+@pytest.mark.parametrize("smtputf8", [False, True])
+def test_a_message_in_full_keeps_no_dsn_from_a_host_without_8bitmime(kind: bytes, smtputf8: bool) -> None:
+    subject = "é".encode() if smtputf8 else b"x"
+    content = b"Subject: " + subject + b"\r\nMIME-Version: 1.0\r\nContent-Type: " + kind
+    message = stored(parameters=MailParameters(ret=Ret.FULL, smtputf8=smtputf8))
+    message = replace(message, size=len(content))
+    new = make(message=message, original=asyncio.run(dsn.read_original(message, Octets(content))))
+    # As message/global it may be encoded, as message/rfc822 it may not.
+    expected = "message/global" if smtputf8 else "text/rfc822-headers"
+    assert list(read(new).iter_parts())[2].get_content_type() == expected
+    assert to_seven_bit(new.content).isascii()
 
 
 def test_international_recipients_are_reported_in_the_global_types() -> None:

@@ -146,6 +146,14 @@ class SpoolDesk:
         assert await octets((await take(spool))[id]) == HEAD + SMALL
 
     @with_place
+    async def test_a_reason_may_hold_octets_that_are_no_text(self, place: SpoolPlace) -> None:
+        """A filter says why, and may name what the sender wrote."""
+        spool = await place.open()
+        id = await put(spool, state=State.QUARANTINE, reason="forged caf\udce9.example")
+        (stored,) = await spool.list(state=State.QUARANTINE)
+        assert (stored.id, stored.reason.startswith("forged caf")) == (id, True)
+
+    @with_place
     async def test_the_list_comes_in_pages_and_by_state(self, place: SpoolPlace) -> None:
         spool = await place.open()
         ids = [await put(spool) for _ in range(5)]
