@@ -49,6 +49,10 @@ from gateway.sdk import (
 )
 
 RECORD_OCTETS: Final = 16_384
+TERM_CHARACTERS: Final = 400
+"""Of a term's domain or macros. A name has 253; pyspf's patterns take a time that grows with the square of this."""
+WORDS_CHARACTERS: Final = 1_000
+"""Of an explanation, before its macros are expanded."""
 _TEXT: Final = 400
 _SHOWN: Final = 80
 _SHORT: Final = 1_000
@@ -208,10 +212,18 @@ class _Query(spf.query):  # type: ignore[misc] # pyspf has no types
 
     def expand(self, text: str, stripdot: bool = True) -> str:
         """A name that is too long loses as many labels as it takes (section 7.3); with pyspf it loses one."""
+        if len(text) > (TERM_CHARACTERS if stripdot else WORDS_CHARACTERS):
+            raise spf.PermError("text with macros is too long", text[:_SHOWN])
         name = str(super().expand(text, stripdot))
         while stripdot and len(name) > _NAME_CHARACTERS and "." in name:
             name = name.partition(".")[2]
         return name
+
+    def expand_domain(self, arg: str) -> str:
+        """As pyspf does it, unless the text is too long to be honest."""
+        if len(arg) > TERM_CHARACTERS:
+            raise spf.PermError("domain is too long", arg[:_SHOWN])
+        return str(super().expand_domain(arg))
 
     def get_explanation(self, spec: str) -> None:
         """Not looked up yet: most mail passes, and pyspf would ask for it every time and for included records too."""

@@ -376,6 +376,34 @@ def test_a_cancelled_check_leaves_its_thread_at_the_next_lookup():
     asyncio.run(check())
 
 
+@pytest.mark.parametrize(
+    ("term", "result"),
+    [
+        (f"exists:{'a' * 395}.test", SpfResult.FAIL),
+        (f"exists:{'a' * 396}.test", SpfResult.PERMERROR),
+        (f"a:x.{'a' * 10_000}!.test", SpfResult.PERMERROR),
+        ("x=" + "." * 396 + "%{d}", SpfResult.FAIL),
+        ("x=" + "." * 15_000 + "%{d}", SpfResult.PERMERROR),
+        ("x=" + "%{" * 7_000, SpfResult.PERMERROR),
+        ("redirect=" + "a." * 5_000 + "test", SpfResult.PERMERROR),
+    ],
+)
+def test_a_term_too_long_to_be_honest_is_permerror_and_never_reaches_the_patterns_that_it_would_keep_busy(term, result):
+    finding = found(records(sender_test=f"v=spf1 {term} -all"))
+    assert finding.result is result
+    assert "too long" in finding.problem or result is SpfResult.FAIL
+
+
+def test_an_explanation_too_long_to_be_honest_is_none():
+    def explained(words: str) -> str:
+        finding = found(records(sender_test="v=spf1 -all exp=why.test", why_test=words))
+        assert finding.result is SpfResult.FAIL
+        return finding.explanation
+
+    assert explained("." * 994 + "%{d}").startswith("....")
+    assert explained("." * 60_000 + "%{d}") == ""
+
+
 def test_with_the_real_resolver_the_whole_way_works():
     zone = [
         'sender.test. 60 IN TXT "v=spf1 include:_spf.sender.test -all"',
