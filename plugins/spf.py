@@ -1,11 +1,12 @@
 """SPF: may this client send for the MAIL FROM domain, and is it the host that it says it is in HELO?
 
-pyspf evaluates the records, off the event loop in a bounded number of threads, since it is written for blocking
-look-ups and a hostile record can cost time. It never asks a nameserver by itself: its one way to the DNS is
-overridden and leads back to our resolver. A domain without a record, which is most of the forged ones, needs no thread.
+pyspf evaluates the records. It is written for look-ups that block, so it runs in a greenlet, which leaves off at each
+question and goes on with the answer: waiting costs no thread, and nameservers that are slow on purpose make nobody else
+wait. It never asks a nameserver by itself: its one way to the DNS is overridden and leads to our resolver.
 
 *Promises*: at most 10 mechanisms that look up, 10 names of one MX, `void_limit` void look-ups, `timeout` in all
-(RFC 7208 section 4.6.4). The policy rejects nothing unless told to: a forwarded message fails SPF and may still pass
+(RFC 7208 section 4.6.4). Records and what is expanded are bounded in length, and so is the time that evaluating keeps
+the event loop from others. The policy rejects nothing unless told to: a forwarded message fails SPF and may still pass
 DMARC (RFC 7489 section 10.1).
 
 *RFCs*: 7208, 7372 (X.7.23, X.7.24).
@@ -16,12 +17,12 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import re
-import threading
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import spf
+from greenlet import getcurrent, greenlet
 from pydantic import Field
 
 from gateway.sdk import (
@@ -31,6 +32,7 @@ from gateway.sdk import (
     Answer,
     DnsStatus,
     Duration,
+    Going,
     Mx,
     Plugin,
     PluginOptions,
@@ -49,6 +51,10 @@ from gateway.sdk import (
 )
 
 RECORD_OCTETS: Final = 16_384
+TERM_CHARACTERS: Final = 400
+"""Of a term's domain or macros. A name has 253; pyspf's patterns take a time that grows with the square of this."""
+WORDS_CHARACTERS: Final = 1_000
+"""Of an explanation, before its macros are expanded."""
 _TEXT: Final = 400
 _SHOWN: Final = 80
 _SHORT: Final = 1_000
@@ -57,11 +63,15 @@ _REDIRECT: Final = re.compile(r" redirect=", re.IGNORECASE)
 _SELF_CONTAINED: Final = re.compile(rb"v=spf1(?: +[-+?~]?(?:ip4:[0-9./]+|ip6:[0-9a-f:./]+|all))* *", re.IGNORECASE)
 """A record whose terms look nothing up."""
 
+_TOO_LATE: Final = Answer(DnsStatus.FAILED, problem="time is over")
+
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 class SpfOptions(PluginOptions):
     """Options of `spf`."""
+
+    going: ClassVar[Mapping[str, Going]] = {"threads": Going(since="0.1", gone_in="0.2")}
 
     reject_fail: bool = Field(False, description="Refuse when MAIL FROM gives fail. Leave it off where DMARC is used.")
     reject_helo_fail: bool = Field(False, description="Refuse when HELO gives fail.")
@@ -71,7 +81,6 @@ class SpfOptions(PluginOptions):
     skip_trusted: bool = Field(True, description="Do not check clients in `relay_from`.")
     timeout: Duration = Field(20.0, ge=1, le=60, description="Time for one identity, all look-ups together.")
     void_limit: int = Field(2, ge=0, le=20, description="Look-ups without an answer that a record may cost.")
-    threads: int = Field(16, ge=1, le=64, description="Identities that are evaluated at once, per worker.")
 
 
 class SpfPolicy(Policy):
@@ -111,75 +120,36 @@ class _Outcome:
     void_lookups: int = 0
 
 
-class _OneAnswer:
-    """Stands for the resolver while a record is evaluated that asks for nothing but itself."""
+class _Questions:
+    """What one evaluation asks of the resolver, until its time is over."""
 
-    def __init__(self, first: tuple[str, Answer]) -> None:
-        self._first = first
-
-    def lookup(self, name: str, rdtype: str) -> Answer:
-        """The domain's own record; raises `spf.TempError` for any other question, of which there is none."""
-        if (name, rdtype) == (self._first[0], "TXT"):
-            return self._first[1]
-        raise spf.TempError(f"{rdtype} {name[:_SHOWN]} was not to be asked for")
-
-
-class _Bridge:
-    """From a thread to the resolver on the event loop, until the time is over or whoever asked has gone."""
-
-    def __init__(self, services: Services, seconds: float, first: tuple[str, Answer]) -> None:
+    def __init__(self, services: Services, seconds: float) -> None:
         self._services = services
-        self._loop = asyncio.get_running_loop()
         self._deadline = services.clock.monotonic() + seconds
-        self._first = first
-        self._gone = threading.Event()
-        self._question: Future[Answer] | None = None
 
-    def stop(self) -> None:
-        """Let the thread end at its present or next look-up."""
-        self._gone.set()
-        if self._question is not None:
-            self._question.cancel()
-
-    def lookup(self, name: str, rdtype: str) -> Answer:
-        """Blocks. Raises `spf.TempError` when there is no answer in time."""
-        if (name, rdtype) == (self._first[0], "TXT"):
-            return self._first[1]
+    async def ask(self, name: str, rdtype: str) -> Answer:
+        """The answer; one that says FAILED when there is none in time."""
         left = self._deadline - self._services.clock.monotonic()
-        if left <= 0 or self._gone.is_set():
-            raise spf.TempError("time is over")
-        question = self._question = asyncio.run_coroutine_threadsafe(_ask(self._services, name, rdtype), self._loop)
-        # `stop` sets the flag and then cancels the question; here it is the other way round, so neither is missed.
-        if self._gone.is_set():
-            question.cancel()
+        if left <= 0:
+            return _TOO_LATE
+        # An answer out of the cache comes at once, and a hundred of them would keep the loop from everybody else.
+        await asyncio.sleep(0)
         try:
-            answer = question.result(left)
-        except (TimeoutError, CancelledError):
-            question.cancel()
-            raise spf.TempError("time is over") from None
-        if answer.status is DnsStatus.FAILED:
-            raise spf.TempError(f"DNS: {answer.problem or 'no answer'}")
-        return answer
-
-
-_Asks = _Bridge | _OneAnswer
-
-
-async def _ask(services: Services, name: str, rdtype: str) -> Answer:
-    return await services.dns.lookup(name, rdtype)
+            async with asyncio.timeout(left):
+                return await self._services.dns.lookup(name, rdtype)
+        except TimeoutError:
+            return _TOO_LATE
 
 
 class _Query(spf.query):  # type: ignore[misc] # pyspf has no types
     """pyspf's evaluation with our DNS. `dns` is its only way out; everything else of it builds on that."""
 
-    def __init__(
-        self, bridge: _Bridge | _OneAnswer, client: str, local: str, domain: str, helo: str, void_limit: int
-    ) -> None:
+    def __init__(self, first: Answer, client: str, local: str, domain: str, helo: str, void_limit: int) -> None:
         # The local part goes in afterwards: pyspf takes the first @ for the end of it, and one may be quoted there.
         super().__init__(i=client, s=f"postmaster@{domain}", h=helo)
         self.l = local
         self.s = f"{local}@{domain}"
-        self._bridge = bridge
+        self._first = ((domain.removesuffix(".").lower(), "TXT"), first)
         self._void_limit = void_limit
         self._void: list[str] = []
         self._explained_at: tuple[str, str] | None = None
@@ -208,10 +178,30 @@ class _Query(spf.query):  # type: ignore[misc] # pyspf has no types
 
     def expand(self, text: str, stripdot: bool = True) -> str:
         """A name that is too long loses as many labels as it takes (section 7.3); with pyspf it loses one."""
+        if len(text) > (TERM_CHARACTERS if stripdot else WORDS_CHARACTERS):
+            raise spf.PermError("text with macros is too long", text[:_SHOWN])
         name = str(super().expand(text, stripdot))
         while stripdot and len(name) > _NAME_CHARACTERS and "." in name:
             name = name.partition(".")[2]
         return name
+
+    def expand_domain(self, arg: str) -> str:
+        """As pyspf does it, unless the text is too long to be honest."""
+        if len(arg) > TERM_CHARACTERS:
+            raise spf.PermError("domain is too long", arg[:_SHOWN])
+        return str(super().expand_domain(arg))
+
+    def cidrmatch(self, addresses: Iterable[str], prefix: int) -> bool:
+        """Whether the client and one of the addresses have that many bits in common.
+
+        Makes a network of the client once, not of each address as pyspf does: an answer may hold thousands of them.
+        """
+        kind = ipaddress.IPv4Network if self.ipaddr.version == 4 else ipaddress.IPv6Network
+        network = kind((int(self.ipaddr), prefix), strict=False)
+        try:
+            return any(ipaddress.ip_address(address) in network for address in addresses)
+        except ValueError as error:
+            raise spf.PermError(str(error)) from None
 
     def get_explanation(self, spec: str) -> None:
         """Not looked up yet: most mail passes, and pyspf would ask for it every time and for included records too."""
@@ -233,13 +223,26 @@ class _Query(spf.query):  # type: ignore[misc] # pyspf has no types
         name = str(name).removesuffix(".").lower()
         if not name or any(not 0 < len(label) < 64 for label in name.split(".")):
             return []
-        found = [_convert(record) for record in self._bridge.lookup(name, qtype).records]
+        found = [_convert(record) for record in self._ask(name, qtype).records]
         if not found and not ignore_void:
             self._void.append(f"{qtype} {name[:_SHOWN]}")
             self.void_lookups += 1
             if self.void_lookups > self._void_limit:
                 raise spf.PermError(f"Void lookup limit of {self._void_limit} exceeded: {', '.join(self._void)}")
         return found
+
+    def _ask(self, name: str, rdtype: str) -> Answer:
+        """Leaves the greenlet until the answer is there. Raises `spf.TempError` when there is none."""
+        if (name, rdtype) == self._first[0]:
+            return self._first[1]
+        parent = getcurrent().parent
+        assert parent is not None, "evaluated outside a greenlet"
+        answer: Answer = parent.switch((name, rdtype))
+        if answer is _TOO_LATE:
+            raise spf.TempError(answer.problem)
+        if answer.status is DnsStatus.FAILED:
+            raise spf.TempError(f"DNS: {answer.problem or 'no answer'}")
+        return answer
 
     def validated_ptrs(self) -> list[str]:
         """The client's names that lead back to it. DNS trouble here is no match, not temperror (section 5.5)."""
@@ -267,8 +270,23 @@ def _convert(record: str | bytes | Mx | Tlsa) -> Any:
     return (record.preference, record.host) if isinstance(record, Mx) else record
 
 
-def _evaluate(query: _Query) -> _Outcome:
-    """Blocks; runs in a thread."""
+async def _evaluate(query: _Query, questions: _Questions) -> _Outcome:
+    """Ask what the evaluation asks, one question after the other, and give its outcome."""
+    run = greenlet(_outcome)
+    said = run.switch(query)
+    try:
+        while not run.dead:
+            said = run.switch(await questions.ask(*said))
+    finally:
+        if not run.dead:
+            # Whoever asked has gone.
+            run.throw()
+    outcome: _Outcome = said
+    return outcome
+
+
+def _outcome(query: _Query) -> _Outcome:
+    """Runs in a greenlet, whose parent gets each question and gives its answer; without one where nothing is asked."""
     try:
         word, _, text = query.check()
     except Exception as error:  # noqa: BLE001 - a record of the sender's that trips pyspf must not count as our failure
@@ -316,12 +334,6 @@ class SpfPlugin(Plugin):
     timeout = 25.0
     options: SpfOptions
 
-    async def start(self) -> None:
-        self._threads = ThreadPoolExecutor(self.options.threads, thread_name_prefix="spf")
-
-    async def close(self) -> None:
-        self._threads.shutdown(wait=False, cancel_futures=True)
-
     def patience(self) -> float:
         return self.options.timeout
 
@@ -357,18 +369,10 @@ class SpfPlugin(Plugin):
         records = [record for record in first.records if isinstance(record, bytes) and spf.RE_SPF.match(record)]
         if not records:
             return _Outcome(SpfResult.NONE)
-        if len(records) == 1 and len(records[0]) <= _SHORT and _SELF_CONTAINED.fullmatch(records[0]):
-            # Nothing to wait for, and less work than handing it to a thread.
-            return _evaluate(self._query(_OneAnswer((domain, first)), session, local, domain, helo))
-        bridge = _Bridge(self.services, self.options.timeout, (domain, first))
-        query = self._query(bridge, session, local, domain, helo)
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._threads, _evaluate, query)
-        finally:
-            bridge.stop()
-
-    def _query(self, bridge: _Asks, session: Session, local: str, domain: str, helo: str) -> _Query:
-        query = _Query(bridge, str(session.client), local, domain, helo, self.options.void_limit)
+        query = _Query(first, str(session.client), local, domain, helo, self.options.void_limit)
         query.t = str(int(self.services.clock.now()))
         query.r = self.services.hostname
-        return query
+        if len(records) == 1 and len(records[0]) <= _SHORT and _SELF_CONTAINED.fullmatch(records[0]):
+            # Nothing to ask for, and a greenlet costs a third as much as evaluating this.
+            return _outcome(query)
+        return await _evaluate(query, _Questions(self.services, self.options.timeout))

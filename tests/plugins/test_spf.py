@@ -347,7 +347,7 @@ def test_trusted_and_skipped_clients_are_not_checked():
     assert found(fake, skip=["192.0.2.0/24", "2001:db8::/32"]).result is SpfResult.NONE
 
 
-def test_a_cancelled_check_leaves_its_thread_at_the_next_lookup():
+def test_a_cancelled_check_asks_nothing_more():
     async def check() -> None:
         stuck = asyncio.Event()
 
@@ -370,10 +370,138 @@ def test_a_cancelled_check_leaves_its_thread_at_the_next_lookup():
         with pytest.raises(asyncio.CancelledError):
             await task
         await plugin.close()
-        await asyncio.to_thread(plugin._threads.shutdown, wait=True)
         assert ("later.test", "A") not in fake.asked
 
     asyncio.run(check())
+
+
+def test_senders_whose_nameservers_are_slow_make_nobody_else_wait():
+    strangers = 200
+
+    async def check() -> None:
+        opened = asyncio.Event()
+        waiting = 0
+
+        class Slow(FakeDns):
+            """Keeps back what is asked below slow.test until it is opened."""
+
+            async def lookup(self, name, rdtype):
+                nonlocal waiting
+                if name.endswith(".slow.test"):
+                    waiting += 1
+                    await opened.wait()
+                return await super().lookup(name, rdtype)
+
+        clock = ManualClock()
+        fake = Slow(
+            txt={
+                "stranger.test": ["v=spf1 " + " ".join(f"exists:{i}.%{{l}}.slow.test" for i in range(10)) + " -all"],
+                "sender.test": ["v=spf1 include:more.test mx -all exp=why.test"],
+                "more.test": ["v=spf1 a:h1.test a:h2.test -all"],
+                "why.test": ["not %{i}"],
+            },
+            a={
+                "h1.test": ["198.51.100.1"],
+                "h2.test": ["198.51.100.2"],
+                "mx.sender.test": ["198.51.100.3"],
+                "9.u0.slow.test": ["127.0.0.2"],
+            },
+            mx={"sender.test": [(10, "mx.sender.test")]},
+        )
+        services = Services(fake, FakeState(clock), clock, FakeDirectory(), "mx.test", "mx.test")
+        plugin = SpfPlugin(SpfOptions(void_limit=20), services)
+        await plugin.start()
+        session = make_session(CLIENT, helo="[192.0.2.7]")
+        tasks = Tasks()
+        slow = [
+            tasks.start(plugin.check(make_transaction(session, sender=f"u{i}@stranger.test")), name="slow")
+            for i in range(strangers)
+        ]
+        while waiting < strangers:
+            await asyncio.sleep(0)
+        threads = threading.active_count()
+        innocent = tasks.start(plugin.check(make_transaction(session, sender="ben@sender.test")), name="innocent")
+        for _ in range(1_000):
+            if innocent.done():
+                break
+            await asyncio.sleep(0)
+        assert innocent.done()
+        finding = await innocent
+        assert (finding.result, finding.lookups, finding.explanation) == (SpfResult.FAIL, 4, "not 192.0.2.7")
+        assert not any(task.done() for task in slow)
+        assert threading.active_count() == threads
+        opened.set()
+        findings = await asyncio.gather(*slow)
+        assert [f.result for f in findings] == [SpfResult.PASS] + [SpfResult.FAIL] * (strangers - 1)
+        assert {(f.lookups, f.void_lookups) for f in findings} == {(10, 9), (10, 10)}
+        await plugin.close()
+
+    asyncio.run(check())
+
+
+def test_a_check_whose_answers_are_all_there_lets_others_have_their_turns():
+    async def check() -> None:
+        fake = FakeDns(
+            txt={"sender.test": ["v=spf1 " + " ".join(f"a:h{i}.test" for i in range(10)) + " -all"]},
+            a={f"h{i}.test": ["198.51.100.1"] for i in range(10)},
+        )
+        clock = ManualClock()
+        services = Services(fake, FakeState(clock), clock, FakeDirectory(), "mx.test", "mx.test")
+        session = make_session(CLIENT, helo="[192.0.2.7]")
+        transaction = make_transaction(session, sender="ben@sender.test")
+        task = Tasks().start(SpfPlugin(SpfOptions(), services).check(transaction), name="check")
+        turns = 0
+        while not task.done():
+            turns += 1
+            await asyncio.sleep(0)
+        assert (await task).result is SpfResult.FAIL
+        assert turns >= 10
+
+    asyncio.run(check())
+
+
+def test_each_question_of_a_check_is_asked_once_and_in_the_order_of_the_record():
+    fake = FakeDns(
+        txt={"sender.test": ["v=spf1 a:h1.test mx include:more.test -all"], "more.test": ["v=spf1 a:h3.test -all"]},
+        a={"h1.test": ["198.51.100.1"], "m.test": ["198.51.100.2"], "h3.test": [CLIENT], "n.test": ["198.51.100.4"]},
+        mx={"sender.test": [(10, "m.test"), (20, "n.test")]},
+    )
+    assert found(fake, helo="[192.0.2.7]").result is SpfResult.PASS
+    names = ["sender.test", "h1.test", "sender.test", "m.test", "n.test", "more.test", "h3.test"]
+    assert [name for name, _ in fake.asked] == names
+
+
+@pytest.mark.parametrize(
+    ("term", "result"),
+    [
+        (f"exists:{'a' * 395}.test", SpfResult.FAIL),
+        (f"exists:{'a' * 396}.test", SpfResult.PERMERROR),
+        (f"a:x.{'a' * 10_000}!.test", SpfResult.PERMERROR),
+        ("x=" + "." * 396 + "%{d}", SpfResult.FAIL),
+        ("x=" + "." * 15_000 + "%{d}", SpfResult.PERMERROR),
+        ("x=" + "%{" * 7_000, SpfResult.PERMERROR),
+        ("redirect=" + "a." * 5_000 + "test", SpfResult.PERMERROR),
+    ],
+)
+def test_a_term_too_long_to_be_honest_is_permerror_and_never_reaches_the_patterns_that_it_would_keep_busy(term, result):
+    finding = found(records(sender_test=f"v=spf1 {term} -all"))
+    assert finding.result is result
+    assert "too long" in finding.problem or result is SpfResult.FAIL
+
+
+def test_an_explanation_too_long_to_be_honest_is_none():
+    def explained(words: str) -> str:
+        finding = found(records(sender_test="v=spf1 -all exp=why.test", why_test=words))
+        assert finding.result is SpfResult.FAIL
+        return finding.explanation
+
+    assert explained("." * 994 + "%{d}").startswith("....")
+    assert explained("." * 60_000 + "%{d}") == ""
+
+
+def test_the_option_that_bounded_threads_is_still_taken_and_whoever_sets_it_is_told():
+    with pytest.warns(DeprecationWarning, match=r"threads is deprecated .* nothing comes in its place"):
+        assert SpfOptions.model_validate({"threads": 16}) == SpfOptions()
 
 
 def test_with_the_real_resolver_the_whole_way_works():
