@@ -94,12 +94,12 @@ def insert_dsn(db: Database, dsn: NewDsn, notes: Notes) -> None:
     insert(db, NewRow(row, b"", dsn.content, message.record), 0, notes)
 
 
-def retract(db: Database, ids: Sequence[str], worker: int, name: str = "", session: int = 0) -> None:
+def retract(db: Database, ids: Sequence[str], worker: int, name: str, sessions: Sequence[int]) -> None:
     """Remove what was committed after all though its client was told that it was not, unless it has gone further.
 
-    A `session` of this `name` that the server still has is ended first: it may be about to commit.
+    Those `sessions` of this `name` that the server still has are ended first: they may be about to commit.
     """
-    if session:
+    for session in sessions:
         end_sessions(db, name, session)
     query = "SELECT id FROM message WHERE id = ANY (?) AND claimed IN (0, ?) FOR UPDATE"
     for (id,) in db.execute(query, (list(ids), worker)).fetchall():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -462,6 +463,39 @@ def test_a_commit_whose_end_nobody_heard_is_refused_and_undone(
         assert schemas.query(machines[0], "SELECT count(*) FROM content") == [(1,)]
         assert schemas.query(machines[0], "SELECT id FROM record") == [(kept,)]
         assert set(await take(one)) == {kept}
+
+    with_spools(schemas, tmp_path, work)
+
+
+def test_a_large_message_is_undone_also_where_no_connection_is_left_and_its_commit_comes_late(
+    schemas: Schemas, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    execute, left = Database.execute, list[Any]()
+
+    async def work(machines: Any, one: PostgresSpool) -> None:
+        writer, bulk = one.lines.writer, one.lines.bulk
+
+        def losing(self: Database, sql: str, parameters: Any = (), /) -> Any:
+            if sql == "COMMIT" and self is bulk._database and not left:
+                # The network is gone, for both, and the server goes on.
+                left.append(self._connection)
+                writer._database.close()
+                writer._lost, writer._why, writer._retry_at = True, "gone", time.monotonic() + 0.5
+                self._connection = writer._database._connection
+                raise psycopg.OperationalError("no answer within 1 s")
+            return execute(self, sql, parameters)
+
+        monkeypatch.setattr(Database, "execute", losing)
+        with pytest.raises(SpoolError, match="during a commit"):
+            await put(one, LARGE)
+        await until(lambda: not writer.silent(60))
+        await one.list()
+        with suppress(psycopg.OperationalError):
+            await asyncio.to_thread(left[0].execute, "COMMIT")
+        left[0].close()
+        assert claims(schemas, machines[0]) == {}
+        kept = await put(one, LARGE)
+        assert set(claims(schemas, machines[0])) == {kept}
 
     with_spools(schemas, tmp_path, work)
 
