@@ -45,7 +45,7 @@ from gateway.transport.factory import Transports
 from gateway.transport.hosts import Unreachable, addresses
 from gateway.transport.routing import Router
 from gateway.transport.tlsresults import Results
-from gateway.transport.transport import Destination, Kind, Transport
+from gateway.transport.transport import Delivery, Destination, Kind, Outcome, Transport
 
 if TYPE_CHECKING:
     from gateway.app.tlsreports import TlsReports
@@ -54,6 +54,25 @@ RECIPIENT_PLUGIN = "recipient"
 _WORKER_LOOKUPS = 500
 
 _log = log.get()
+
+
+@dataclass(frozen=True, slots=True)
+class _Counted:
+    """A transport whose deliveries count as tenants; implements `gateway.transport.transport.Transport`."""
+
+    transport: Transport
+    tenancy: Tenancy
+
+    async def deliver(self, delivery: Delivery) -> list[Outcome]:
+        # It asks the resolver, which a reload must not close under it.
+        self.tenancy.enter()
+        try:
+            return await self.transport.deliver(delivery)
+        finally:
+            self.tenancy.leave()
+
+    async def close(self) -> None:
+        await self.transport.close()
 
 
 class Roads:
@@ -66,7 +85,7 @@ class Roads:
         return self.parts.router.resolve(address, next_hop, sender)
 
     def for_destination(self, destination: Destination) -> Transport:
-        return self.parts.transports.for_destination(destination)
+        return _Counted(self.parts.transports.for_destination(destination), self.parts.tenancy)
 
     def sender(self, id: str, sender: Sender, recipient: Address) -> Sender:
         return self.parts.paths.sender(id, sender, recipient)
@@ -97,7 +116,7 @@ class Parts:
     reports: TlsReports | None = None
     tasks: Tasks = field(default_factory=Tasks)
     tenancy: Tenancy = field(default_factory=Tenancy)
-    """The sessions that work with it."""
+    """The sessions and deliveries that work with it."""
 
     async def start(self) -> None:
         """Start all pipelines. Raises `gateway.pipeline.plan.PipelineError`; then all of it is closed."""
