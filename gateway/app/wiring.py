@@ -16,7 +16,7 @@ from gateway.app.outbound import delivery_options, make_policies, make_reports, 
 from gateway.app.signing import OwnSigner
 from gateway.config import Config, ConfigError, Problem
 from gateway.config.recipients import LIST_OCTETS, RecipientCheck, Recipients, parse_list
-from gateway.mail.address import Address, Sender, parse_mailbox
+from gateway.mail.address import Address, parse_mailbox
 from gateway.mail.envelope import Ret
 from gateway.ops import log
 from gateway.pipeline.folder import FolderError, FolderProblem, read_folder
@@ -45,7 +45,7 @@ from gateway.transport.factory import Transports
 from gateway.transport.hosts import Unreachable, addresses
 from gateway.transport.routing import Router
 from gateway.transport.tlsresults import Results
-from gateway.transport.transport import Delivery, Destination, Kind, Outcome, Transport
+from gateway.transport.transport import Destination, Kind
 
 if TYPE_CHECKING:
     from gateway.app.tlsreports import TlsReports
@@ -54,47 +54,6 @@ RECIPIENT_PLUGIN = "recipient"
 _WORKER_LOOKUPS = 500
 
 _log = log.get()
-
-
-@dataclass(frozen=True, slots=True)
-class _Counted:
-    """A transport whose deliveries count as tenants; implements `gateway.transport.transport.Transport`."""
-
-    transport: Transport
-    tenancy: Tenancy
-
-    async def deliver(self, delivery: Delivery) -> list[Outcome]:
-        # It asks the resolver, which a reload must not close under it.
-        self.tenancy.enter()
-        try:
-            return await self.transport.deliver(delivery)
-        finally:
-            self.tenancy.leave()
-
-    async def close(self) -> None:
-        await self.transport.close()
-
-
-class Roads:
-    """What the scheduler asks of the configuration in force: routing, transports, return paths, signatures."""
-
-    def __init__(self, parts: Parts) -> None:
-        self.parts = parts
-
-    def resolve(self, address: Address, next_hop: str = "", sender: Sender | None = None) -> Destination:
-        return self.parts.router.resolve(address, next_hop, sender)
-
-    def for_destination(self, destination: Destination) -> Transport:
-        return _Counted(self.parts.transports.for_destination(destination), self.parts.tenancy)
-
-    def sender(self, id: str, sender: Sender, recipient: Address) -> Sender:
-        return self.parts.paths.sender(id, sender, recipient)
-
-    def reports_to(self, sender: Sender, recipient: Address) -> Sender:
-        return self.parts.paths.reports_to(sender, recipient)
-
-    async def sign(self, content: bytes) -> bytes:
-        return await self.parts.signer.sign(content)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ import dns.message
 import dns.rcode
 
 from gateway.app import wiring
+from gateway.app.roads import Roads
 from gateway.config import parse
 from gateway.mail.address import NULL_SENDER, parse_mailbox
 from gateway.mail.envelope import MailParameters, Recipient
@@ -62,7 +63,7 @@ dns: {{nameservers: ["127.0.0.1:{port}"]}}
         clock = SystemClock()
         config = parse(text.encode(), str(tmp_path / "gatepost.yaml"))
         parts = wiring.make_parts(config, SqliteState(tmp_path, clock), clock)
-        roads = wiring.Roads(parts)
+        roads = Roads(parts)
         ann = parse_mailbox("ann@gone.example")
         road = roads.for_destination(roads.resolve(ann))
         content = MemoryContent(b"Subject: x\r\n\r\n", False)
