@@ -147,11 +147,16 @@ class PostgresSpool(Desk):
         if doubtful:
             bulk = self.lines.bulk_name
             step = partial(mail.retract, ids=doubtful, worker=self._number(), name=bulk, sessions=sessions)
-            self.lines.writer.submit(step, landed=partial(self._retracted, doubtful, sessions))
+            done = self.lines.writer.submit(step, landed=partial(self._retracted, doubtful, sessions))
+            # `landed` is who hears of it.
+            done.add_done_callback(asyncio.Future.exception)
 
     def _retracted(self, ids: Sequence[str], sessions: Sequence[int], error: SpoolError | None) -> None:
         if error is not None:
             self._doubt(ids, sessions)
+            if not self.lines.writer.silent(60):
+                # Else it is tried when there is a connection again.
+                self._loop.call_later(_FAILED_PAUSE, self._retract)
 
     def _doubt(self, ids: Sequence[str], sessions: Sequence[int]) -> None:
         self._doubtful = [*self._doubtful, *ids][:_DOUBTS]
