@@ -565,6 +565,14 @@ def test_a_problem_in_a_pipeline_entry_is_found_in_the_file(tmp_path: Path) -> N
     assert config.locate(("pipelines", "relaxed", 1, "dnsbl", "nosuch")).endswith("gatepost.yaml:5")
 
 
+@pytest.mark.parametrize(
+    "token", ["pässwort-of-sixteen", " a-token-of-sixteen", "a-token-of-sixteen ", "a-token\\tof-sixteen"]
+)
+def test_a_token_that_no_header_can_carry_is_refused(tmp_path: Path, token: str) -> None:
+    with pytest.raises(ConfigError, match=r"admin\.token: must be printable ASCII, without blanks at its ends"):
+        good(tmp_path, LISTEN + f'admin: {{token: "{token}"}}')
+
+
 def test_a_secret_does_not_show_in_what_is_printed_of_the_configuration(tmp_path: Path) -> None:
     config = good(tmp_path, LISTEN + "admin: {token: very-secret-token-of-ours}")
     assert config.admin.token is not None

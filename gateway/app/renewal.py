@@ -2,8 +2,8 @@
 no longer used.
 
 *Promises*: taking is one step on the event loop, so each session has one configuration from its beginning to its end. A
-configuration that cannot be prepared changes nothing. What the old one used is closed when its last session has ended,
-not before.
+configuration that cannot be prepared changes nothing. What the old one used is closed when its last session and its
+last delivery have ended, not before.
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ class Renewal(Generic[_E]):
         metrics.CONFIG_GENERATION.labels(str(self._bench.slot.index)).set(generation)
 
     async def _retire(self, old: _E) -> None:
-        """Old sessions finish under the old policy; when the last one is over, its parts can go."""
+        """Old sessions and deliveries finish under the old policy; when the last one is over, its parts can go."""
         await asyncio.sleep(self._grace)
         await old.tenancy.empty()
         await self._shut(old)

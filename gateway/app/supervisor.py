@@ -224,7 +224,14 @@ class Supervisor:
     def _start(self, child: Child) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError as error:
+            # No memory, or as many processes as there may be: the others go on, and this one is tried again.
+            child.pause = min(_PAUSE_MAX, max(1.0, child.pause * 2))
+            child.due = time.monotonic() + child.pause
+            _log.error("worker.not_started", name=child.name, reason=error.strerror, restart_in=child.pause)
+            return
         if pid == 0:
             status = 1
             try:

@@ -16,7 +16,7 @@ from gateway.app.outbound import delivery_options, make_policies, make_reports, 
 from gateway.app.signing import OwnSigner
 from gateway.config import Config, ConfigError, Problem
 from gateway.config.recipients import LIST_OCTETS, RecipientCheck, Recipients, parse_list
-from gateway.mail.address import Address, Sender, parse_mailbox
+from gateway.mail.address import Address, parse_mailbox
 from gateway.mail.envelope import Ret
 from gateway.ops import log
 from gateway.pipeline.folder import FolderError, FolderProblem, read_folder
@@ -45,7 +45,7 @@ from gateway.transport.factory import Transports
 from gateway.transport.hosts import Unreachable, addresses
 from gateway.transport.routing import Router
 from gateway.transport.tlsresults import Results
-from gateway.transport.transport import Destination, Kind, Transport
+from gateway.transport.transport import Destination, Kind
 
 if TYPE_CHECKING:
     from gateway.app.tlsreports import TlsReports
@@ -54,28 +54,6 @@ RECIPIENT_PLUGIN = "recipient"
 _WORKER_LOOKUPS = 500
 
 _log = log.get()
-
-
-class Roads:
-    """What the scheduler asks of the configuration in force: routing, transports, return paths, signatures."""
-
-    def __init__(self, parts: Parts) -> None:
-        self.parts = parts
-
-    def resolve(self, address: Address, next_hop: str = "", sender: Sender | None = None) -> Destination:
-        return self.parts.router.resolve(address, next_hop, sender)
-
-    def for_destination(self, destination: Destination) -> Transport:
-        return self.parts.transports.for_destination(destination)
-
-    def sender(self, id: str, sender: Sender, recipient: Address) -> Sender:
-        return self.parts.paths.sender(id, sender, recipient)
-
-    def reports_to(self, sender: Sender, recipient: Address) -> Sender:
-        return self.parts.paths.reports_to(sender, recipient)
-
-    async def sign(self, content: bytes) -> bytes:
-        return await self.parts.signer.sign(content)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +75,7 @@ class Parts:
     reports: TlsReports | None = None
     tasks: Tasks = field(default_factory=Tasks)
     tenancy: Tenancy = field(default_factory=Tenancy)
-    """The sessions that work with it."""
+    """The sessions and deliveries that work with it."""
 
     async def start(self) -> None:
         """Start all pipelines. Raises `gateway.pipeline.plan.PipelineError`; then all of it is closed."""

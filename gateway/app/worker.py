@@ -26,6 +26,7 @@ from gateway.app.evacuation import settle_again_and_again
 from gateway.app.keeping import FIXED, keep
 from gateway.app.outbox import SpoolOutbox
 from gateway.app.renewal import Bench, Renewal
+from gateway.app.roads import Roads
 from gateway.app.sharing import make_state
 from gateway.config import Config, ConfigError, parse
 from gateway.mail.session import IPAddress
@@ -128,7 +129,7 @@ class Worker:
             )
             equipment = self._make(config)
             parts = equipment.parts
-            self._roads = wiring.Roads(parts)
+            self._roads = Roads(parts)
             self._watch = Watch(self._spool.postmaster.listing, self._resumed)
             # Before the first attempt.
             await self._watch.look()

@@ -28,10 +28,7 @@ METRICS_DIRECTORY: Final = "PROMETHEUS_MULTIPROC_DIR"
 @config_option
 def run(config_file: str | None) -> None:
     """Run the gateway until SIGTERM. SIGHUP reads the configuration again."""
-    if os.getpid() == 1:
-        # The kernel drops signals that the first process of a container has no handler for, unless they are blocked.
-        # Blocked, they wait for the supervisor.
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
+    keep_signals()
     config = read_config(config_file)
     with metrics_directory():
         from gateway import app
@@ -41,6 +38,16 @@ def run(config_file: str | None) -> None:
         except ConfigError as error:
             raise Failure(str(error)) from error
     sys.exit(status)
+
+
+def keep_signals() -> None:
+    """Have signals that come before the supervisor listens wait for it."""
+    # A reload that is asked for during the start would end the process, with a status that systemd takes for success.
+    signals = {signal.SIGHUP}
+    if os.getpid() == 1:
+        # The kernel drops signals that the first process of a container has no handler for, unless they are blocked.
+        signals |= {signal.SIGTERM, signal.SIGINT}
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from gateway.cli.gateway import metrics_directory
+from gateway.cli.gateway import keep_signals, metrics_directory
 from gateway.cli.options import Failure, config_option, read_config
 from gateway.config import ConfigError
 from gateway.sdk.endpoint import Endpoint, parse_endpoint
@@ -80,6 +80,7 @@ def milter(config_file: str | None, listen: Endpoint, pipeline: str, mode: int) 
 
 
 def _lend(config_file: str | None, **lending: Any) -> None:
+    keep_signals()
     config = read_config(config_file)
     with metrics_directory():
         from gateway import app

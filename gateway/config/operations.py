@@ -44,6 +44,9 @@ class Admin(Section):
             self._secret = _token_in(self.token_file)
         elif self.token is not None:
             self._secret = self.token.get_secret_value()
+            if not self._secret.isascii() or not self._secret.isprintable() or self._secret != self._secret.strip():
+                # Nobody could send it: HTTP has no way to carry another one in a header.
+                raise refuse(("token",), "must be printable ASCII, without blanks at its ends")
         if not self._secret and not self.address.ip.is_loopback:
             raise refuse(("address",), "an address that is not a loopback one needs admin.token")
         if not self._secret and self.handover is not None:

@@ -32,6 +32,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway.ops import health, log, quarantine_api
 from gateway.ops.board import Board
+from gateway.ops.callers import Caller
 from gateway.ops.handover_api import HandoverApi, Intake
 from gateway.ops.quarantine_api import QuarantineApi, id_of
 from gateway.ops.queue_api import Places, QueueApi
@@ -99,6 +100,7 @@ def run_admin(
         access_log=False,
         server_header=False,
         lifespan="off",
+        http=Caller,
         ws="none",
         limit_concurrency=_CONCURRENCY,
         timeout_keep_alive=5,

@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import signal
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +43,14 @@ def lent(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return calls
 
 
+@pytest.fixture(autouse=True)
+def _signals() -> Iterator[None]:
+    """The commands block some, for the supervisor that they become."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    yield
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def run(*arguments: object) -> Result:
     return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
@@ -63,6 +73,29 @@ def test_what_the_operator_says_is_what_is_lent(config: Path, lent: list[Any]) -
         0o600,
     )
     assert (milter.ok, milter.trouble) == ("DUNNO", TROUBLE)
+
+
+@pytest.mark.parametrize(
+    ("command", "first"), [("run", False), ("delegate", False), ("milter", False), ("delegate", True), ("run", True)]
+)
+def test_signals_that_come_during_the_start_wait_for_the_supervisor(
+    config: Path, monkeypatch: pytest.MonkeyPatch, command: str, first: bool
+) -> None:
+    waiting: list[set[int]] = []
+
+    def begin(*_: object) -> int:
+        waiting.append(signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+        return 0
+
+    monkeypatch.setattr("gateway.app.run", begin)
+    monkeypatch.setattr("gateway.app.lend", begin)
+    if first:
+        monkeypatch.setattr("os.getpid", lambda: 1)
+    listen = [] if command == "run" else ["--listen", "inet:10040@127.0.0.1"]
+    assert run(command, "-c", config, *listen).exit_code == 0
+    # As the first process of a container it would not even be ended by the others.
+    wanted = {signal.SIGHUP, signal.SIGTERM, signal.SIGINT} if first else {signal.SIGHUP}
+    assert waiting == [wanted]
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
+import psycopg
 from psycopg import Notify
 
 from gateway.ops import log, metrics
@@ -81,7 +82,8 @@ class Lease:
             # What is asked here is answered from an index, whatever the statistics of an ever changing table say.
             db.run("SET enable_seqscan = off; SET enable_bitmapscan = off")
             # A session of ours that the server still believes in may be in the middle of a commit.
-            end_sessions(db, self._name)
+            if not end_sessions(db, self._name):
+                raise psycopg.OperationalError("an earlier session of this worker has not ended yet")
             self._enter(db)
             db.listen(self._options.schema, self._notified(db.pid))
         except BaseException:

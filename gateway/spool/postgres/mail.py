@@ -94,13 +94,14 @@ def insert_dsn(db: Database, dsn: NewDsn, notes: Notes) -> None:
     insert(db, NewRow(row, b"", dsn.content, message.record), 0, notes)
 
 
-def retract(db: Database, ids: Sequence[str], worker: int, name: str = "", session: int = 0) -> None:
+def retract(db: Database, ids: Sequence[str], worker: int, name: str, sessions: Sequence[int]) -> None:
     """Remove what was committed after all though its client was told that it was not, unless it has gone further.
 
-    A `session` of this `name` that the server still has is ended first: it may be about to commit.
+    Those `sessions` of this `name` that the server still has are ended first: they may be about to commit.
     """
-    if session:
-        end_sessions(db, name, session)
+    for session in sessions:
+        if not end_sessions(db, name, session):
+            raise SpoolError("a session that may be committing it has not ended yet")
     query = "SELECT id FROM message WHERE id = ANY (?) AND claimed IN (0, ?) FOR UPDATE"
     for (id,) in db.execute(query, (list(ids), worker)).fetchall():
         delete(db, id, tuple(State))
@@ -155,13 +156,16 @@ def _keep(db: Database, settlement: Settlement, due: float) -> None:
     db.execute(query, (*filed, bool(hold), bool(hold), hold, settlement.id))
 
 
-def end_sessions(db: Database, name: str, session: int = 0) -> None:
-    """End other sessions of this name, or this one of them, and wait until they have ended, for 2 s at most."""
+def end_sessions(db: Database, name: str, session: int = 0) -> bool:
+    """End other sessions of this name, or this one of them, and wait until they have ended, for 2 s at most.
+
+    Says whether they have: one that waits for the server's disk does not hear it.
+    """
     query = (
         "SELECT pg_terminate_backend(pid, 2000) FROM pg_stat_activity"
         " WHERE application_name = ? AND pid <> pg_backend_pid() AND ? IN (0, pid)"
     )
-    db.execute(query, (name, session))
+    return all(ended for (ended,) in db.execute(query, (name, session)).fetchall())
 
 
 def let_go(db: Database, ids: Sequence[str], worker: int) -> None:

@@ -162,11 +162,13 @@ def _place(root: Path) -> str:
     """What this directory is called, wherever it is mounted; made when it has no name. Raises OSError."""
     path = root / _PLACE
     try:
-        with contextlib.suppress(FileExistsError):
+        # One that has its name needs no room for it, on a disk that is full.
+        if not path.exists():
             draft = path.with_name(f"{_PLACE}.{os.getpid()}")
             draft.write_text(secrets.token_hex(16))
             try:
-                os.link(draft, path)
+                with contextlib.suppress(FileExistsError):
+                    os.link(draft, path)
             finally:
                 draft.unlink()
         return path.read_text()[:32]

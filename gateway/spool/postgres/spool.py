@@ -85,6 +85,8 @@ class PostgresSpool(Desk):
         self._free = FreeSpace(options.path, options.min_free)
         self._doubtful: list[str] = []
         # Committed or not: their clients were told that they are not.
+        self._doubtful_sessions: list[int] = []
+        # Of the server, which may commit some of them yet.
         self._suspected_until = 0.0
         self._suspects: frozenset[str] = frozenset()
         self._next_ring = 0.0
@@ -138,20 +140,27 @@ class PostgresSpool(Desk):
         self._suspected_until = time.monotonic() + (self._options.postgres.lease if self._options.postgres else 0.0)
         self._retract()
 
-    def _retract(self, session: int = 0) -> None:
+    def _retract(self) -> None:
         """Have nothing stored of what failed: its clients send it again."""
         doubtful, self._doubtful = self._doubtful, []
+        sessions, self._doubtful_sessions = self._doubtful_sessions, []
         if doubtful:
             bulk = self.lines.bulk_name
-            step = partial(mail.retract, ids=doubtful, worker=self._number(), name=bulk, session=session)
-            self.lines.writer.submit(step, landed=partial(self._retracted, doubtful))
+            step = partial(mail.retract, ids=doubtful, worker=self._number(), name=bulk, sessions=sessions)
+            done = self.lines.writer.submit(step, landed=partial(self._retracted, doubtful, sessions))
+            # `landed` is who hears of it.
+            done.add_done_callback(asyncio.Future.exception)
 
-    def _retracted(self, ids: Sequence[str], error: SpoolError | None) -> None:
+    def _retracted(self, ids: Sequence[str], sessions: Sequence[int], error: SpoolError | None) -> None:
         if error is not None:
-            self._doubt(ids)
+            self._doubt(ids, sessions)
+            if not self.lines.writer.silent(60):
+                # Else it is tried when there is a connection again.
+                self._loop.call_later(_FAILED_PAUSE, self._retract)
 
-    def _doubt(self, ids: Sequence[str]) -> None:
+    def _doubt(self, ids: Sequence[str], sessions: Sequence[int]) -> None:
         self._doubtful = [*self._doubtful, *ids][:_DOUBTS]
+        self._doubtful_sessions = [*self._doubtful_sessions, *sessions][:_DOUBTS]
 
     def _compare(self, ids: frozenset[str]) -> None:
         """Give back what is claimed for us and in nobody's hand here, when it was so the last time, too."""
@@ -220,10 +229,10 @@ class PostgresSpool(Desk):
             for new, message in made:
                 self._landed(new, message, used[0], error)
             if isinstance(error, OutcomeUnknown):
-                self._doubt([message.id for _, message in made])
+                self._doubt([message.id for _, message in made], [error.session] if large else [])
                 if large:
                     # Of the other connection's end we hear when it is back.
-                    self._retract(error.session)
+                    self._retract()
             for draft in drafts:
                 if draft.file is not None:
                     self._executor.submit(self._remove, draft)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway.spool.postgres.opening import _place as place
 from gateway.spool.postgres.options import PostgresOptions, PostgresServer, parse_url, password
 
 
@@ -80,3 +83,13 @@ def test_the_password_is_the_variables_or_the_files_first_line(tmp_path: Path, m
         file.write_bytes(spoilt)
         with pytest.raises(ValueError):
             password(options)
+
+
+def test_a_directory_that_has_its_name_needs_no_room_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    name = place(tmp_path)
+    monkeypatch.setattr(Path, "write_text", full)
+    assert place(tmp_path) == name
+    assert [path.name for path in tmp_path.iterdir()] == ["place.id"]

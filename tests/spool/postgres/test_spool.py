@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,8 @@ from gateway.kit.contracts.stock import (
 from gateway.ops import metrics
 from gateway.spool import schema
 from gateway.spool.postgres import database as databases
-from gateway.spool.postgres import opening
+from gateway.spool.postgres import lease as leases
+from gateway.spool.postgres import mail, opening
 from gateway.spool.postgres.database import Database
 from gateway.spool.postgres.lease import GRACE_SECONDS
 from gateway.spool.postgres.options import parse_url
@@ -462,6 +464,91 @@ def test_a_commit_whose_end_nobody_heard_is_refused_and_undone(
         assert schemas.query(machines[0], "SELECT count(*) FROM content") == [(1,)]
         assert schemas.query(machines[0], "SELECT id FROM record") == [(kept,)]
         assert set(await take(one)) == {kept}
+
+    with_spools(schemas, tmp_path, work)
+
+
+def test_a_large_message_is_undone_also_where_no_connection_is_left_and_its_commit_comes_late(
+    schemas: Schemas, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    execute, left = Database.execute, list[Any]()
+
+    async def work(machines: Any, one: PostgresSpool) -> None:
+        writer, bulk = one.lines.writer, one.lines.bulk
+
+        def losing(self: Database, sql: str, parameters: Any = (), /) -> Any:
+            if sql == "COMMIT" and self is bulk._database and not left:
+                # The network is gone, for both, and the server goes on.
+                left.append(self._connection)
+                writer._database.close()
+                writer._lost, writer._why, writer._retry_at = True, "gone", time.monotonic() + 0.5
+                self._connection = writer._database._connection
+                raise psycopg.OperationalError("no answer within 1 s")
+            return execute(self, sql, parameters)
+
+        monkeypatch.setattr(Database, "execute", losing)
+        with pytest.raises(SpoolError, match="during a commit"):
+            await put(one, LARGE)
+        await until(lambda: not writer.silent(60))
+        await one.list()
+        with suppress(psycopg.OperationalError):
+            await asyncio.to_thread(left[0].execute, "COMMIT")
+        left[0].close()
+        assert claims(schemas, machines[0]) == {}
+        kept = await put(one, LARGE)
+        assert set(claims(schemas, machines[0])) == {kept}
+
+    with_spools(schemas, tmp_path, work)
+
+
+def test_a_large_message_is_undone_also_where_the_session_that_commits_it_takes_long_to_end(
+    schemas: Schemas, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    execute, end, left, asked = Database.execute, mail.end_sessions, list[Any](), list[int]()
+
+    def ending(db: Database, name: str, session: int = 0) -> bool:
+        # At first it does not hear it.
+        asked.append(session)
+        return len(asked) > 1 and end(db, name, session)
+
+    async def work(machines: Any, one: PostgresSpool) -> None:
+        def losing(self: Database, sql: str, parameters: Any = (), /) -> Any:
+            if sql == "COMMIT" and self is one.lines.bulk._database and not left:
+                left.append(self._connection)
+                self._connection = psycopg.connect(self._connection.info.dsn)
+                self.close()
+                raise psycopg.OperationalError("no answer within 1 s")
+            return execute(self, sql, parameters)
+
+        monkeypatch.setattr(Database, "execute", losing)
+        monkeypatch.setattr(mail, "end_sessions", ending)
+        with pytest.raises(SpoolError, match="during a commit"):
+            await put(one, LARGE)
+        await until(lambda: len(asked) > 1, 5)
+        await one.list()
+        with suppress(psycopg.OperationalError):
+            await asyncio.to_thread(left[0].execute, "COMMIT")
+        left[0].close()
+        assert claims(schemas, machines[0]) == {}
+
+    with_spools(schemas, tmp_path, work)
+
+
+def test_a_worker_is_connected_again_only_when_its_earlier_session_has_ended(
+    schemas: Schemas, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended: list[bool] = []
+
+    def ending(db: Database, name: str) -> bool:
+        ended.append(bool(ended))
+        return ended[-1]
+
+    async def work(machines: Any, one: PostgresSpool) -> None:
+        monkeypatch.setattr(leases, "end_sessions", ending)
+        one.lines.writer._database.close()
+        await until(lambda: ended and not one.lines.writer.silent(60))
+        await one.list()
+        assert ended == [False, True]
 
     with_spools(schemas, tmp_path, work)
 
