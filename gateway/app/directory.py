@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Final
 
 from gateway.mail.address import NULL_SENDER, Address, Sender
+from gateway.mail.session import plain_address
 from gateway.sdk.services import Answer, Callout, CalloutState, Clock, Dns, DnsStatus, Mx, RecipientRule, Store
 from gateway.services.ldap import LdapStore
 from gateway.smtp.domains import Domains
@@ -110,7 +111,5 @@ def _public(record: object) -> bool:
 
 
 def _is_global(text: str) -> bool:
-    ip = ipaddress.ip_address(text)
-    if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped:
-        ip = ip.ipv4_mapped
+    ip = plain_address(ipaddress.ip_address(text))
     return ip.is_global and not ip.is_multicast

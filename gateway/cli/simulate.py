@@ -22,7 +22,7 @@ from gateway.cli.tree import tree
 from gateway.config import Config, ConfigError
 from gateway.mail.address import AddressError, parse_forward_path, parse_reverse_path
 from gateway.mail.envelope import Recipient
-from gateway.mail.session import Tls
+from gateway.mail.session import Tls, plain_address
 from gateway.ops import log
 from gateway.pipeline.plan import PipelineError
 from gateway.pipeline.recall import RecallError
@@ -142,10 +142,9 @@ def _scene(
     from gateway.app.scene import Scene
 
     try:
-        address = ipaddress.ip_address(client)
         return Scene(
             # As the front door takes a client that comes by IPv6 with an IPv4 address.
-            getattr(address, "ipv4_mapped", None) or address,
+            plain_address(ipaddress.ip_address(client)),
             helo,
             parse_reverse_path(sender, utf8=True),
             tuple(Recipient(parse_forward_path(to, utf8=True)) for to in recipients),

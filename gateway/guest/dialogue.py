@@ -25,7 +25,7 @@ from gateway.guest.visit import Host, Visit
 from gateway.mail.address import AddressError
 from gateway.mail.envelope import Envelope
 from gateway.mail.reply import Reply
-from gateway.mail.session import IPAddress, Session, Tls, new_session_id
+from gateway.mail.session import IPAddress, Session, Tls, new_session_id, plain_address
 from gateway.ops import log
 from gateway.sdk.ending import Outcome
 from gateway.sdk.stage import Message, Stage
@@ -372,7 +372,7 @@ def _client(address: object) -> IPAddress:
         client = ipaddress.ip_address(address.removeprefix("IPv6:").partition("%")[0])
     except ValueError:
         return ipaddress.IPv4Address("127.0.0.1") if address.startswith("/") else UNKNOWN_CLIENT
-    return getattr(client, "ipv4_mapped", None) or client
+    return plain_address(client)
 
 
 def _tls(macros: Mapping[str, str]) -> Tls | None:

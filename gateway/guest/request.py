@@ -13,7 +13,7 @@ from typing import Final
 
 from gateway.guest.envelope import parse_size
 from gateway.mail.envelope import MailParameters
-from gateway.mail.session import IPAddress, Session, Tls, new_session_id
+from gateway.mail.session import IPAddress, Session, Tls, new_session_id, plain_address
 from gateway.sdk.stage import Stage
 
 UNKNOWN_CLIENT: Final = ipaddress.IPv4Address("0.0.0.0")
@@ -140,7 +140,7 @@ def _client(text: str) -> IPAddress:
         client = ipaddress.ip_address(text)
     except ValueError as error:
         raise RequestError("client_address is no address") from error
-    return getattr(client, "ipv4_mapped", None) or client
+    return plain_address(client)
 
 
 def _port(text: str) -> int:

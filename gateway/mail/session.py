@@ -13,6 +13,12 @@ from typing import Final
 
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
+
+def plain_address(address: IPAddress) -> IPAddress:
+    """An IPv4 address mapped into IPv6 (``::ffff:192.0.2.1``) as the IPv4 address, any other as it is."""
+    return getattr(address, "ipv4_mapped", None) or address
+
+
 _ALPHABET: Final = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 _PAIRS: Final = tuple(a + b for a in _ALPHABET for b in _ALPHABET)
 _RANDOM_OCTETS: Final = 3 * 1024

@@ -15,7 +15,7 @@ import ssl
 from typing import Any, Final
 
 from gateway.mail.reply import Reply
-from gateway.mail.session import ClientCertificate, IPAddress, Tls
+from gateway.mail.session import ClientCertificate, IPAddress, Tls, plain_address
 from gateway.smtp.inbox import Inbox
 
 TIMED_OUT: Final = Reply(421, "4.2", "timed out waiting for you")
@@ -156,8 +156,7 @@ class Connection(asyncio.Protocol):
         name = self.transport.get_extra_info("peername") if self.transport else None
         if not name:
             return ipaddress.IPv4Address("0.0.0.0"), 0
-        address = ipaddress.ip_address(name[0].partition("%")[0])
-        return getattr(address, "ipv4_mapped", None) or address, name[1]
+        return plain_address(ipaddress.ip_address(name[0].partition("%")[0])), name[1]
 
     async def _start_tls(self, context: ssl.SSLContext, seconds: float) -> Tls:
         """Hand the connection to TLS. Raises OSError (of which ssl.SSLError is one) when the handshake fails.

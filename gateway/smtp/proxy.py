@@ -12,7 +12,7 @@ import struct
 from dataclasses import dataclass, field
 from typing import Final
 
-from gateway.mail.session import IPAddress
+from gateway.mail.session import IPAddress, plain_address
 
 V1_OCTETS: Final = 107
 V2_SIGNATURE: Final = b"\r\n\r\n\x00\r\nQUIT\n"
@@ -78,17 +78,12 @@ def _read_v1(data: bytes | bytearray) -> tuple[ProxyHeader, int] | None:
         kind = ipaddress.IPv4Address if words[1] == b"TCP4" else ipaddress.IPv6Address
         if "%" in source:
             raise ValueError("no zones")
-        client = _plain(kind(source))
+        client = plain_address(kind(source))
         kind(target)
         numbers = [_port(port) for port in ports]
     except ValueError as error:
         raise ProxyError("version 1 header is malformed") from error
     return ProxyHeader(client, numbers[0]), end + 2
-
-
-def _plain(address: IPAddress) -> IPAddress:
-    """An IPv4 address mapped into IPv6 as the IPv4 address."""
-    return getattr(address, "ipv4_mapped", None) or address
 
 
 def _port(text: str) -> int:
@@ -116,7 +111,7 @@ def _read_v2(data: bytes | bytearray) -> tuple[ProxyHeader, int] | None:
         raise ProxyError("version 2 header is for another family than TCP")
     if len(block) < 2 * size + 4:
         raise ProxyError("version 2 header is too short")
-    client = _plain(ipaddress.ip_address(block[:size]))
+    client = plain_address(ipaddress.ip_address(block[:size]))
     (port,) = struct.unpack_from("!H", block, 2 * size)
     return ProxyHeader(client, port, _tlvs(block[2 * size + 4 :])), total
 

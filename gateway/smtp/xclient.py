@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Final
 
 from gateway.mail.reply import Reply
-from gateway.mail.session import IPAddress, Session, new_session_id
+from gateway.mail.session import IPAddress, Session, new_session_id, plain_address
 from gateway.smtp.command import CommandError, parse_helo
 
 OFFER: Final = "XCLIENT NAME ADDR PORT PROTO HELO LOGIN REVERSE_NAME DESTADDR DESTPORT"
@@ -61,8 +61,7 @@ def apply(session: Session, given: dict[str, str], peer: IPAddress) -> Session:
             raise CommandError(MALFORMED) from error
         if "%" in text:
             raise CommandError(MALFORMED)
-        client = getattr(client, "ipv4_mapped", None) or client
-        session = replace(session, client=client)
+        session = replace(session, client=plain_address(client))
     if port := given.get("PORT", ""):
         if not _PORT.match(port) or int(port) > 0xFFFF:
             raise CommandError(MALFORMED)

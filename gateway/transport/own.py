@@ -10,7 +10,7 @@ import socket
 from dataclasses import dataclass
 from typing import Final
 
-from gateway.mail.session import IPAddress
+from gateway.mail.session import IPAddress, plain_address
 
 _NOBODYS: Final = {4: "240.0.0.1", 6: "100::1"}
 """Nobody has these. Where they can be bound to, the system lets processes bind to anything, and that tells nothing."""
@@ -25,9 +25,7 @@ class OwnAddresses:
 
     def has(self, address: str) -> bool:
         """Whether a connection to this IP address would reach us."""
-        ip: IPAddress = ipaddress.ip_address(address)
-        if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped:
-            ip = ip.ipv4_mapped
+        ip = plain_address(ipaddress.ip_address(address))
         if ip.is_unspecified or str(ip) in self.addresses:
             # The system takes 0.0.0.0 and :: for itself.
             return True

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from gateway.mail.address import NULL_SENDER, Address
+from gateway.mail.reply import Reply
 from gateway.pipeline.loader import PipelineError
 from gateway.pipeline.rollout import By, Rollout, parse_rollout
 from gateway.sdk import Session, Stage, reject
@@ -33,6 +34,18 @@ def client(number: int) -> Session:
 
 
 CLIENTS = [client(number) for number in range(4000)]
+
+
+async def at_mail(flow: Flow, session: Session) -> tuple[Reply | None, list[dict[str, Any]]]:
+    """What a client is told at MAIL, None for nothing, and all verdicts."""
+    opened = flow.pipeline.open()
+    await opened.connect(session)
+    txn = opened.begin(replace(TRANSACTION, session=session))
+    decision = await txn.mail(replace(TRANSACTION, session=session))
+    verdicts = txn.trace.verdicts
+    await txn.close()
+    await opened.close()
+    return decision.verdict.reply, verdicts
 
 
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.1, 0.5, 1.0])
@@ -101,15 +114,10 @@ def test_outside_of_its_part_an_entry_is_in_shadow() -> None:
         flow = Flow([{"p": None, "enforce": "50%"}], refusing)
         refused = []
         for session in CLIENTS[:40]:
-            opened = flow.pipeline.open()
-            await opened.connect(session)
-            txn = opened.begin(replace(TRANSACTION, session=session))
-            decision = await txn.mail(replace(TRANSACTION, session=session))
-            (verdict,) = txn.trace.verdicts
-            assert verdict["action"] == "reject" and verdict["shadow"] is (decision.verdict.reply is None)
-            refused.append(decision.verdict.reply is not None)
-            await txn.close()
-            await opened.close()
+            reply, verdicts = await at_mail(flow, session)
+            (verdict,) = verdicts
+            assert verdict["action"] == "reject" and verdict["shadow"] is (reply is None)
+            refused.append(reply is not None)
         await flow.close()
         return refused
 
@@ -139,17 +147,9 @@ def test_outside_of_its_part_an_entry_that_fails_makes_nobody_refuse() -> None:
 
     async def scenario() -> list[bool]:
         flow = Flow([{"p": None, "enforce": "50%", "on_error": "reject"}, "q"], failing, needing)
-        refused = []
-        for session in CLIENTS[:4]:
-            opened = flow.pipeline.open()
-            await opened.connect(session)
-            txn = opened.begin(replace(TRANSACTION, session=session))
-            decision = await txn.mail(replace(TRANSACTION, session=session))
-            refused.append(decision.verdict.reply is not None)
-            await txn.close()
-            await opened.close()
+        replies = [(await at_mail(flow, session))[0] for session in CLIENTS[:4]]
         await flow.close()
-        return refused
+        return [reply is not None for reply in replies]
 
     refused = run(scenario())
     assert refused == [Rollout(0.5).covers("p", session, None) for session in CLIENTS[:4]]

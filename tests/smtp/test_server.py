@@ -497,6 +497,16 @@ def test_ids_go_on_after_starttls(context):
     run(test)
 
 
+async def decrypted(client: Client, tls: ssl.SSLObject, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO) -> bytes:
+    """What the server says next, over TLS that the test drives itself."""
+    while True:
+        try:
+            return tls.read(1000)
+        except ssl.SSLWantReadError:
+            client.send(outgoing.read())
+            incoming.write(await asyncio.wait_for(client.reader.read(65536), PATIENCE))
+
+
 def test_a_proxy_header_and_the_handshake_may_come_in_one_packet(context):
     async def test() -> None:
         async with door(tls=context, implicit=True, proxy=networks("127.0.0.0/8")) as opened:
@@ -506,21 +516,13 @@ def test_a_proxy_header_and_the_handshake_may_come_in_one_packet(context):
                 tls.do_handshake()
             client = await opened.connect(first=b"PROXY TCP4 192.0.2.7 127.0.0.1 999 25\r\n" + outgoing.read())
 
-            async def read() -> bytes:
-                while True:
-                    try:
-                        return tls.read(1000)
-                    except ssl.SSLWantReadError:
-                        client.send(outgoing.read())
-                        incoming.write(await asyncio.wait_for(client.reader.read(65536), PATIENCE))
-
-            assert (await read()).startswith(b"220 ")
+            assert (await decrypted(client, tls, incoming, outgoing)).startswith(b"220 ")
             (server,) = opened.servers()
             assert str(server.session.client) == "192.0.2.7"
             assert server.session.tls
             tls.write(b"NOOP\r\n")
             client.send(outgoing.read())
-            assert await read() == b"250 2.0.0 ok\r\n"
+            assert await decrypted(client, tls, incoming, outgoing) == b"250 2.0.0 ok\r\n"
 
     run(test)
 
@@ -534,17 +536,9 @@ def test_a_client_that_does_not_say_goodbye_in_tls_is_let_go_as_soon_as_others(c
             tls = trusting_context().wrap_bio(incoming, outgoing)
             client = await opened.connect()
 
-            async def read() -> bytes:
-                while True:
-                    try:
-                        return tls.read(1000)
-                    except ssl.SSLWantReadError:
-                        client.send(outgoing.read())
-                        incoming.write(await asyncio.wait_for(client.reader.read(65536), PATIENCE))
-
-            assert (await read()).startswith(b"220 ")
+            assert (await decrypted(client, tls, incoming, outgoing)).startswith(b"220 ")
             tls.write(b"QUIT\r\n")
-            assert (await read()).startswith(b"221 ")
+            assert (await decrypted(client, tls, incoming, outgoing)).startswith(b"221 ")
             await client.last_words()
 
     run(test)
