@@ -8,6 +8,7 @@ import gc
 import importlib
 import os
 import shutil
+import signal
 import sys
 import uuid
 from collections.abc import Callable, Iterator
@@ -135,6 +136,14 @@ def nothing_is_left_running() -> Iterator[None]:
         os.kill(pid, 9)
     if left:
         pytest.fail("tests left processes running: " + "; ".join(f"{pid} {what}" for pid, what in left.items()))
+
+
+@pytest.fixture(autouse=True)
+def blocked_signals_as_found() -> Iterator[None]:
+    """Commands called in this process block some, and every server that a later test starts would inherit that."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    yield
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @pytest.fixture(autouse=True)

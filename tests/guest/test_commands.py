@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,14 +40,6 @@ def lent(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     calls: list[Any] = []
     monkeypatch.setattr("gateway.app.lend", lambda config, lending: calls.append(lending) or 0)
     return calls
-
-
-@pytest.fixture(autouse=True)
-def _signals() -> Iterator[None]:
-    """The commands block some, for the supervisor that they become."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
-    yield
-    signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def run(*arguments: object) -> Result:
