@@ -550,7 +550,10 @@ def test_what_merely_waits_in_the_workers_memory_is_given_back_to_who_waits_for_
         await deliver(worker, first.message)
         results = await waiting
         assert [results[id] for id in ids[1:]] == [Amended.DONE] * 2
-        assert results[ids[0]] is (Amended.MISSING if first.message.id == ids[0] else Amended.DONE)
+        # It may have been given back and changed before the worker took it.
+        changed = str(first.message.slots[0].recipient.address) == "ben@other.test"
+        lost = first.message.id == ids[0] and not changed
+        assert results[ids[0]] is (Amended.MISSING if lost else Amended.DONE)
         to = {str(one.message.slots[0].recipient.address) for one in (await take(worker)).values()}
         assert to == {"ben@other.test"}
 
