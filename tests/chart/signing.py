@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Final
 
-from tests.support.process import binary, new_directory
+from tests.support.process import alive, binary, new_directory, wait_until
 
 NAME: Final = "Releases <releases@example.org>"
 
@@ -46,6 +46,9 @@ class KeyRing:
         """End the agent that gpg started, by its own id, and forget the keys."""
         agent = self._ran("gpg-connect-agent", "--no-autostart", "getinfo pid", "/bye").split()
         if agent[:1] == [b"D"]:
+            pid = int(agent[1])
             with suppress(ProcessLookupError):
-                os.kill(int(agent[1]), signal.SIGTERM)
+                os.kill(pid, signal.SIGTERM)
+            # It removes its sockets itself.
+            wait_until(lambda: not alive(pid), "gpg's agent has ended")
         shutil.rmtree(self.home)
