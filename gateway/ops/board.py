@@ -9,13 +9,12 @@ no locks; a reader may see one row a moment older than another.
 from __future__ import annotations
 
 import hashlib
-import ipaddress
 import mmap
 import os
 from enum import IntEnum
 from typing import Final
 
-from gateway.mail.session import IPAddress
+from gateway.mail.session import IPAddress, plain_address
 
 WORKERS_MAX: Final = 64
 BUCKETS: Final = 8192
@@ -186,9 +185,6 @@ class Board:
 
 def bucket(client: IPAddress, key: bytes) -> int:
     """Which counter a client uses: its address, or for IPv6 its /64, which one host can fill as it likes."""
-    if isinstance(client, ipaddress.IPv6Address):
-        mapped = client.ipv4_mapped
-        packed = mapped.packed if mapped else client.packed[:8]
-    else:
-        packed = client.packed
+    # All four octets of an IPv4 address are within the eight.
+    packed = plain_address(client).packed[:8]
     return int.from_bytes(hashlib.blake2b(packed, digest_size=4, key=key).digest(), "big") % BUCKETS

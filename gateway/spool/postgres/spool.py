@@ -47,6 +47,7 @@ _log = log.get()
 _FRESH_MESSAGES: Final = 2000
 _FRESH_OCTETS: Final = 32 << 20
 _FAILED_PAUSE: Final = 1.0
+_SILENCE: Final = 60.0
 _DUE_PAUSE: Final = 1.0
 _DOUBTS: Final = 10_000
 _NEVER: Final = float("inf")
@@ -154,7 +155,7 @@ class PostgresSpool(Desk):
     def _retracted(self, ids: Sequence[str], sessions: Sequence[int], error: SpoolError | None) -> None:
         if error is not None:
             self._doubt(ids, sessions)
-            if not self.lines.writer.silent(60):
+            if not self.lines.writer.silent(_SILENCE):
                 # Else it is tried when there is a connection again.
                 self._loop.call_later(_FAILED_PAUSE, self._retract)
 
